@@ -1,0 +1,262 @@
+"""Exact divergences from hidden states and output heads, forward and backward in one pass over chunks of tokens.
+
+Never holds [tokens, vocabulary]: a chunk of student logits, one of reference logits, and the gradients. With one
+teacher it costs four matrix products: student logits, teacher logits, and the gradients of hidden states and head.
+Low-precision inputs accumulate in float32. Under FSDP call it where the heads are whole (inside the root's forward,
+or with `head.full_tensor()`).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from opd.objective.divergence import Divergence
+from opd.objective.logp import accumulate, blocks, even, log_softmax_, logits_into, product
+from opd.objective.mixture import Mixture
+from opd.objective.support import Support
+from opd.objective.vocabulary import add_entropy_, partial_, statistics, whole_
+
+PerToken = Float[Tensor, " token"]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one pass gives. All but `loss` are detached, one number a token, NaN where it was not asked for."""
+
+    loss: Float[Tensor, ""]  # Σ weight · D, differentiable in the student's hidden states and head
+    divergence: PerToken
+    student_logp: PerToken  # of the sampled token, as the next
+    reference_logp: PerToken
+    student_entropy: PerToken  # nats, of the whole distribution, as the next
+    reference_entropy: PerToken
+    reverse_kl: PerToken  # exact, whatever the divergence: the score of the filter `exact_kl`
+    clamped: PerToken  # the student's probability of a token whose log-ratio was clamped
+    student_mass: PerToken  # inside the top K, as the next
+    reference_mass: PerToken
+    overlap: PerToken  # of the two sets of top K
+
+
+def exact(
+    hidden_student: Float[Tensor, "token width"],
+    head_student: Float[Tensor, "vocabulary width"],
+    hidden_teacher: Float[Tensor, "token teacher_width"] | Sequence[Tensor],
+    head_teacher: Float[Tensor, "vocabulary teacher_width"] | Sequence[Tensor],
+    divergence: Divergence,
+    *,
+    weight: PerToken | None = None,
+    temperature: float | int = 1.0,
+    **options: Any,
+) -> tuple[Float[Tensor, ""], PerToken]:
+    """Σ weight · D(student || reference) and D of each token, detached; `options` are those of `measure`."""
+    measured = measure(
+        hidden_student,
+        head_student,
+        hidden_teacher,
+        head_teacher,
+        divergence,
+        weight=weight,
+        temperature=temperature,
+        **options,
+    )
+    return measured.loss, measured.divergence
+
+
+def measure(
+    hidden_student: Float[Tensor, "token width"],
+    head_student: Float[Tensor, "vocabulary width"],
+    hidden_teacher: Float[Tensor, "token teacher_width"] | Sequence[Tensor],
+    head_teacher: Float[Tensor, "vocabulary teacher_width"] | Sequence[Tensor],
+    divergence: Divergence,
+    *,
+    weight: PerToken | None = None,
+    entropy_weight: PerToken | None = None,
+    temperature: float | int = 1.0,
+    teacher_temperature: float | int | None = None,
+    mixture: Mixture | None = None,
+    support: Support | None = None,
+    tokens: Int[Tensor, " token"] | None = None,
+    with_statistics: bool = False,
+    clamp: float | int | None = None,
+    chunk_size: int = 256,
+) -> Measured:
+    """Σ weight · D - Σ entropy_weight · H(student), D of each token, and what else was asked for, in one pass.
+
+    A token of weight 0 costs as much as another: leave out what is masked. Several teachers come as sequences, with
+    the `mixture` that says what reference they make (weights [teacher], or [teacher, token]). `teacher_temperature`
+    null is the student's. `support` null is the whole vocabulary. `tokens` asks for log-probs of the sampled tokens
+    (the tail "sampled" needs them), `with_statistics` for entropies and the exact reverse KL. `clamp` holds log-ratios
+    within [-clamp, clamp].
+
+    Extra memory: the head's gradient (kept in at least float32) and two chunks of chunk_size · vocabulary numbers;
+    for several teachers three.
+
+    Raises:
+        ValueError: for heads of different vocabularies, several teachers without a mixture, a biased divergence, or a
+            support that is not a sum over a vocabulary.
+    """
+    hiddens, heads = _many(hidden_teacher), _many(head_teacher)
+    if any(len(head) != len(head_student) for head in heads):
+        sizes = ", ".join(str(len(head)) for head in heads)
+        raise ValueError(f"student and teachers must share a vocabulary: {len(head_student)} tokens against {sizes}")
+    if len(hiddens) != len(heads) or (mixture is None and len(heads) > 1):
+        raise ValueError("each teacher needs hidden states and a head, and several teachers a mixture")
+    if divergence.weight is not None:
+        raise ValueError("a biased policy-gradient weight has no exact form: use it on sampled tokens")
+    if support is not None and support.kind == "sampled":
+        raise ValueError("support=sampled is a policy gradient, not a sum over the vocabulary")
+    work = _Work(
+        divergence=divergence if clamp is None else divergence.clamped(clamp),
+        hiddens=[hidden.detach() for hidden in hiddens],
+        heads=[head.detach() for head in heads],
+        weight=torch.ones_like(hidden_student[:, 0]) if weight is None else weight.detach(),
+        entropy_weight=entropy_weight,
+        temperature=float(temperature),
+        teacher_temperature=float(temperature if teacher_temperature is None else teacher_temperature),
+        mixture=mixture if mixture is not None else Mixture(torch.ones(1, dtype=torch.float64), "probability"),
+        support=support if support is not None and support.kind == "topk" else None,
+        tokens=tokens,
+        statistics=with_statistics,
+        clamp=clamp,
+        chunk_size=chunk_size,
+    )
+    loss, *numbers = _Exact.apply(hidden_student, head_student, work)  # pyright: ignore[reportGeneralTypeIssues]
+    return Measured(loss, *numbers)
+
+
+@dataclass
+class _Work:
+    divergence: Divergence
+    hiddens: list[Tensor]
+    heads: list[Tensor]
+    weight: Tensor
+    entropy_weight: Tensor | None
+    temperature: float
+    teacher_temperature: float
+    mixture: Mixture
+    support: Support | None
+    tokens: Tensor | None
+    statistics: bool
+    clamp: float | None
+    chunk_size: int
+
+
+class _Exact(torch.autograd.Function):
+    """The gradients are made in the forward pass, while the logits are there; backward only scales them."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, work: _Work) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        wanted = ctx.needs_input_grad[:2]
+        out, grad_hidden, grad_head = _run(hidden.detach(), head.detach(), work, any(wanted))
+        ctx.save_for_backward(grad_hidden, grad_head)
+        ctx.dtypes = hidden.dtype, head.dtype
+        loss = (out["divergence"] * work.weight.to(out["divergence"])).sum()
+        if work.entropy_weight is not None:
+            loss = loss - (out["student_entropy"] * work.entropy_weight.to(out["student_entropy"])).sum()
+        numbers = tuple(out.values())
+        ctx.mark_non_differentiable(*numbers)
+        return loss, *numbers
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_hidden, grad_head = ctx.saved_tensors
+        scale = grads[0]
+        if scale != 1:
+            grad_hidden, grad_head = grad_hidden * scale, grad_head * scale
+        return grad_hidden.to(ctx.dtypes[0]), grad_head.to(ctx.dtypes[1]), None
+
+
+def _run(hidden: Tensor, head: Tensor, work: _Work, backward: bool) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    dtype, num, size = accumulate(hidden.dtype), len(hidden), even(len(hidden), work.chunk_size)
+    new: dict[str, Any] = {"dtype": dtype, "device": hidden.device}
+    out = {name: torch.full((num,), torch.nan, **new) for name in list(Measured.__dataclass_fields__)[1:]}
+    grad_hidden = torch.empty_like(hidden) if backward else hidden.new_empty(0)
+    grad_head = torch.zeros(head.shape if backward else 0, **new)
+    buffers = [torch.empty((size, len(head)), **new) for _ in range(2 if len(work.heads) == 1 else 3)]
+    for start in range(0, num, size):
+        rows = slice(start, min(start + size, num))
+        student, reference, *spare = (buffer[: rows.stop - start] for buffer in buffers)
+        _log_probs_(student, hidden[rows], head, work.temperature)
+        for name, numbers in _chunk(work, rows, student, reference, *spare, backward=backward).items():
+            out[name][rows] = numbers
+        if backward:
+            weight = work.weight[rows].to(dtype)
+            if work.entropy_weight is not None:
+                add_entropy_(reference, student, weight, work.entropy_weight[rows].to(dtype))
+                weight = torch.ones_like(weight)
+            scale = weight[:, None] / work.temperature
+            # Scaling by rows is left to the narrow side of each product.
+            grad_head.addmm_(reference.T, hidden[rows].to(dtype) * scale)
+            grad_hidden[rows] = (product(reference, head) * scale).to(hidden.dtype)
+    return out, grad_hidden, grad_head
+
+
+def _chunk(
+    work: _Work, rows: slice, student: Tensor, reference: Tensor, spare: Tensor | None = None, *, backward: bool
+) -> dict[str, Tensor]:
+    """The numbers of a chunk; the derivative by its logits is left in `reference`."""
+    weights = work.mixture.weights.to(student)
+    weights = weights[:, rows, None] if weights.ndim == 2 else weights[:, None, None].expand(-1, len(student), 1)
+    needed = [index for index in range(len(weights)) if (weights[index] > 0).any()]
+    found: dict[str, Tensor] = {}
+    if work.mixture.space != "advantage" or spare is None:
+        _reference_(work, rows, weights, needed, reference, spare)
+        return _measured(work, rows, student, reference, backward)
+    # Every teacher's divergence by itself, and their weighted mean.
+    for count, index in enumerate(needed):
+        target = reference if count == 0 else spare
+        _log_probs_(target, work.hiddens[index][rows], work.heads[index], work.teacher_temperature)
+        weight = weights[index]
+        for name, numbers in _measured(work, rows, student, target, backward).items():
+            part = torch.where(weight[:, 0] > 0, weight[:, 0] * numbers, 0)
+            found[name] = part if count == 0 else found[name] + part
+        target.mul_(weight).masked_fill_(weight == 0, 0)
+        if count:
+            reference.add_(spare)
+    return found
+
+
+def _reference_(
+    work: _Work, rows: slice, weights: Tensor, needed: list[int], reference: Tensor, spare: Tensor | None
+) -> None:
+    """Fills `reference` with the log-probs of the reference that the teachers make."""
+    probability = work.mixture.space == "probability"
+    for count, index in enumerate(needed):
+        target = reference if count == 0 or spare is None else spare
+        _log_probs_(target, work.hiddens[index][rows], work.heads[index], work.teacher_temperature)
+        weight = weights[index]
+        if (weight != 1).any():
+            target.add_(weight.log()) if probability else target.mul_(weight)
+            target.masked_fill_(weight == 0, -torch.inf if probability else 0)
+        if count:
+            torch.logaddexp(reference, target, out=reference) if probability else reference.add_(target)
+    if work.mixture.space == "log_normalized":
+        for block in blocks(reference):
+            log_softmax_(reference[block])
+
+
+def _measured(work: _Work, rows: slice, student: Tensor, reference: Tensor, backward: bool) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    tokens = None if work.tokens is None else work.tokens[rows]
+    if tokens is not None:
+        found["student_logp"] = student.gather(-1, tokens[:, None])[:, 0]
+        found["reference_logp"] = reference.gather(-1, tokens[:, None])[:, 0]
+    if work.statistics or work.entropy_weight is not None:
+        found |= statistics(student, reference)
+    if work.support is None:
+        return found | whole_(student, reference, work.divergence, backward=backward, clamp=work.clamp)
+    support, divergence = work.support, work.divergence
+    return found | partial_(student, reference, divergence, support, tokens, backward=backward, clamp=work.clamp)
+
+
+def _log_probs_(out: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> None:
+    logits_into(out, hidden, head, temperature)
+    for block in blocks(out):
+        log_softmax_(out[block])
+
+
+def _many(one_or_more: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    return [one_or_more] if isinstance(one_or_more, Tensor) else list(one_or_more)

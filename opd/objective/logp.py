@@ -1,0 +1,146 @@
+"""Log-probs of sampled tokens from hidden states and an output head, without ever holding [tokens, vocabulary].
+
+logits = hidden @ head.T / temperature, in chunks of tokens; low-precision inputs accumulate in float32.
+
+The loss is a function of [batch, time] log-probs and entropies, so its gradient for them is known before the second
+pass begins, and that pass turns it into the gradients of hidden states and head:
+
+    d logits = grad_logp · (onehot - p) - grad_entropy · p · (log p + H)        all divided by the temperature
+"""
+
+from collections.abc import Iterator
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+BLOCK = 1 << 18  # numbers worked on at once on a CPU: few enough for its cache, enough to keep its cores busy
+
+
+@torch.no_grad()
+def token_scores(
+    hidden: Float[Tensor, "token width"],
+    head: Float[Tensor, "vocabulary width"],
+    tokens: Int[Tensor, " token"],
+    *,
+    temperature: float,
+    chunk_size: int,
+) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
+    """The sampled token's log-prob and the entropy (nats) of each whole distribution. No gradient.
+
+    Returns float32 (float64 for float64 inputs), whatever the inputs' precision. `chunk_size` tokens at a time: extra
+    memory is chunk_size · vocabulary numbers.
+    """
+    dtype = accumulate(hidden.dtype)
+    logp, entropy = (torch.zeros(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
+    for chunk, logits in logits_chunks(hidden, head, temperature, chunk_size):
+        for block in blocks(logits):
+            log_p = log_softmax_(logits[block])
+            rows = slice(chunk.start + block.start, chunk.start + block.stop)
+            logp[rows] = log_p.gather(-1, tokens[rows, None])[:, 0]
+            entropy[rows] = -torch.linalg.vecdot(log_p.exp(), log_p)
+    return logp, entropy
+
+
+@torch.no_grad()
+def backward_token_scores(
+    hidden: Float[Tensor, "token width"],
+    head: Float[Tensor, "vocabulary width"],
+    tokens: Int[Tensor, " token"],
+    grad_logp: Float[Tensor, " token"],
+    grad_entropy: Float[Tensor, " token"] | None,
+    *,
+    temperature: float,
+    chunk_size: int,
+) -> tuple[Float[Tensor, "token width"], Float[Tensor, "vocabulary width"]]:
+    """Gradients of Σ grad_logp · logp + Σ grad_entropy · entropy for hidden states and head, in one pass.
+
+    Costs three matrix products (logits, and the two gradients). The head's gradient is accumulated in float32 (or
+    float64); the hidden states' comes back in their own precision.
+    """
+    dtype = accumulate(hidden.dtype)
+    grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros(head.shape, dtype=dtype, device=head.device)
+    for chunk, logits in logits_chunks(hidden, head, temperature, chunk_size):
+        g = grad_logp[chunk].to(dtype)[:, None] / temperature
+        # The onehot part is a lookup, so only -p (times g, which scales rows) needs the vocabulary.
+        scaled = g * hidden[chunk].to(dtype)
+        grad_head.index_add_(0, tokens[chunk], scaled)
+        onehot = g * head[tokens[chunk]].to(dtype)
+        if grad_entropy is None:
+            torch.ops.aten._softmax.out(logits, -1, False, out=logits)
+            grad_head.addmm_(logits.T, scaled, alpha=-1)
+            grad_hidden[chunk] = (onehot - g * product(logits, head)).to(hidden.dtype)
+        else:
+            _softmax_terms_(logits, g, grad_entropy[chunk].to(dtype)[:, None] / temperature)
+            grad_head.addmm_(logits.T, hidden[chunk].to(dtype), alpha=-1)
+            grad_hidden[chunk] = (onehot - product(logits, head)).to(hidden.dtype)
+    return grad_hidden, grad_head
+
+
+def _softmax_terms_(logits: Tensor, g: Tensor, h: Tensor) -> None:
+    """In place, row by row: logits -> p · (g + h · (log p + H))."""
+    for rows in blocks(logits):
+        log_p = log_softmax_(logits[rows])
+        p = log_p.exp()
+        entropy = -torch.linalg.vecdot(p, log_p)[:, None]
+        log_p.add_(entropy).mul_(h[rows]).add_(g[rows]).mul_(p)
+
+
+def logits_chunks(hidden: Tensor, head: Tensor, temperature: float, chunk_size: int) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, logits of those rows), in one buffer that the caller may overwrite and that the next chunk reuses."""
+    dtype = accumulate(hidden.dtype)
+    size = even(len(hidden), chunk_size)
+    buffer = torch.empty((size, len(head)), dtype=dtype, device=hidden.device)
+    for start in range(0, len(hidden), size):
+        chunk = slice(start, min(start + size, len(hidden)))
+        yield chunk, logits_into(buffer[: chunk.stop - start], hidden[chunk], head, temperature)
+
+
+def even(num: int, chunk_size: int) -> int:
+    """The size of chunks of at most `chunk_size` that are as even as can be: a small last one would cost the most."""
+    return max(1, -(-num // max(1, -(-num // chunk_size))))
+
+
+def blocks(logits: Tensor) -> Iterator[slice]:
+    """Rows to work on at once: few on a CPU, where they should stay in its cache; all on an accelerator."""
+    size = len(logits) if logits.is_cuda else max(1, BLOCK // logits.shape[1])
+    return (slice(start, min(start + size, len(logits))) for start in range(0, len(logits), max(1, size)))
+
+
+def logits_into(out: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    """Writes hidden @ head.T / temperature into `out`, accumulated in its precision."""
+    if head.dtype == out.dtype:
+        return torch.mm(hidden.to(out.dtype) / temperature, head.T, out=out)
+    if head.is_cuda:
+        return torch.mm(hidden.to(head.dtype), head.T, out_dtype=out.dtype, out=out).div_(temperature)
+    scaled = hidden.to(out.dtype) / temperature
+    for part in _parts(head):
+        torch.mm(scaled, head[part].to(out.dtype).T, out=out[:, part])
+    return out
+
+
+def product(weights: Tensor, head: Tensor) -> Tensor:
+    """The product weights @ head, accumulated in the precision of `weights`."""
+    if head.dtype == weights.dtype:
+        return weights @ head
+    if head.is_cuda:
+        return torch.mm(weights.to(head.dtype), head, out_dtype=weights.dtype)
+    out = weights.new_zeros((len(weights), head.shape[1]))
+    for part in _parts(head):
+        out.addmm_(weights[:, part], head[part].to(weights.dtype))
+    return out
+
+
+def log_softmax_(logits: Tensor) -> Tensor:
+    """In place; -inf becomes the lowest finite number, so that p · log p is 0 there and not NaN."""
+    torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)
+    return logits.clamp_(min=torch.finfo(logits.dtype).min)
+
+
+def accumulate(dtype: torch.dtype) -> torch.dtype:
+    """The precision that sums are kept in: float64 for float64, float32 for anything less."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def _parts(head: Tensor, size: int = 16384) -> Iterator[slice]:
+    return (slice(start, min(start + size, len(head))) for start in range(0, len(head), size))

@@ -1,0 +1,94 @@
+"""From advantages to a loss, which is minimised. Every sum is divided by a count that is an argument.
+
+The count is the whole optimizer batch's, over all ranks and micro-batches, so that how a batch is split cannot change
+its gradient.
+"""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+Aggregation = Literal["token_mean", "sequence_mean"]
+
+
+def divisor(
+    count: Bool[Tensor, "batch time"], num_tokens: float | int, num_sequences: float | int, *, aggregation: Aggregation
+) -> Float[Tensor, "batch 1"]:
+    """What each token's loss is divided by.
+
+    token_mean      num_tokens, the number of counted tokens of the whole batch: every token weighs the same
+    sequence_mean   (counted tokens of the response) · num_sequences: every response weighs the same; num_sequences is
+                    the number of responses of the whole batch with a counted token, and the others are left out
+
+    No number here is 0: an empty batch has the loss 0, not NaN.
+    """
+    length = count.sum(-1, keepdim=True).double()
+    if aggregation == "token_mean":
+        return torch.full_like(length, max(float(num_tokens), 1.0))
+    return length.clamp(min=1) * max(float(num_sequences), 1.0)
+
+
+def policy_gradient(
+    student_logp: Float[Tensor, "batch time"],
+    advantage: Float[Tensor, "batch time"],
+    weight: Float[Tensor, "batch time"],
+    keep: Bool[Tensor, "batch time"],
+    num_tokens: Float[Tensor, "batch 1"] | float | int,
+) -> Float[Tensor, ""]:
+    """-Σ_keep weight · advantage · student_logp / num_tokens: REINFORCE; advantage and weight are taken as constants.
+
+    `num_tokens` is the global count, or a `divisor`. What is not kept may hold anything, NaN and inf too.
+    """
+    scale = torch.where(keep, (advantage * weight).detach(), 0).to(student_logp.dtype)
+    return -(scale * torch.where(keep, student_logp, 0) / _as(num_tokens, student_logp)).sum()
+
+
+def clipped_policy_gradient(
+    student_logp: Float[Tensor, "batch time"],
+    old_logp: Float[Tensor, "batch time"],
+    advantage: Float[Tensor, "batch time"],
+    weight: Float[Tensor, "batch time"],
+    keep: Bool[Tensor, "batch time"],
+    num_tokens: Float[Tensor, "batch 1"] | float | int,
+    *,
+    clip_low: Annotated[float | int, Ge(0)],
+    clip_high: Annotated[float | int, Ge(0)],
+) -> Float[Tensor, ""]:
+    """-Σ_keep weight · min(ρ A, clamp(ρ, 1 - clip_low, 1 + clip_high) A) / num_tokens, ρ = student / old (PPO).
+
+    For several optimizer steps on one batch: `old_logp` is the learner's before the first of them, where this has the
+    gradient of `policy_gradient`.
+    """
+    ratio = torch.where(keep, student_logp - old_logp.detach(), 0).clamp(-80, 80).exp()
+    scale = torch.where(keep, advantage.detach(), 0).to(student_logp.dtype)
+    gain = torch.minimum(ratio * scale, ratio.clamp(1 - clip_low, 1 + clip_high) * scale)
+    return -(torch.where(keep, weight.detach(), 0) * gain / _as(num_tokens, student_logp)).sum()
+
+
+def entropy_bonus(
+    student_entropy: Float[Tensor, "batch time"],
+    count: Bool[Tensor, "batch time"],
+    num_tokens: Float[Tensor, "batch 1"] | float | int,
+    *,
+    entropy_coef: Annotated[float | int, Ge(0)],
+) -> Float[Tensor, ""]:
+    """-entropy_coef · Σ_count entropy / num_tokens: minimising it keeps the student's distribution broad."""
+    return -entropy_coef * (torch.where(count, student_entropy, 0) / _as(num_tokens, student_entropy)).sum()
+
+
+def direct(
+    divergence: Float[Tensor, "batch time"],
+    weight: Float[Tensor, "batch time"],
+    keep: Bool[Tensor, "batch time"],
+    num_tokens: Float[Tensor, "batch 1"] | float | int,
+) -> Float[Tensor, ""]:
+    """Σ_keep weight · D / num_tokens, for an exact divergence, which is differentiated itself."""
+    scale = torch.where(keep, weight.detach(), 0).to(divergence.dtype)
+    return (scale * torch.where(keep, divergence, 0) / _as(num_tokens, divergence)).sum()
+
+
+def _as(num_tokens: Tensor | float | int, like: Tensor) -> Tensor | float:
+    return num_tokens.to(like.dtype) if isinstance(num_tokens, Tensor) else max(float(num_tokens), 1.0)

@@ -1,0 +1,119 @@
+"""What may be done to advantages between divergence and whitening, and weights beside them. No gradient here."""
+
+from typing import Annotated, Literal
+
+import torch
+from annotated_types import Ge, Gt
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+Number = float | int
+
+
+def sequence_return(
+    signal: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
+) -> Float[Tensor, "batch time"]:
+    """R_t = Σ_k signal_k over the whole response, past tokens too: seed-003's sequence-level estimator.
+
+    For reverse KL its expectation is the gradient of the sequence-level divergence, as is that of the reward-to-go
+    (`discounted_return` with gamma 1), which has less variance.
+    """
+    valid = torch.where(mask, signal, 0)
+    return torch.where(mask, valid.double().sum(-1, keepdim=True).to(signal.dtype), 0)
+
+
+def subtract_baseline(
+    advantage: Float[Tensor, "batch time"],
+    mask: Bool[Tensor, "batch time"],
+    group: Int[Tensor, " batch"],
+    *,
+    baseline: Literal["none", "group", "batch"],
+) -> Float[Tensor, "batch time"]:
+    """Advantage minus its mean over the valid tokens of the prompt's responses, or of the batch."""
+    if baseline == "none":
+        return torch.where(mask, advantage, 0)
+    segment = group if baseline == "group" else torch.zeros_like(group)
+    size = int(segment.max()) + 1 if len(segment) else 0
+    totals = torch.zeros(2, size, dtype=torch.float64, device=advantage.device)
+    sums = torch.stack([torch.where(mask, advantage, 0).double().sum(-1), mask.double().sum(-1)])
+    total, count = totals.index_add(1, segment, sums)
+    mean = (total / count.clamp(min=1))[segment][:, None]
+    return torch.where(mask, advantage - mean, 0).to(advantage.dtype)
+
+
+def clip(
+    advantage: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, limit: Annotated[Number, Gt(0)] | None
+) -> tuple[Float[Tensor, "batch time"], float]:
+    """Advantage within [-limit, limit], and the share of valid tokens that this changed; null leaves it as it is."""
+    if limit is None:
+        return advantage, 0.0
+    changed = (advantage.abs() > limit) & mask
+    return advantage.clamp(-limit, limit), float(changed.sum() / mask.sum().clamp(min=1))
+
+
+def stay_near(
+    advantage: Float[Tensor, "batch time"],
+    student_logp: Float[Tensor, "batch time"],
+    initial_logp: Float[Tensor, "batch time"],
+    *,
+    kl_coef: Annotated[Number, Ge(0)],
+) -> Float[Tensor, "batch time"]:
+    """advantage - kl_coef · log(student / initial): the gradient of an added kl_coef · KL(student || initial)."""
+    if kl_coef == 0:
+        return advantage
+    return advantage - kl_coef * (student_logp - initial_logp).detach()
+
+
+def extrapolate(
+    reference_logp: Float[Tensor, "*shape"],
+    base_logp: Float[Tensor, "*shape"],
+    *,
+    coefficient: Annotated[Number, Gt(0)],
+) -> Float[Tensor, "*shape"]:
+    """base + coefficient · (reference - base), in log-probs (not normalised): reward extrapolation.
+
+    With reverse KL the advantage becomes coefficient · log(reference / base) - log(student / base): above 1 the student
+    is sent past the teacher, away from the base model (G-OPD). 1 is plain distillation.
+    """
+    return reference_logp if coefficient == 1 else base_logp + coefficient * (reference_logp - base_logp)
+
+
+def add_reward(
+    advantage: Float[Tensor, "batch time"],
+    reward: Float[Tensor, " batch"],
+    mask: Bool[Tensor, "batch time"],
+    progress: Number,
+    *,
+    reward_weight: tuple[Number, Number],
+) -> Float[Tensor, "batch time"]:
+    """advantage + w · reward on every valid token, w going from the first to the second weight along training.
+
+    `reward` is a response's verifiable reward, less its baseline where one is wanted (reward-augmented OPD, seed-000).
+    """
+    first, last = reward_weight
+    weight = first + (last - first) * progress
+    return advantage if weight == 0 else torch.where(mask, advantage + weight * reward[:, None], advantage)
+
+
+def pass_rate_weight(
+    correct: Bool[Tensor, " batch"], group: Int[Tensor, " batch"], *, power: Annotated[Number, Ge(0)]
+) -> Float[Tensor, " batch"]:
+    """(4 p (1 - p))^power with p the share of the prompt's responses that are correct: 1 at p = 1/2, less at both ends.
+
+    power 0 weighs all prompts the same, also those always or never solved.
+    """
+    size = int(group.max()) + 1 if len(group) else 0
+    ones = torch.ones(len(group), dtype=torch.float64, device=group.device)
+    count = ones.new_zeros(size).index_add(0, group, ones)
+    rate = (ones.new_zeros(size).index_add(0, group, correct.double()) / count.clamp(min=1))[group]
+    return (4 * rate * (1 - rate)).pow(power).float()
+
+
+def prefix_weight(
+    advantage: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, strength: Annotated[Number, Ge(0)]
+) -> Float[Tensor, "batch time"]:
+    """w_t = 1 + strength · (1 - Σ_{k<t} |A_k| / Σ_k |A_k|): early disagreements weigh more (IW-OPD). 0 where masked."""
+    size = torch.where(mask, advantage.abs(), 0).double()
+    total = size.sum(-1, keepdim=True)
+    before = (size.cumsum(-1) - size) / torch.where(total > 0, total, 1)
+    return torch.where(mask, 1 + strength * (1 - before), 0).to(advantage.dtype)
