@@ -1,0 +1,281 @@
+"""The run directory: its schema, its writer and its reader. Nothing here imports torch.
+
+    outputs/<study>/<name>-<8 hex of the config hash>-s<seed>/
+      config.yaml  status.json  manifest.json  metrics.jsonl  evaluate/step_000100.jsonl  checkpoints/
+
+Every file is written whole and renamed, or appended a line at a time. A torn last line is dropped on reading.
+"""
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+State = Literal["pending", "running", "preempted", "finished", "failed"]
+
+# What changes where a run is kept, watched or repeated, but not what it computes.
+NOT_HASHED = ("paths", "study", "tracker", "seed")
+
+
+@dataclass(frozen=True)
+class Status:
+    """`status.json`: what a run says of itself. Times are ISO 8601 in UTC."""
+
+    state: State
+    step: int
+    num_steps: int
+    error: str | None
+    started: str
+    updated: str
+    host: str
+    job_id: str | None
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One graded answer: one line of `evaluate/step_*.jsonl`."""
+
+    benchmark: str
+    problem_id: str
+    sample: int
+    correct: bool
+    answer: str
+    prediction: str | None
+    num_tokens: int
+    truncated: bool
+
+
+class RecordError(ValueError):
+    """A record that cannot be read; the text names the file and what is wrong with it."""
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One run's directory. Reading drops a torn last line; anything else unreadable raises `RecordError`."""
+
+    path: Path
+
+    # ---- layout
+
+    @property
+    def config_file(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def status_file(self) -> Path:
+        return self.path / "status.json"
+
+    @property
+    def manifest_file(self) -> Path:
+        return self.path / "manifest.json"
+
+    @property
+    def metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def samples_file(self, step: int) -> Path:
+        return self.path / "evaluate" / f"step_{step:06d}.jsonl"
+
+    # ---- reading
+
+    def config(self) -> dict[str, Any]:
+        """The resolved config."""
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+        from yaml import YAMLError
+
+        try:
+            # Not resolved: a recorded config is, and a foreign one could name an environment variable.
+            config = OmegaConf.to_container(OmegaConf.load(self.config_file))
+        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+            raise RecordError(f"{self.config_file}: {_reason(error)}") from error
+        if not isinstance(config, dict):
+            raise RecordError(f"{self.config_file}: holds no mapping")
+        return config  # pyright: ignore[reportReturnType]
+
+    def status(self) -> Status:
+        """What the run last said of itself."""
+        raw = read_json(self.status_file)
+        try:
+            if raw["state"] not in get_args(State):
+                raise RecordError(
+                    f"{self.status_file}: {raw['state']!r} is no state; the states are {', '.join(get_args(State))}"
+                )
+            return Status(**{field.name: raw[field.name] for field in fields(Status)})
+        except KeyError as error:
+            raise RecordError(f"{self.status_file}: has no {error}") from error
+
+    def manifest(self) -> dict[str, Any]:
+        """What ran: code, packages, hardware."""
+        return read_json(self.manifest_file)
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """One object a step, in order; empty where the run has not made a step."""
+        return list(read_lines(self.metrics_file)) if self.metrics_file.exists() else []
+
+    def evaluations(self) -> dict[int, Path]:
+        """Evaluated step → its samples file, in order of steps."""
+        found = {}
+        for file in (self.path / "evaluate").glob("step_*.jsonl"):
+            if match := re.fullmatch(r"step_(\d{6,})\.jsonl", file.name):
+                found[int(match[1])] = file
+        return dict(sorted(found.items()))
+
+    def samples(self, step: int) -> list[Sample]:
+        """The graded answers of the evaluation at `step`."""
+        file, names = self.samples_file(step), [field.name for field in fields(Sample)]
+        try:
+            return [Sample(**{name: line[name] for name in names}) for line in read_lines(file)]
+        except KeyError as error:
+            raise RecordError(f"{file}: a line has no {error}") from error
+
+    # ---- writing
+
+    def write_config(self, text: str) -> None:
+        write_whole(self.config_file, text)
+
+    def write_status(self, status: Status) -> None:
+        write_whole(self.status_file, json.dumps(asdict(status), indent=1) + "\n")
+
+    def update_status(self, **changes: Any) -> Status:
+        """Rewrites the status with `changes` and a new `updated`."""
+        status = replace(self.status(), **changes, updated=now())
+        self.write_status(status)
+        return status
+
+    def write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        write_whole(self.manifest_file, json.dumps(manifest, indent=1, sort_keys=True) + "\n")
+
+    def append_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Appends one line, whole: a killed writer leaves at most a torn last line."""
+        with open(self.metrics_file, "ab") as file:
+            file.write(json_line(metrics).encode())
+
+    def rewind(self, step: int) -> None:
+        """Forgets what was recorded after `step`, and a torn last line, so that a resumed run writes it anew."""
+        kept = [line for line in self.metrics() if line["step"] <= step]
+        if self.metrics_file.exists():
+            write_whole(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+        for evaluated, file in self.evaluations().items():
+            if evaluated > step:
+                file.unlink()
+
+    def write_samples(self, step: int, samples: Iterable[Sample]) -> None:
+        write_whole(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+
+
+def find_runs(root: Path) -> list[RunDir]:
+    """Every run directory under `root` (one that holds `config.yaml` or `status.json`), sorted by path."""
+    found = {
+        Path(folder)
+        for folder, folders, names in os.walk(root)
+        if {"config.yaml", "status.json"} & set(names) and not folders.sort()
+    }
+    return [RunDir(path) for path in sorted(found)]
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
+    """SHA-256 over the resolved config as sorted JSON, without `NOT_HASHED`."""
+    hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+
+
+def run_id(config: Mapping[str, Any]) -> str:
+    """`<name>-<8 hex of the config hash>-s<seed>`."""
+    return f"{config['name']}-{config_hash(config)[:8]}-s{config['seed']}"
+
+
+def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Dotted keys under which two configs differ, sorted; a mapping is compared key by key, anything else whole."""
+    changed = []
+    for key in sorted(set(old) | set(new)):
+        before, after = old.get(key, _ABSENT), new.get(key, _ABSENT)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            changed += [f"{key}.{inner}" for inner in changed_keys(before, after)]
+        elif before != after:
+            changed.append(key)
+    return changed
+
+
+# ---- files
+
+
+def now() -> str:
+    """This moment, ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_whole(file: Path, content: str | bytes) -> None:
+    """Writes `content` beside `file`, flushes it to disk, renames it: readers see the old file or the new one."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    part = file.with_name(f".{file.name}.{os.getpid()}.part")
+    try:
+        with open(part, "wb") as out:
+            out.write(content.encode() if isinstance(content, str) else content)
+            out.flush()
+            os.fsync(out.fileno())
+        os.replace(part, file)
+    except OSError:
+        with suppress(OSError):
+            part.unlink()
+        raise
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """One JSON object; raises `RecordError`."""
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise RecordError(f"{file}: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise RecordError(f"{file}: holds no JSON object")
+    return content
+
+
+def read_lines(file: Path) -> Iterator[dict[str, Any]]:
+    """JSON objects, one a line. A torn last line (no newline) is dropped; any other bad one raises `RecordError`."""
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise RecordError(f"{file}: {_reason(error)}") from error
+    for number, line in enumerate(lines[:-1], 1):
+        try:
+            content = json.loads(line)
+        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise RecordError(f"{file}, line {number}: {_reason(error)}") from error
+        if not isinstance(content, dict):
+            raise RecordError(f"{file}, line {number}: holds no JSON object")
+        yield content
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """One line of JSON, which has no NaN or infinity: a number that is missing is written as null."""
+    return json.dumps({key: None if _missing(value) else value for key, value in record.items()}) + "\n"
+
+
+def _missing(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
+
+
+def _reason(error: BaseException) -> str:
+    text = str(error).strip()
+    return (
+        (text.splitlines()[0] if text else type(error).__name__)
+        if not isinstance(error, OSError)
+        else str(error.strerror)
+    )
+
+
+_ABSENT = object()
