@@ -1,0 +1,211 @@
+r"""Where the answer stands in a response, and the comparisons that need no computer algebra.
+
+Everything runs in time linear in the text that is looked at: responses are hostile.
+"""
+
+import re
+from dataclasses import dataclass
+from fractions import Fraction
+
+# An answer is looked for in this many last characters: about 2,500 tokens, more than any closing part of a solution in
+# the public graders' suites, and little enough that the quadratic patterns of math-verify end within its time limit.
+TAIL = 8192
+
+# A longer text is no answer to anything: the longest gold of the public sets has 80 characters.
+LONGEST_ANSWER = 1000
+
+# Longer numerals are left to math-verify: Python refuses to read those of more than 4,300 digits.
+LONGEST_NUMBER = 40
+
+# "and", "or" or a comma between two boxes, with the dollars and spaces around it, is shorter than this.
+LONGEST_JOINT = 40
+
+# How many layers of delimiters an answer may wear, as in `$\\text{$5$}$`.
+DEEPEST_WRAP = 4
+
+# math-verify rounds floats to six digits after the point: two decimals that are this far apart are different to it.
+FLOAT_GAP = Fraction(11, 10_000_000)
+
+
+@dataclass(frozen=True)
+class Found:
+    """An answer. `bare`: `text` is the answer itself; otherwise it is prose in which math-verify has to find it."""
+
+    text: str
+    bare: bool
+
+
+def find_answer(response: str) -> Found | None:
+    r"""The answer of a response, looked for in its last `TAIL` characters, after `</think>` where there is one.
+
+    In this order: the last complete `\boxed{…}` (with those that "and", "or" or a comma join to it) unless a "final
+    answer is …" follows it; the last `#### …` that is a number or ends the response; the last `<answer>…</answer>`; a
+    last "answer is …" or "answer: …" that is a number and ends its line; a response that is nothing but an answer;
+    the prose as a whole. None where there is no text.
+    """
+    tail = clean(response[-TAIL:].rpartition("</think>")[2])
+    return _marked(tail) or _unmarked(tail)
+
+
+def find_gold(gold: str) -> Found | None:
+    """The answer of a gold: found by its marker as in a response, otherwise all of it, if not prose around `$…$`."""
+    tail = clean(gold[-TAIL:])
+    if marked := _marked(tail):
+        return marked
+    bare = strip(tail)
+    if number(bare) is None and (_DELIMITER.search(bare) or _ANSWER_WORD.search(bare)):
+        return Found(tail.strip(), bare=False)
+    return Found(bare, bare=True) if bare else None
+
+
+def same(answer: Found, gold: Found) -> bool | None:
+    """Whether two answers are equal where that is plain to see: same text, or plain numbers. None: ask math-verify."""
+    if not (answer.bare and gold.bare):
+        return None
+    one, other = number(answer.text), number(gold.text)
+    if one is not None and other is not None:
+        if one == other:
+            return True
+        return False if one.denominator == other.denominator == 1 or abs(one - other) > FLOAT_GAP else None
+    if _identity(answer.text) == _identity(gold.text):
+        return True
+    return False if len(answer.text) > LONGEST_ANSWER else None
+
+
+def number(text: str) -> Fraction | None:
+    """The value of a plain integer or decimal, exactly: "1,234", "-0.50", "$4."; None for anything else."""
+    match = _NUMBER.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
+    return Fraction(match["sign"] + match["digits"].replace(",", "")) if match else None
+
+
+def plain(text: str) -> str:
+    """The text of an answer as it is recorded and voted on: a plain number without commas and idle zeros."""
+    value = number(text)
+    if value is None:
+        return text[:LONGEST_ANSWER]
+    if value.denominator == 1:
+        return str(value.numerator)
+    digits = _NUMBER.fullmatch(text)["digits"].replace(",", "").rstrip("0")  # pyright: ignore[reportOptionalSubscript]
+    whole, _, decimals = digits.partition(".")
+    return f"{'-' if value < 0 else ''}{whole.lstrip('0') or '0'}.{decimals}"
+
+
+def clean(text: str) -> str:
+    """Text without control characters and lone surrogates, with one kind of line end and of minus sign."""
+    return (
+        _CONTROL.sub(" ", text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")).encode(errors="replace").decode()
+    )
+
+
+def strip(text: str) -> str:
+    r"""An answer without what surrounds it: blanks, math delimiters, `\text{…}`, thin spaces, a full stop."""
+    text = " ".join(_SPACE.sub(" ", _THIN.sub("", text)).split())
+    for _ in range(DEEPEST_WRAP):
+        if match := _WRAPPED.fullmatch(text):
+            text = next(group for group in match.groups() if group is not None).strip()
+    return text.rstrip("\\ ").removesuffix(".").rstrip()
+
+
+# ---- finding
+
+
+def _marked(text: str) -> Found | None:
+    box = _last_box(text)
+    if box:
+        content, end = box
+        if _FINAL_ANSWER.search(text, end):
+            return Found(text[end:], bare=False)
+        return Found(content, bare=True)
+    at = text.rfind("####")
+    if at >= 0:
+        rest = text[at + 4 :].lstrip(":").strip()
+        line = rest.partition("\n")[0]
+        if line and (line == rest or number(strip(line)) is not None):
+            return _unmarked(line)
+    end = text.rfind("</answer>")
+    if end >= 0 and (start := text.rfind("<answer>", 0, end)) >= 0:
+        return _unmarked(text[start + 8 : end])
+    at = max((match.end() for match in _ANSWER_WORD.finditer(text)), default=-1)
+    if at >= 0 and (match := _SAYS.match(text, at)) and number(content := strip(match["number"])) is not None:
+        return Found(content, bare=True)
+    return None
+
+
+def _unmarked(text: str) -> Found | None:
+    text = text.strip()
+    bare = strip(text)
+    if not bare:
+        return None
+    prose = "\n" in text or _DELIMITER.search(bare) or _WORD.search(_COMMAND.sub(" ", text))
+    if number(bare) is not None or not prose:
+        return Found(bare, bare=True)
+    if _PROGRAM.search(text.rpartition("\n")[2]):
+        return None  # the last number of program text is a literal, not an answer
+    return Found(text, bare=False)
+
+
+def _last_box(text: str) -> tuple[str, int] | None:
+    r"""(content, end) of the last complete `\boxed{…}` or `\boxed 7`, with the boxes that are joined to it."""
+    boxes = []
+    closing = _closing_braces(text)
+    for match in _BOXED.finditer(text):
+        if text.startswith("{", match.end()):
+            stop = closing.get(match.end(), match.end())
+            content, end = text[match.end() + 1 : stop], stop + 1
+        else:
+            word = _BOX_WORD.match(text, match.end())
+            content, end = (word[0], word.end()) if word else ("", 0)
+        if content.strip():
+            boxes.append((match.start(), content, end))
+    if not boxes:
+        return None
+    start, content, end = boxes.pop()
+    contents = [strip(content)]
+    while boxes and start - boxes[-1][2] < LONGEST_JOINT and _JOINT.fullmatch(text, boxes[-1][2], start):
+        start, content, _ = boxes.pop()
+        contents.insert(0, strip(content))
+    return ", ".join(dict.fromkeys(contents)), end
+
+
+def _closing_braces(text: str) -> dict[int, int]:
+    """Where each opened brace is closed; escaped braces do not count, unclosed ones are absent."""
+    closing, opened = {}, []
+    for match in _BRACE.finditer(text):
+        if match[0] == "{":
+            opened.append(match.start())
+        elif match[0] == "}" and opened:
+            closing[opened.pop()] = match.start()
+    return closing
+
+
+def _identity(text: str) -> str:
+    text = _LEFT_RIGHT.sub("", _FRAC.sub(r"\\frac", text))
+    return text.casefold() if len(text) > 1 and text.isalpha() else text
+
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
+_NUMBER = re.compile(
+    r"(?:\\?\$)?\s*(?P<sign>[-+]?)(?:\\?\$)?(?P<digits>(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)\.?"
+)
+_THIN = re.compile(r"(?<!\\)\\(?:!\s*|,|displaystyle\b)")
+_SPACE = re.compile(r"(?<!\\)\\[;: ]|~")
+_WRAPPED = re.compile(
+    r"\$\$([^$]+)\$\$|\$([^$]+)\$|\\\(((?:[^\\]|\\[^()])+)\\\)"
+    r"|\\\[((?:[^\\]|\\[^\[\]])+)\\\]|\\(?:text|mathrm|textbf|mathbf)\{([^{}]+)\}"
+)
+_DELIMITER = re.compile(r"\$|\\[(\[]")
+_ANSWER_WORD = re.compile(r"\banswer\b", re.IGNORECASE)
+_SAYS = re.compile(r"\s*(?:is\b|:|=)[\s:=*]*(?P<number>[-+$\\0-9.,]+)\**[ \t]*(?:\n|$)")
+_FINAL_ANSWER = re.compile(r"final answer is:?\s*(?:\$|\\\(|\\\[|-?[0-9])", re.IGNORECASE)
+_BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
+_BOX_WORD = re.compile(r"[-+]?[0-9A-Za-z.]+")
+_BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
+_GAP = r"(?:[\s$,;.]|\\[,;:!()\[\] ]|\\q?quad)*"
+_JOINT = re.compile(rf"{_GAP}(?:\b(?:and|or)\b|\\text\{{\s*(?:and|or)\s*\}}|,|;){_GAP}")
+_COMMAND = re.compile(
+    r"\\(?:text|mathrm|operatorname|begin|end)\s*\{[^{}]*\}|\\[A-Za-z]+|\b(?:sqrt|sin|cos|tan|log|ln|exp|pi)\b"
+)
+_WORD = re.compile(r"[^\W\d_]{2,}")
+_PROGRAM = re.compile(r"[\w\])]\(\s*['\"]")
+_LEFT_RIGHT = re.compile(r"\\(?:left|right)(?![A-Za-z])")
+_FRAC = re.compile(r"\\[dt]frac(?![A-Za-z])")

@@ -1,0 +1,259 @@
+"""The tiny world: worked arithmetic with a scratchpad and one checkable answer.
+
+    47+85=  →  7+5=12,4+8+1=13#### 132
+
+Every step of a trace is local (one digit fact, one carry), so that small models can learn it. Problems are fresh draws
+from an explicit generator; those meant for evaluation are held out by a stable hash of the operands, never by seed.
+"""
+
+import hashlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from opd.errors import UserError
+
+Domain = Literal["addition", "subtraction", "multiplication", "chain"]
+Split = Literal["train", "test"]
+
+# Whoever changes what a problem or its trace looks like changes this: cached models of the old form are then stale.
+VERSION = 2
+
+ANSWER_MARK = "#### "
+
+# One problem in this many is held out for evaluation.
+_HELD_OUT = 8
+
+# A cell is given up as used up after this many draws in a row that were all seen before.
+_MISSES = 2000
+
+
+@dataclass(frozen=True)
+class Problem:
+    """`problem` is what a model continues, `answer` the one right answer; the id is made of the operands."""
+
+    id: str
+    problem: str
+    answer: str
+    domain: str
+
+
+def load(split: Split, *, num: int, seed: int, mix: Mapping[Domain, Sequence[int]]) -> list[Problem]:
+    """`num` different problems of one split, spread evenly over the (domain, difficulty) cells of `mix`.
+
+    A difficulty is the number of digits of the operands (of the first factor in a multiplication), or the number of
+    terms of a chain. A cell that has no problem left leaves its share to the others.
+
+    Raises:
+        UserError: where `mix` is no mix, or holds fewer than `num` different problems.
+    """
+    cells = check_mix(mix)
+    rng = random.Random(f"{split}-{seed}")
+    problems: dict[str, Problem] = {}
+    while len(problems) < num and cells:
+        for domain, difficulty in tuple(cells):
+            for _ in range(_MISSES):
+                problem = draw(rng, split=split, domain=domain, difficulty=difficulty)
+                if problem.id not in problems:
+                    problems[problem.id] = problem
+                    break
+            else:
+                cells.remove((domain, difficulty))
+            if len(problems) == num:
+                break
+    if len(problems) < num:
+        raise UserError(
+            f"arithmetic: {num} different {split} problems were asked for, but the mix {_describe(mix)} has only"
+            f" {len(problems)}; ask for fewer, or add difficulties"
+        )
+    return list(problems.values())
+
+
+def stream(split: Split, *, rng: random.Random, mix: Mapping[Domain, Sequence[int]]) -> Iterator[Problem]:
+    """Endless draws with replacement: a domain, then a difficulty, then operands, each uniformly."""
+    by_domain: dict[Domain, list[int]] = {}
+    for domain, difficulty in check_mix(mix):
+        by_domain.setdefault(domain, []).append(difficulty)
+    domains = list(by_domain)
+    while True:
+        domain = rng.choice(domains)
+        yield draw(rng, split=split, domain=domain, difficulty=rng.choice(by_domain[domain]))
+
+
+def draw(rng: random.Random, *, split: Split, domain: Domain, difficulty: int) -> Problem:
+    """One problem of one cell, uniformly over the operands that belong to `split`."""
+    while True:
+        expression = _EXPRESSIONS[domain](rng, difficulty)
+        if split_of(expression) == split:
+            return Problem(
+                id=f"{domain}-{difficulty}-{expression}",
+                problem=f"{expression}=",
+                answer=solution(expression).rpartition(ANSWER_MARK)[2],
+                domain=domain,
+            )
+
+
+def solution(problem: str) -> str:
+    """The solver's trace for a problem's text: scratchpad, then `#### <answer>`.
+
+    Raises:
+        ValueError: where the text is no problem of this world.
+    """
+    return _trace(problem, lambda: False)
+
+
+def careless_solution(problem: str, *, slip: float, rng: random.Random) -> str:
+    """As `solution`, by a solver who, each time with probability `slip`, forgets a carry or takes a minus for a plus.
+
+    It goes on from what it wrote: wherever a trace went wrong, it agrees with itself.
+    """
+    return _trace(problem, lambda: rng.random() < slip)
+
+
+def _trace(problem: str, slips: "Slips") -> str:
+    terms, signs = _parse(problem)
+    steps, answer = _chain(terms, signs, slips) if len(terms) > 2 else _SOLVERS[signs](terms[0], terms[1], slips)
+    return f"{','.join(steps)}{ANSWER_MARK}{answer}"
+
+
+def split_of(expression: str) -> Split:
+    """Which split an expression belongs to: SHA-256 of its operands, a sum's and a product's in sorted order."""
+    terms, signs = _parse(expression)
+    if signs in ("+", "*"):
+        terms = sorted(terms)
+    digest = hashlib.sha256(f"{signs} {' '.join(terms)}".encode()).digest()
+    return "test" if digest[0] % _HELD_OUT == 0 else "train"
+
+
+def check_mix(mix: Mapping[Domain, Sequence[int]]) -> list[tuple[Domain, int]]:
+    """The (domain, difficulty) cells of a mix, in its order.
+
+    Raises:
+        UserError: naming a difficulty that its domain does not have.
+    """
+    cells = []
+    for domain, difficulties in mix.items():
+        allowed = DIFFICULTIES[domain]
+        for difficulty in difficulties:
+            if difficulty not in allowed:
+                raise UserError(
+                    f"arithmetic: {domain} has no difficulty {difficulty!r}; it has {allowed[0]} to {allowed[-1]}"
+                )
+            cells.append((domain, difficulty))
+    if not cells:
+        raise UserError("arithmetic: the mix is empty; name at least one domain with one difficulty")
+    return cells
+
+
+# ---- problems
+
+
+def _operand(rng: random.Random, digits: int) -> int:
+    return rng.randrange(10 ** (digits - 1) if digits > 1 else 0, 10**digits)
+
+
+def _sum(rng: random.Random, digits: int) -> str:
+    return f"{_operand(rng, digits)}+{_operand(rng, digits)}"
+
+
+def _difference(rng: random.Random, digits: int) -> str:
+    pair = _operand(rng, digits), _operand(rng, digits)
+    return f"{max(pair)}-{min(pair)}"
+
+
+def _product(rng: random.Random, digits: int) -> str:
+    return f"{_operand(rng, digits)}*{rng.randrange(2, 10)}"
+
+
+def _left_to_right(rng: random.Random, terms: int) -> str:
+    """Single digits added and taken away, never below zero or above 20 on the way."""
+    total = rng.randrange(10)
+    expression = str(total)
+    for _ in range(terms - 1):
+        term = rng.randrange(1, 10)
+        sign = rng.choice([sign for sign in "+-" if 0 <= total + int(f"{sign}{term}") <= 20])
+        total += term if sign == "+" else -term
+        expression += f"{sign}{term}"
+    return expression
+
+
+_EXPRESSIONS = {
+    "addition": _sum,
+    "subtraction": _difference,
+    "multiplication": _product,
+    "chain": _left_to_right,
+}
+DIFFICULTIES: Mapping[Domain, range] = {
+    "addition": range(2, 7),
+    "subtraction": range(2, 7),
+    "multiplication": range(1, 6),
+    "chain": range(3, 9),
+}
+
+
+# ---- traces
+
+# Whether the solver slips here; asked only where there is something to forget.
+Slips = Callable[[], bool]
+
+
+def _parse(expression: str) -> tuple[list[str], str]:
+    """`47+85=` → (["47", "85"], "+")."""
+    body = expression.removesuffix("=")
+    signs = "".join(character for character in body if character in "+-*")
+    terms = body.replace("-", "+").replace("*", "+").split("+")
+    if not signs or not all(term.isascii() and term.isdigit() for term in terms) or ("*" in signs and signs != "*"):
+        raise ValueError(f"{expression!r} is no problem of the arithmetic world")
+    return terms, signs
+
+
+def _add(left: str, right: str, slips: Slips) -> tuple[list[str], str]:
+    """Digit by digit from the right, `+1` where a carry comes in."""
+    steps, digits, carry = [], "", 0
+    for a, b in zip(reversed(left), reversed(right), strict=True):
+        carry = 0 if carry and slips() else carry
+        total = int(a) + int(b) + carry
+        steps.append(f"{a}+{b}{'+1' if carry else ''}={total}")
+        digits, carry = f"{total % 10}{digits}", total // 10
+    return steps, f"{carry or ''}{digits}"
+
+
+def _subtract(left: str, right: str, slips: Slips) -> tuple[list[str], str]:
+    """Digit by digit from the right; a result below zero borrows ten, and the next digit then gives `-1` for it."""
+    steps, digits, borrow = [], "", 0
+    for a, b in zip(reversed(left), reversed(right), strict=True):
+        borrow = 0 if borrow and slips() else borrow
+        rest = int(a) - int(b) - borrow
+        steps.append(f"{a}-{b}{'-1' if borrow else ''}={rest}" + (f"+10={rest + 10}" if rest < 0 else ""))
+        digits, borrow = f"{rest % 10}{digits}", int(rest < 0)
+    return steps, digits.lstrip("0") or "0"
+
+
+def _multiply(left: str, right: str, slips: Slips) -> tuple[list[str], str]:
+    """Digit by digit from the right, `+c` where a carry comes in."""
+    steps, digits, carry = [], "", 0
+    for a in reversed(left):
+        carry = 0 if carry and slips() else carry
+        product = int(a) * int(right)
+        total = product + carry
+        steps.append(f"{a}*{right}={product}" + (f"+{carry}={total}" if carry else ""))
+        digits, carry = f"{total % 10}{digits}", total // 10
+    return steps, f"{carry or ''}{digits}"
+
+
+def _chain(terms: list[str], signs: str, slips: Slips) -> tuple[list[str], str]:
+    """Term by term from the left."""
+    steps, total = [], int(terms[0])
+    for sign, term in zip(signs, terms[1:], strict=True):
+        taken = "+" if sign == "-" and slips() else sign
+        before, total = total, total + int(f"{taken}{term}")
+        steps.append(f"{before}{taken}{term}={total}")
+    return steps, str(total)
+
+
+_SOLVERS = {"+": _add, "-": _subtract, "*": _multiply}
+
+
+def _describe(mix: Mapping[Domain, Sequence[int]]) -> str:
+    return "; ".join(f"{domain} {', '.join(map(str, difficulties))}" for domain, difficulties in mix.items())

@@ -1,0 +1,253 @@
+"""Problems from the Hugging Face Hub or a JSONL file, what a model is shown of them, and the order they come in."""
+
+import json
+import logging
+import math
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from opd.config import Dataset
+from opd.data.answer import plain
+from opd.data.arithmetic import Problem
+from opd.errors import UserError
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
+    from transformers import PreTrainedTokenizerBase
+
+    from opd.batch import Prompt
+
+# The project's own field names: a JSONL file may use them whatever the fields of the hub's copy are called.
+OWN_FIELDS = {"problem_field": "problem", "answer_field": "answer", "id_field": "id"}
+
+# What stands before the final answer in GSM8K's worked solutions.
+ANSWER_MARK = "####"
+
+
+def load_problems(source: Dataset, *, data_dir: Path | None) -> list[Problem]:
+    """The problems of `source`: of its `file` where that exists (as given, or under `data_dir`), else of its `hub`.
+
+    A line of a file names its fields as `source` does, or `id`, `problem` and `answer`. A problem without an id gets
+    one from the set's name and its place. Of an answer that is a worked solution ending in "#### 72", the 72 counts.
+
+    Raises:
+        UserError: where there is neither file nor hub, the set cannot be loaded or is empty, or a line or row is
+            damaged: not JSON, a field missing, empty or of another kind than text, an id given twice.
+    """
+    file = _find(source, data_dir)
+    name = file.stem if file else f"{str(source.hub).rpartition('/')[2]}-{source.split}"
+    problems: list[Problem] = []
+    places: dict[str, str] = {}
+    for place, number, row in islice(_lines(file) if file else _rows(source), source.limit):
+        if source.id_field is None and not (file and "id" in row):
+            key = f"{name}-{number:05d}"
+        else:
+            key = _text(row, place, "id_field", source, own=file is not None)
+        if key in places:
+            raise UserError(f"{place}: the id {key!r} was already given at {places[key]}; every problem needs its own")
+        places[key] = place
+        answer = _text(row, place, "answer_field", source, own=file is not None)
+        if ANSWER_MARK in answer:
+            answer = plain(answer.rpartition(ANSWER_MARK)[2].strip())
+            if not answer:
+                raise UserError(f"{place}: nothing follows {ANSWER_MARK!r} in the answer")
+        problem = _text(row, place, "problem_field", source, own=file is not None)
+        problems.append(Problem(id=key, problem=problem, answer=answer, domain=source.domain))
+    if not problems:
+        raise UserError(f"{file or source.hub}: has no problems")
+    return problems
+
+
+def encode(
+    problems: Sequence[Problem],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    template: Literal["chat", "raw"],
+    system: str | None,
+    prefix: str,
+    suffix: str,
+    max_prompt_length: int,
+) -> "tuple[list[Prompt], list[str]]":
+    """Prompts as the student sees them, and the ids of the problems left out because theirs is too long.
+
+    `raw` continues prefix + problem + suffix; `chat` puts that text into a user's turn (after a system turn where
+    `system` is given) of the tokenizer's chat template, and opens the assistant's turn.
+
+    Raises:
+        UserError: where the tokenizer has no chat template or its template refuses the turns, `system` is given
+            without one, a prompt is empty, or all are too long.
+    """
+    from opd.batch import Prompt
+
+    texts = [prefix + problem.problem + suffix for problem in problems]
+    if template == "chat":
+        encoded = _chat(texts, tokenizer, system)
+    elif system is not None:
+        raise UserError("prompts.system: a raw prompt has no system turn; use prompts.template=chat or prompts.prefix")
+    else:
+        encoded = tokenizer(texts)["input_ids"] if texts else []
+    prompts, dropped = [], []
+    for problem, token_ids in zip(problems, encoded, strict=True):
+        if not token_ids:
+            raise UserError(f"problem {problem.id!r}: the tokenizer makes no token of it")
+        if len(token_ids) > max_prompt_length:
+            dropped.append(problem.id)
+        else:
+            prompts.append(Prompt(problem.id, problem.problem, problem.answer, problem.domain, tuple(token_ids)))
+    if dropped and not prompts:
+        shortest = min(len(token_ids) for token_ids in encoded)
+        raise UserError(
+            f"prompts.max_prompt_length={max_prompt_length}: all {len(dropped)} prompts are longer, "
+            f"the shortest has {shortest} tokens"
+        )
+    return prompts, dropped
+
+
+def epoch_order(num_prompts: int, *, seed: int, epoch: int) -> "Int[np.ndarray, ' prompt']":
+    """A permutation of range(num_prompts): the indices sorted by 64 random bits each, drawn from (seed, epoch).
+
+    Raw bits of a Philox stream, which NumPy keeps the same between versions (its `permutation` may change).
+    """
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(num_prompts)
+    return np.argsort(bits, kind="stable")
+
+
+def batch_indices(num_prompts: int, *, batch_size: int, step: int, seed: int) -> list[int]:
+    """The prompts of the `step`-th batch, from 0, of an endless run of epochs; each epoch holds every prompt once.
+
+    A batch may end one epoch and begin the next; a prompt is never twice in a batch.
+
+    Raises:
+        ValueError: where a batch is larger than the set, or `step` is negative.
+    """
+    if not 0 < batch_size <= num_prompts or step < 0:
+        raise ValueError(f"no batch {step} of {batch_size} prompts from a set of {num_prompts}")
+    epoch, first = divmod(step * batch_size, num_prompts)
+    ending = _order(num_prompts, batch_size, seed, epoch)[first : first + batch_size]
+    if len(ending) == batch_size:
+        return ending.tolist()
+    return [*ending.tolist(), *_order(num_prompts, batch_size, seed, epoch + 1)[: batch_size - len(ending)].tolist()]
+
+
+# ---- order
+
+
+@lru_cache(maxsize=2)
+def _order(num_prompts: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
+    """`epoch_order`, with the prompts that the batch across the last epoch's end has already seen moved behind it."""
+    # An epoch's order hangs on the previous one's, back to the last that began where a batch began.
+    aligned = epoch - epoch % (batch_size // math.gcd(num_prompts, batch_size))
+    order = epoch_order(num_prompts, seed=seed, epoch=aligned)
+    for each in range(aligned + 1, epoch + 1):
+        shared = each * num_prompts % batch_size  # prompts of the previous epoch in the batch across its end
+        seen, order = order[num_prompts - shared :], epoch_order(num_prompts, seed=seed, epoch=each)
+        first = np.flatnonzero(~np.isin(order, seen))[: batch_size - shared]
+        order = np.concatenate([order[first], np.delete(order, first)])
+    return order
+
+
+# ---- reading
+
+
+def _find(source: Dataset, data_dir: Path | None) -> Path | None:
+    looked = [] if source.file is None else [Path(source.file), *([data_dir / source.file] if data_dir else [])]
+    for file in looked:
+        if file.is_file():
+            return file
+    if source.hub is None:
+        if not looked:
+            raise UserError("a prompt set needs a file= (JSONL) or a hub= (dataset on the Hugging Face Hub)")
+        where = " nor ".join(map(str, looked))
+        raise UserError(f"file={source.file}: there is no {where}, and no hub= to load the set from instead")
+    return None
+
+
+def _lines(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    try:
+        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
+    except OSError as error:
+        raise UserError(f"{file}: {error.strerror}") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        place = f"{file}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{place}: is not JSON ({str(error).splitlines()[0]})") from error
+        if not isinstance(row, dict):
+            raise UserError(f'{place}: is not a JSON object such as {{"id": "1", "problem": "1+1=", "answer": "2"}}')
+        yield place, number, row
+
+
+def _rows(source: Dataset) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    part = ", ".join(
+        f"{key} {value}"
+        for key, value in (("config", source.config), ("split", source.split), ("revision", source.revision))
+        if value is not None
+    )
+    table = _download(source, part)
+    wanted = [field for field in (source.problem_field, source.answer_field, source.id_field) if field is not None]
+    for field in wanted:
+        if field not in table.column_names:
+            raise UserError(
+                f"{source.hub} ({part}): has no field {field!r}; its fields are {', '.join(table.column_names)}"
+            )
+    for number, row in enumerate(table.select_columns(list(dict.fromkeys(wanted))), 1):
+        yield f"{source.hub} ({part}), row {number}", number, row
+
+
+def _download(source: Dataset, part: str) -> Any:
+    import datasets
+    from datasets.exceptions import DatasetNotFoundError
+
+    client = logging.getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(logging.ERROR)  # six lines a lost connection: the refusal below says it in one
+    try:
+        return datasets.load_dataset(str(source.hub), source.config, split=source.split, revision=source.revision)
+    except DatasetNotFoundError as error:
+        why, cause = "is not there, or not for you", error
+    except (ConnectionError, TimeoutError) as error:
+        why, cause = "cannot be reached", error
+    except Exception as error:  # the client raises many kinds for a split, subset or file that is not there
+        why, cause = f"cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}", error
+    finally:
+        client.setLevel(level)
+    looked = f"; nor is there a file {source.file}" if source.file else ""
+    raise UserError(
+        f"hub={source.hub} ({part}) {why} on the Hugging Face Hub{looked}; a JSONL file given as file= needs no network"
+    ) from cause
+
+
+def _text(row: dict[str, Any], place: str, key: str, source: Dataset, *, own: bool) -> str:
+    field = getattr(source, key)
+    if own and (field is None or field not in row):
+        field = OWN_FIELDS[key] if OWN_FIELDS[key] in row or field is None else field
+    if field not in row:
+        raise UserError(f"{place}: has no field {field!r} ({key}); its fields are {', '.join(map(repr, row))}")
+    value = row[field]
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise UserError(f"{place}: the field {field!r} holds {type(value).__name__}, not text")
+    text = str(value) if key == "problem_field" else str(value).strip()
+    if not text.strip():
+        raise UserError(f"{place}: the field {field!r} is empty")
+    return text
+
+
+def _chat(texts: list[str], tokenizer: "PreTrainedTokenizerBase", system: str | None) -> list[list[int]]:
+    if tokenizer.chat_template is None:
+        raise UserError("prompts.template=chat: the student's tokenizer has no chat template; use prompts.template=raw")
+    before = [] if system is None else [{"role": "system", "content": system}]
+    conversations = [[*before, {"role": "user", "content": text}] for text in texts]
+    try:
+        return tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
+            conversations, add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+    except Exception as error:  # a template is a program of its own, which may refuse a system turn or fail
+        raise UserError(f"prompts.template=chat: the tokenizer's chat template refuses the turns: {error}") from error

@@ -1,0 +1,33 @@
+"""The tiny world's tokenizer: one token a character, one for the answer mark, in Hugging Face form."""
+
+from typing import TYPE_CHECKING
+
+from opd.data.arithmetic import ANSWER_MARK
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+PAD, EOS, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
+
+# Spare tokens that no solver writes: methods that tell the student which teacher to follow put one before the prompt.
+CONTROL = tuple(f"<|teacher-{index}|>" for index in range(8))
+
+_VOCABULARY = (PAD, EOS, UNKNOWN, *CONTROL, *"0123456789", *"+-*=,;() ", ANSWER_MARK)
+
+
+def build_tokenizer() -> "PreTrainedTokenizerFast":
+    """Encodes any text of the arithmetic world and decodes it to the same text; other characters become UNKNOWN."""
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(_VOCABULARY)}, UNKNOWN))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{ANSWER_MARK}|[\\s\\S]"), "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token=PAD,
+        eos_token=EOS,
+        unk_token=UNKNOWN,
+        additional_special_tokens=list(CONTROL),
+        clean_up_tokenization_spaces=False,
+    )
