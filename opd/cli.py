@@ -1,0 +1,178 @@
+"""What the commands share: composing the config, and saying what is wrong in one sentence."""
+
+import errno
+import functools
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from opd.errors import UserError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def register_resolvers() -> None:
+    """`${times:a,b}`: a product in a config, to 12 digits, so that a tenth of 1e-5 reads 1e-6."""
+    from omegaconf import OmegaConf
+
+    OmegaConf.register_new_resolver("times", lambda a, b: float(f"{a * b:.12g}"), replace=True)
+
+
+def resolved(config: Any) -> dict[str, Any]:
+    """A composed config as plain data.
+
+    Raises:
+        UserError: for a value that must be given and was not, or an interpolation that leads nowhere.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+
+    if missing := sorted(OmegaConf.missing_keys(config)):
+        raise UserError(f"{missing[0]}: has no value and must be given one, as {missing[0]}=VALUE")
+    try:
+        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: has no value and must be given one") from None
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key}: {_first_line(error)}") from None
+
+
+def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]] = list) -> None:
+    """Runs a Hydra command on its arguments as `arguments` rewrites them.
+
+    What the user can mend becomes one sentence on stderr and exit status 2, without a traceback.
+    """
+    # Hydra's own reporting drops the cause and exits 1; with this it lets its exceptions through to us.
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    register_resolvers()
+    try:
+        sys.argv[1:] = arguments(sys.argv[1:])
+        command()
+    except KeyboardInterrupt:
+        _stop("interrupted; the same command goes on from the last checkpoint", 130)
+    except Exception as error:
+        if (said := mendable(error)) is None:
+            raise
+        _stop(said)
+
+
+def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
+    """A Hydra task whose refusal ends a single run without a line of Hydra's own; a multirun goes on to the rest."""
+
+    @functools.wraps(task)
+    def run(composed: Any) -> None:
+        from hydra.core.hydra_config import HydraConfig
+        from hydra.types import RunMode
+
+        try:
+            task(composed)
+        except Exception as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN or (said := mendable(error)) is None:
+                raise
+            _stop(said)
+
+    return run
+
+
+def mendable(error: Exception) -> str | None:
+    """The sentence for an error that the user can mend; None for any other."""
+    return str(error) if isinstance(error, UserError) else composition_sentence(error) or disk_sentence(error)
+
+
+def disk_sentence(error: BaseException) -> str | None:
+    """What to do about a disk that is full, read-only or not ours; None for any other error."""
+    if not isinstance(error, OSError) or error.errno not in _DISK:
+        return None
+    where = f" ({error.filename})" if error.filename else ""
+    return f"{error.strerror}{where}: {_DISK[error.errno]}"
+
+
+_DISK = {
+    errno.ENOSPC: "free some space, then run the same command: it goes on from the last checkpoint",
+    errno.EDQUOT: "the quota is used up; free some space, then run the same command to go on",
+    errno.EACCES: "choose a folder that can be written, with paths.outputs=DIR and paths.models=DIR",
+    errno.EROFS: "choose a folder that can be written, with paths.outputs=DIR and paths.models=DIR",
+    errno.ENOTDIR: "a file stands where a folder is needed; choose another with paths.outputs=DIR",
+    errno.EEXIST: "a file stands where a folder is needed; choose another with paths.outputs=DIR",
+    errno.ENAMETOOLONG: "choose a shorter name= or study=",
+}
+
+
+def composition_sentence(error: BaseException) -> str | None:
+    """What Hydra or OmegaConf says of a config that cannot be composed, in one sentence; None for any other error."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    from opd.config import no_such_key
+
+    if not isinstance(error, HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
+        return None
+    text = str(error)
+    if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        return f"{match[1]}: there is no such config group"
+    if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", text):
+        return no_such_key(match[1])
+    if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
+        return f"{match[1]}: is there already; leave out the +"
+    if match := re.search(r"Could not (?:find|load|append) '([^']+)'", text):
+        group, _, name = match[1].rpartition("/")
+        return f"{group or 'config'}={name}: there is no such choice; {choices(group)}"
+    return _first_line(error).rstrip(".")
+
+
+def _raised_by_hydra(error: BaseException) -> bool:
+    frames = list(traceback.walk_tb(error.__traceback__))
+    return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
+
+
+def choices(group: str) -> str:
+    """The choices of a config group, as a clause."""
+    names = sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
+    return f"the choices are {', '.join(names)}" if names else "there is no such config group"
+
+
+def recorded(arguments: Sequence[str]) -> list[str]:
+    """Command-line arguments in which `config=FILE` has become Hydra's way to compose from that file alone.
+
+    Raises:
+        UserError: where there is no such file.
+    """
+    rest = [argument for argument in arguments if not argument.startswith("config=")]
+    given = [argument.removeprefix("config=") for argument in arguments if argument.startswith("config=")]
+    if not given:
+        return rest
+    file = Path(given[-1]).resolve()
+    if not file.is_file():
+        raise UserError(f"config={given[-1]}: there is no such file")
+    # A recorded config has no defaults list: Hydra's own files are switched off here, and our groups made known.
+    own = [
+        "hydra.run.dir=.",
+        "hydra.output_subdir=null",
+        "hydra/job_logging=stdout",
+        f"hydra.searchpath=[file://{CONF}]",
+    ]
+    return ["--config-path", str(file.parent), "--config-name", file.stem, *rest, *own]
+
+
+def key_values(arguments: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:
+    """`key=value` arguments of a command that composes no config."""
+    found = {}
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in allowed:
+            raise UserError(f"{argument}: is no argument here; give {', '.join(f'{name}=…' for name in allowed)}")
+        found[key] = value
+    return found
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def _stop(sentence: str, status: int = 2) -> None:
+    print(f"opd: {sentence}", file=sys.stderr)
+    sys.exit(status)

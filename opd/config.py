@@ -1,0 +1,245 @@
+"""The typed schema of a run's config: types and ranges here, values in `conf/` alone. Nothing here imports torch.
+
+A method node (`divergence`, `ensemble`, `filter`, `rollout_correction`, `loss`) is a mapping with a `_target_`; its
+knobs are the keyword-only parameters of that function, and `opd.check` holds them against its signature.
+"""
+
+import difflib
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from opd.data.arithmetic import Domain
+from opd.errors import UserError
+from opd.recipe import STRICT, Count, NonNegative, Positive, Recipe, Text
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+# A method node: `_target_` and that function's knobs.
+Node = dict[str, Any]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Arithmetic:
+    """Problems of the tiny world, made by `opd.data.arithmetic`."""
+
+    kind: Literal["arithmetic"]
+    split: Literal["train", "test"]
+    num: Count
+    seed: int
+    mix: dict[Domain, Annotated[list[int], Field(min_length=1)]]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Dataset:
+    """Problems of a dataset: `file` (JSONL; as given, or under `paths.data`) where it exists, else the hub's `hub`."""
+
+    kind: Literal["dataset"]
+    hub: Text | None
+    config: Text | None
+    split: Text
+    revision: Text | None
+    file: Text | None
+    problem_field: Text
+    answer_field: Text
+    id_field: Text | None
+    domain: Text
+    limit: Count | None
+
+
+Source = Annotated[Arithmetic | Dataset, Field(discriminator="kind")]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Prompts:
+    """Training prompts, and how any problem is shown to the models (benchmarks too)."""
+
+    source: Source
+    template: Literal["raw", "chat"]
+    system: str | None
+    prefix: str
+    suffix: str
+    max_prompt_length: Count
+
+
+@dataclass(config=STRICT, frozen=True)
+class Student:
+    """The model that learns: a directory, a hub id, or `sft:NAME` for one that `recipes.NAME` makes."""
+
+    model: Text
+    revision: Text | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class Teacher:
+    """The models that score, smallest first: as `student.model`, or `self` for the student's own starting weights."""
+
+    models: Annotated[list[Text], Field(min_length=1)]
+    engine: Literal["local"]
+    dtype: Literal["float32", "bfloat16"]
+    temperature: Positive
+
+
+@dataclass(config=STRICT, frozen=True)
+class Evaluate:
+    """When and how the student is examined: every `every` steps (0: only at the end), `k` answers a problem."""
+
+    k: Count
+    every: Annotated[int, Field(ge=0)]
+    at_start: bool
+    temperature: NonNegative
+    top_p: Probability
+    top_k: Annotated[int, Field(ge=0)]
+    max_response_length: Count
+    benchmarks: list[Name]
+    sources: dict[Name, Source]
+    grading_timeout: Positive
+
+
+@dataclass(config=STRICT, frozen=True)
+class Optim:
+    """AdamW, its learning rate (with linear warm-up over `warmup_steps`) and the clip of the gradient's norm."""
+
+    lr: Positive
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Positive
+    weight_decay: NonNegative
+    grad_clip: Positive
+
+
+@dataclass(config=STRICT, frozen=True)
+class Memory:
+    """What bounds memory, not results: padded tokens a micro-batch, tokens whose logits exist at once."""
+
+    micro_batch_tokens: Count
+    logit_chunk: Count
+
+
+@dataclass(config=STRICT, frozen=True)
+class Checkpoint:
+    """A checkpoint every `every` steps (0: only at the end); the newest `keep` and the best by evaluation stay."""
+
+    every: Annotated[int, Field(ge=0)]
+    keep: Count
+
+
+@dataclass(config=STRICT, frozen=True)
+class Scale:
+    """What a scale offers to the rest of the config: its name, its teachers and its learning rate."""
+
+    name: Name
+    ladder: list[Text]
+    teacher: Text
+    lr: Positive
+
+
+@dataclass(config=STRICT, frozen=True)
+class Paths:
+    """Where things lie on this machine. Not part of a run's identity."""
+
+    outputs: Text
+    models: Text
+    data: Text | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class RunConfig:
+    """One run, whole. `num_steps` stops it before the end of `epochs`; null runs them all.
+
+    `threads` bounds the CPU's: small models are faster on one, and then give the same numbers on any number of cores;
+    null leaves it to torch.
+    """
+
+    name: Name
+    study: Name
+    seed: Annotated[int, Field(ge=0)]
+    num_steps: Count | None
+    epochs: Count
+    batch_size: Count
+    samples_per_prompt: Count
+    max_response_length: Count
+    gamma: Annotated[float, Field(ge=0, le=1)]
+    whitening: Literal["none", "sample", "group", "batch"]
+    entropy_coef: NonNegative
+    threads: Count | None
+    divergence: Node
+    ensemble: Node
+    filter: Node
+    rollout_correction: Node
+    loss: Node
+    rollout: Node
+    teacher: Teacher
+    student: Student
+    prompts: Prompts
+    evaluate: Evaluate
+    optim: Optim
+    memory: Memory
+    checkpoint: Checkpoint
+    scale: Scale
+    paths: Paths
+    recipes: dict[Name, Recipe]
+
+
+def parse(config: Mapping[str, Any]) -> RunConfig:
+    """A resolved config → `RunConfig`.
+
+    Raises:
+        UserError: for the first key that is unknown, missing, of the wrong type or out of range, by name.
+    """
+    try:
+        # Through JSON, because strict mode takes mappings for dataclasses only from there.
+        return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
+    except ValidationError as error:
+        raise UserError(sentence(error, config)) from None
+
+
+def sentence(error: ValidationError, config: Mapping[str, Any]) -> str:
+    """The first problem of a failed validation in one sentence: the key, its value, what would be right."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(_keys(first["loc"], config))
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            return no_such_key(key)
+        case "missing" | "missing_argument":
+            return f"{key}: is missing; give it a value"
+    right = first["msg"].replace("Input should be", "should be", 1)
+    shown = "" if isinstance(first["input"], Mapping) else f"={reprlib.repr(first['input'])}"
+    return f"{key}{shown}: {right[0].lower()}{right[1:]}"
+
+
+def no_such_key(key: str) -> str:
+    """What to say of a key that the schema does not have, with the nearest that it has."""
+    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+    return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key that the schema names."""
+    found = []
+    for entry in fields(kind):
+        name = prefix + entry.name
+        found += [name, *(known_keys(entry.type, name + ".") if is_dataclass(entry.type) else [])]
+    return found
+
+
+def _keys(location: tuple[int | str, ...], config: Any) -> list[str]:
+    # A discriminated union puts its tag into the location; the tag is a value of the config, not a key.
+    keys = []
+    for depth, part in enumerate(location):
+        if isinstance(config, Mapping) and part not in config and depth < len(location) - 1:
+            continue
+        keys.append(str(part))
+        if isinstance(config, Mapping):
+            config = config.get(part)
+        elif isinstance(config, list) and isinstance(part, int):
+            config = config[part]
+    return keys
