@@ -1,0 +1,126 @@
+"""Checkpoints: a folder in Hugging Face format plus the optimizer's state, written whole or not at all.
+
+    checkpoints/step_000100/   model.safetensors config.json tokenizer…   optimizer.safetensors state.json
+    checkpoints/final/         the same without the optimizer
+
+Everything is safetensors and JSON: nothing in a checkpoint can run code when it is read.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd.engine.optim import Optimizer
+from opd.errors import UserError
+from opd.records import read_json
+
+
+def save(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    optimizer: Optimizer | None,
+    state: Mapping[str, Any],
+) -> None:
+    """Writes a checkpoint beside `folder`, flushes it to disk and renames it: `folder` is whole or absent."""
+    part = folder.with_name(f".{folder.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        model.save_pretrained(part)
+        tokenizer.save_pretrained(part)
+        if optimizer is not None:
+            save_file(_flat(optimizer), part / "optimizer.safetensors")
+        (part / "state.json").write_text(json.dumps(dict(state), indent=1))
+        for file in part.iterdir():
+            _flush(file)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.rename(part, folder)
+        _flush(folder.parent)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise _as_os_error(error, folder) from error
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Steps with a whole checkpoint, in order."""
+    matches = (re.fullmatch(r"step_(\d{6,})", folder.name) for folder in checkpoints.glob("step_*"))
+    return sorted(int(match[1]) for match in matches if match)
+
+
+def step_folder(checkpoints: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return checkpoints / f"step_{step:06d}"
+
+
+def load(folder: Path, model: PreTrainedModel, optimizer: Optimizer) -> dict[str, Any]:
+    """Fills model and optimizer in place from a checkpoint; returns its state.
+
+    Raises:
+        UserError: where the checkpoint is damaged or belongs to another model, naming the folder.
+    """
+    try:
+        weights = load_file(folder / "model.safetensors")
+        tensors = load_file(folder / "optimizer.safetensors")
+        state = read_json(folder / "state.json")
+        missing, unexpected = model.load_state_dict(weights, strict=False)
+        tied = set(model.all_tied_weights_keys or {})
+        if unexpected or set(missing) - tied:
+            raise ValueError(f"its weights are not this model's ({(unexpected + missing)[0]})")
+        _restore(optimizer, tensors)
+    except Exception as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{folder}: the checkpoint cannot be read ({reason}); delete this folder to go on from the one before it"
+        ) from error
+    return state
+
+
+def prune(checkpoints: Path, *, keep: int, best: int | None) -> None:
+    """Deletes all but the newest `keep` checkpoints and that of step `best`."""
+    for step in saved_steps(checkpoints)[:-keep]:
+        if step != best:
+            with suppress(FileNotFoundError):
+                shutil.rmtree(step_folder(checkpoints, step))
+
+
+def _flat(optimizer: Optimizer) -> dict[str, torch.Tensor]:
+    state = optimizer.adamw.state_dict()["state"]
+    return {f"{index}.{name}": tensor.contiguous() for index, entry in state.items() for name, tensor in entry.items()}
+
+
+def _restore(optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for key, tensor in tensors.items():
+        index, _, name = key.partition(".")
+        state.setdefault(int(index), {})[name] = tensor
+    groups = optimizer.adamw.state_dict()["param_groups"]
+    if state.keys() - set(groups[0]["params"]):
+        raise ValueError("its optimizer state has more parameters than this model")
+    optimizer.adamw.load_state_dict({"state": state, "param_groups": groups})
+
+
+def _as_os_error(error: Exception, folder: Path) -> Exception:
+    # safetensors reports a full disk as an error of its own, with the system's number in its text.
+    if number := re.search(r"\(os error (\d+)\)", str(error)):
+        return OSError(int(number[1]), os.strerror(int(number[1])), str(folder))
+    return error
+
+
+def _flush(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

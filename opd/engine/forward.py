@@ -1,0 +1,61 @@
+"""From a rollout to hidden states, micro-batch by micro-batch: the one place where logits are shifted to tokens."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from opd.batch import Rollout
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of a rollout, prompt and response joined and padded on the right, so that no attention mask is needed.
+
+    `inputs` lacks each row's last token, which predicts nothing. `predicts` marks the inputs whose next token is a
+    response token; `response` marks the same tokens in the rollout's [row, time] layout, in the same order.
+    """
+
+    rows: Int[Tensor, " rows"]
+    inputs: Int[Tensor, "rows length"]
+    predicts: Bool[Tensor, "rows length"]
+    response: Bool[Tensor, "rows time"]
+    tokens: Int[Tensor, " response_tokens"]
+
+
+def micro_batches(rollout: Rollout, *, max_tokens: int) -> Iterator[MicroBatch]:
+    """Rows of like length together, at most `max_tokens` padded tokens each (a longer single row stands alone)."""
+    prompt_length, length = rollout.prompt_mask.sum(1), rollout.mask.sum(1)
+    total = prompt_length + length - 1
+    order = torch.argsort(total, descending=True, stable=True).tolist()
+    totals = total.tolist()
+    start = 0
+    while start < len(order):
+        rows = max(1, max_tokens // max(1, totals[order[start]]))
+        yield _join(rollout, torch.tensor(order[start : start + rows]), prompt_length, length)
+        start += rows
+
+
+def _join(rollout: Rollout, rows: Tensor, prompt_length: Tensor, length: Tensor) -> MicroBatch:
+    prompt_length, length = prompt_length[rows, None], length[rows, None]
+    position = torch.arange(int((prompt_length + length).max()) - 1)[None]
+    # The prompt is padded on the left, the response on the right; joined, a row is dense from position 0.
+    prompt = rollout.prompt[rows].gather(
+        1, (position + rollout.prompt.shape[1] - prompt_length).clamp(0, rollout.prompt.shape[1] - 1)
+    )
+    response = rollout.tokens[rows].gather(1, (position - prompt_length).clamp(0, rollout.tokens.shape[1] - 1))
+    inputs = torch.where(position < prompt_length, prompt, response)
+    predicts = (position >= prompt_length - 1) & (position < prompt_length + length - 1)
+    inputs = inputs.masked_fill(position >= prompt_length + length - 1, 0)
+    mask = rollout.mask[rows]
+    return MicroBatch(rows, inputs, predicts, mask, rollout.tokens[rows][mask])
+
+
+def response_hidden(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "response_tokens width"]:
+    """Final hidden states at the positions that predict the response's tokens, in the order of `micro.tokens`."""
+    device = model.device
+    hidden = model.base_model(micro.inputs.to(device), use_cache=False).last_hidden_state
+    return hidden[micro.predicts.to(device)]

@@ -1,0 +1,125 @@
+"""Loading causal language models and tokenizers from a directory or the Hugging Face Hub, never with remote code."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, logging
+
+from opd.errors import UserError
+
+# A bar a file, for files that take milliseconds, would bury the run's own lines.
+logging.disable_progress_bar()
+
+
+def load_tokenizer(model: str, *, revision: str | None, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model`; `key` is the config key to name in a refusal.
+
+    Raises:
+        UserError: where it cannot be loaded, or ends a text with no token.
+    """
+    _must_be_there(model, key)
+    try:
+        with _quiet_hub():
+            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+    except Exception as error:  # transformers raises many kinds here; each means the same to the user
+        raise UserError(_cannot_load("tokenizer", model, key, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{key}={model!r}: its tokenizer has no end-of-text token, so a response could never end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> PreTrainedModel:
+    """The causal language model `model` in `dtype`, in evaluation mode.
+
+    Raises:
+        UserError: where it cannot be loaded, or its logits are more than `hidden @ head.T`.
+    """
+    _must_be_there(model, key)
+    settings = {"revision": revision, "trust_remote_code": False, "attn_implementation": "sdpa"}
+    try:
+        with _quiet_hub():
+            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **settings)
+    except Exception as error:
+        raise UserError(_cannot_load("model", model, key, error)) from error
+    if any(tensor.is_meta for tensor in loaded.parameters()):
+        raise UserError(f"{key}={model!r}: some of its weights are missing")
+    loaded.eval()
+    _probe_head(loaded, model, key)
+    return loaded
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's end-of-text and those of the model's generation config."""
+    named: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends: Any = tokenizer.eos_token_id
+    return tuple(sorted({ends, *([named] if isinstance(named, int) else named or [])}))
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """How many positions the model has, where its config says so."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, key: str) -> None:
+    """Refuses a teacher that reads the student's token ids as other texts.
+
+    Raises:
+        UserError: naming the first token that differs.
+    """
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    token = min(
+        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
+        key=lambda token: (ours.get(token, theirs.get(token)), token),
+    )
+    raise UserError(
+        f"{key}: its vocabulary is not the student's: token {token!r} is id {ours.get(token)} to the student and "
+        f"{theirs.get(token)} to the teacher; choose a teacher of the student's model family"
+    )
+
+
+def _must_be_there(model: str, key: str) -> None:
+    # A hub id is "owner/name" or "name"; anything else can only be a directory, and need not be looked for on the hub.
+    if not Path(model).is_dir() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
+        raise UserError(f"{key}={model!r}: there is no such directory")
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub client's warnings of each retry: the refusal says it in one sentence."""
+    client = getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
+def _probe_head(model: PreTrainedModel, name: str, key: str) -> None:
+    # Everything downstream computes logits as hidden @ head.T in chunks; some families scale or cap them afterwards.
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"{key}={name!r}: its output head is missing or has a bias, which is not supported")
+    ids = torch.tensor([[0, 1]], device=model.device) % model.config.vocab_size
+    with torch.inference_mode():
+        hidden = model.base_model(ids).last_hidden_state
+        expected, ours = model(ids).logits.float(), (hidden @ head.weight.T).float()
+    if not torch.isfinite(expected).all():
+        raise UserError(f"{key}={name!r}: its logits are not finite numbers; the weights are damaged")
+    if not torch.allclose(expected, ours, rtol=1e-2, atol=1e-3):
+        raise UserError(f"{key}={name!r}: it scales or caps its logits after the output head, which is not supported")
+
+
+def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    if Path(model).is_dir():
+        return f"{key}={model!r}: no {what} can be loaded from this directory: {reason}"
+    return f"{key}={model!r}: there is no such directory here, and no {what} of that name on the hub: {reason}"

@@ -1,0 +1,72 @@
+"""The student: scores of its own tokens, and the backward pass of a loss on those scores."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from opd.batch import Rollout, TokenScores
+from opd.engine.forward import micro_batches, response_hidden
+from opd.objective.logp import backward_token_scores, token_scores
+
+
+class Scorer:
+    """A model that scores the tokens of a rollout at a temperature, never holding logits for more than a chunk."""
+
+    def __init__(self, model: PreTrainedModel, *, micro_batch_tokens: int, logit_chunk: int, temperature: float):
+        self.model = model
+        self.micro_batch_tokens = micro_batch_tokens
+        self.logit_chunk = logit_chunk
+        self.temperature = temperature
+
+    @torch.no_grad()
+    def scores(self, rollout: Rollout) -> TokenScores:
+        """log π(token) and the entropy of π at each response token, both at the temperature; float32 on the CPU."""
+        logp, entropy = torch.zeros(rollout.tokens.shape), torch.zeros(rollout.tokens.shape)
+        for micro in micro_batches(rollout, max_tokens=self.micro_batch_tokens):
+            hidden = response_hidden(self.model, micro)
+            found = token_scores(
+                hidden,
+                self.head,
+                micro.tokens.to(hidden.device),
+                temperature=self.temperature,
+                chunk_size=self.logit_chunk,
+            )
+            for whole, part in zip((logp, entropy), found, strict=True):
+                rows = torch.zeros(micro.response.shape)
+                rows[micro.response] = part.float().cpu()
+                whole[micro.rows] = rows
+        return TokenScores(logp, entropy)
+
+    @property
+    def head(self) -> Float[Tensor, "vocabulary width"]:
+        """The output head; loading refused a model that has none."""
+        return self.model.get_output_embeddings().weight  # pyright: ignore
+
+
+class Policy(Scorer):
+    """The student as a `Scorer` that also learns."""
+
+    def backward(
+        self,
+        rollout: Rollout,
+        grad_logp: Float[Tensor, "batch time"],
+        grad_entropy: Float[Tensor, "batch time"] | None,
+    ) -> None:
+        """Adds to the parameters' gradients those of a loss with these derivatives by logp and entropy.
+
+        The loss is a function of the whole batch's scores; splitting the batch here cannot change its normalisation.
+        """
+        for micro in micro_batches(rollout, max_tokens=self.micro_batch_tokens):
+            hidden = response_hidden(self.model, micro)
+            head = self.head
+            grad_hidden, grad_head = backward_token_scores(
+                hidden.detach(),
+                head.detach(),
+                micro.tokens.to(hidden.device),
+                grad_logp[micro.rows][micro.response].to(hidden.device),
+                None if grad_entropy is None else grad_entropy[micro.rows][micro.response].to(hidden.device),
+                temperature=self.temperature,
+                chunk_size=self.logit_chunk,
+            )
+            torch.autograd.backward([hidden, head], [grad_hidden, grad_head])

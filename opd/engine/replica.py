@@ -1,0 +1,61 @@
+"""The sampler's own copy of the learner, at another precision: the mismatch between the two is real, not simulated."""
+
+import copy
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+Precision = Literal["float32", "bfloat16", "int8"]
+
+
+def replicate(learner: PreTrainedModel, precision: Precision) -> PreTrainedModel:
+    """What samples for `learner`: itself where it can, else a copy that `refresh` must fill.
+
+    float32: the learner's own modules, no copy, unless its weights are sharded or of lower precision. bfloat16: every
+    weight and product in bfloat16. int8: see `round_int8`; products in float32.
+    """
+    weights = list(learner.parameters())
+    whole = all(
+        not isinstance(weight, DTensor) and weight.dtype in (torch.float32, torch.float64) for weight in weights
+    )
+    if precision == "float32" and whole:
+        return learner
+    # Built from the config, not by deepcopy: buffers outside the state dict (rotary frequencies) are then those of the
+    # architecture at full precision, and a sharded learner cannot be deep-copied at all.
+    with torch.random.fork_rng(devices=[]):
+        replica: Any = AutoModelForCausalLM.from_config(
+            copy.deepcopy(learner.config),
+            dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
+            attn_implementation=learner.config._attn_implementation,
+        )
+    return replica.to(learner.device).requires_grad_(False).eval()
+
+
+@torch.no_grad()
+def refresh(replica: PreTrainedModel, learner: PreTrainedModel, precision: Precision) -> None:
+    """Fill the copy with the learner's weights. Of a sharded learner every rank must call this."""
+    source = dict(learner.named_parameters()) | dict(learner.named_buffers())
+    output_axis = {module.weight: 1 if isinstance(module, Conv1D) else 0 for module in _linear(replica)}
+    for name, tensor in (*replica.named_parameters(), *replica.named_buffers()):
+        if name not in source:
+            continue
+        value = source[name]
+        value = value.full_tensor() if isinstance(value, DTensor) else value
+        if precision == "int8" and tensor in output_axis:
+            value = round_int8(value.to(tensor.dtype), output_axis[tensor])
+        tensor.copy_(value)
+
+
+def round_int8(weight: Float[Tensor, "rows columns"], output_axis: int) -> Float[Tensor, "rows columns"]:
+    """The weight as symmetric 8-bit integers hold it: w → s round(w / s), s = max |w| / 127 of its output channel."""
+    scale = weight.abs().amax(dim=1 - output_axis, keepdim=True) / 127
+    return torch.where(scale > 0, torch.round(weight / scale) * scale, weight)
+
+
+def _linear(model: nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]

@@ -1,0 +1,33 @@
+import pytest
+import torch
+
+from opd.batch import Rollout
+from opd.engine.policy import Scorer
+from opd.engine.teacher import LocalTeachers
+from opd.errors import UserError
+from tests.unit.engine.conftest import tiny_qwen3
+
+
+def scorer(seed: int) -> Scorer:
+    return Scorer(tiny_qwen3(seed=seed), micro_batch_tokens=64, logit_chunk=8, temperature=1.0)
+
+
+def test_only_the_needed_teachers_are_loaded_and_the_others_rows_are_nan(rollout: Rollout):
+    loaded: list[int] = []
+    teachers = LocalTeachers([lambda i=i: (loaded.append(i), scorer(i))[1] for i in range(3)])
+    scores = teachers.score(rollout, [2])
+    assert loaded == [2]
+    assert torch.isnan(scores.logp[:2]).all() and torch.isnan(scores.entropy[:2]).all()
+    torch.testing.assert_close(scores.logp[2], scorer(2).scores(rollout).logp)
+    teachers.score(rollout, [2])
+    assert loaded == [2]
+    teachers.score(rollout, [0, 1])
+    teachers.score(rollout, [2])
+    assert loaded == [2, 0, 1, 2]
+
+
+def test_a_teacher_that_gives_no_numbers_is_named(rollout: Rollout):
+    broken = scorer(0)
+    broken.model.lm_head.weight.data[3] = torch.nan
+    with pytest.raises(UserError, match=r"teacher\.models\.0: its log-probabilities are not finite"):
+        LocalTeachers([lambda: broken]).score(rollout, [0])
