@@ -1,0 +1,98 @@
+"""k answers a problem, graded, one record a sample; and their scores."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+
+from transformers import PreTrainedTokenizerBase
+
+from opd.batch import Prompt, Sampling
+from opd.data.grading import grade_many
+from opd.engine.rollout import Sampler
+from opd.records import Sample
+from opd.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+
+
+def answer_benchmarks(
+    sampler: Sampler,
+    benchmarks: Mapping[str, Sequence[Prompt]],
+    sampling: Sampling,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    key: tuple[int, ...],
+    grading_timeout: float,
+    clock: Callable[[str], AbstractContextManager[None]],
+) -> list[Sample]:
+    """Samples `sampling.num_samples` answers to every problem of every benchmark and grades them.
+
+    `key` seeds the sampling; the same key and model give the same answers. `clock(stage)` times the block it opens.
+    """
+    samples = []
+    for name, prompts in benchmarks.items():
+        with clock("sampling"):
+            rollout = sampler.sample(prompts, sampling, key=key)
+        num_tokens = rollout.mask.sum(1).tolist()
+        texts = [
+            str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
+            for tokens, length in zip(rollout.tokens.tolist(), num_tokens, strict=True)
+        ]
+        problems = [prompts[index] for index in rollout.group.tolist()]
+        with clock("grading"):
+            grades = grade_many(texts, [problem.answer for problem in problems], timeout=grading_timeout)
+        samples += [
+            Sample(
+                benchmark=name,
+                problem_id=problem.id,
+                sample=index % sampling.num_samples,
+                correct=grade.correct,
+                answer=problem.answer,
+                prediction=grade.answer,
+                num_tokens=length,
+                truncated=truncated,
+            )
+            for index, (problem, grade, length, truncated) in enumerate(
+                zip(problems, grades, num_tokens, rollout.truncated.tolist(), strict=True)
+            )
+        ]
+    return samples
+
+
+def summarize(samples: Iterable[Sample]) -> dict[str, float]:
+    """`evaluate/<benchmark>/<score>` for each benchmark, and `evaluate/<score>`, their unweighted mean.
+
+    mean@k, best@k (plain maximum), best@k_resampled (veRL's) and maj@k are means over problems; truncated and
+    num_tokens are means over samples.
+    """
+    benchmarks: dict[str, dict[str, list[Sample]]] = {}
+    for sample in samples:
+        benchmarks.setdefault(sample.benchmark, {}).setdefault(sample.problem_id, []).append(sample)
+    metrics: dict[str, float] = {}
+    totals: dict[str, list[float]] = {}
+    for name, problems in benchmarks.items():
+        for score, value in _summary(list(problems.values())).items():
+            metrics[f"evaluate/{name}/{score}"] = value
+            totals.setdefault(score, []).append(value)
+    return metrics | {f"evaluate/{score}": _mean(values) for score, values in totals.items()}
+
+
+def _summary(problems: list[list[Sample]]) -> dict[str, float]:
+    k = max(len(answers) for answers in problems)
+    correct = [[answer.correct for answer in answers] for answers in problems]
+    flat = [answer for answers in problems for answer in answers]
+    return {
+        f"mean@{k}": _mean([mean_at_k(each) for each in correct]),
+        f"best@{k}": _mean([best_at_k(each) for each in correct]),
+        f"best@{k}_resampled": _mean([best_at_k_resampled(each) for each in correct]),
+        f"maj@{k}": _mean(
+            [
+                maj_at_k([answer.prediction for answer in answers], each)
+                for answers, each in zip(problems, correct, strict=True)
+            ]
+        ),
+        "truncated": _mean([float(answer.truncated) for answer in flat]),
+        "num_tokens": _mean([float(answer.num_tokens) for answer in flat]),
+    }
+
+
+def _mean(values: Sequence[float]) -> float:
+    return math.fsum(values) / len(values) if values else math.nan

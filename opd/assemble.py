@@ -1,0 +1,199 @@
+"""From a checked config to the things a run is made of: models, prompts, stages."""
+
+import math
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd.batch import Prompt, Sampling
+from opd.check import BUILT_BY_THE_RUN, COMMON_KNOBS, resolve
+from opd.config import Arithmetic, Dataset, Node, RunConfig
+from opd.data import arithmetic, prompts
+from opd.engine.models import load_model, load_tokenizer, max_positions, same_vocabulary, stop_token_ids
+from opd.engine.optim import Optimizer
+from opd.engine.policy import Policy, Scorer
+from opd.engine.rollout import Sampler
+from opd.engine.teacher import LocalTeachers
+from opd.errors import UserError
+from opd.loop import Run
+from opd.objective.mixture import BoundEnsemble
+from opd.records import RunDir
+from opd.sft import ensure_models
+
+
+def assemble(config: RunConfig, folder: RunDir) -> Run:
+    """Loads and builds everything that `config` names; the student has its starting weights.
+
+    Raises:
+        UserError: for a model or prompt set that is missing, damaged or does not fit the others.
+    """
+    student, tokenizer = load_student(config)
+    training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
+    fits("max_response_length", config.max_response_length, training, student)
+    num_steps = steps(config, len(training))
+    ensemble: Any = bind("ensemble", config.ensemble)
+    return Run(
+        config=config,
+        folder=folder,
+        num_steps=num_steps,
+        prompts=training,
+        benchmarks=load_benchmarks(config, tokenizer, student),
+        tokenizer=tokenizer,
+        policy=Policy(student, temperature=config.rollout["temperature"], **asdict(config.memory)),
+        teachers=LocalTeachers(_teacher_loaders(config, tokenizer)),
+        sampler=build_sampler(config, student, tokenizer),
+        optimizer=Optimizer(student, config.optim, num_steps=num_steps),
+        rollout=Sampling(
+            num_samples=config.samples_per_prompt,
+            max_tokens=config.max_response_length,
+            temperature=config.rollout["temperature"],
+            top_p=config.rollout["top_p"],
+            top_k=config.rollout["top_k"],
+        ),
+        divergence=bind("divergence", config.divergence)(),
+        ensemble=BoundEnsemble(ensemble.func, len(config.teacher.models), ensemble.keywords),
+        filter=bind("filter", config.filter),
+        rollout_correction=bind("rollout_correction", config.rollout_correction),
+        loss=bind("loss", config.loss),
+    )
+
+
+def load_student(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The student with its starting weights, in float32, and its tokenizer; recipes that are not built yet are.
+
+    From here on torch computes on `config.threads` threads.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    path, revision = _locate(config.student.model, config), config.student.revision
+    tokenizer = load_tokenizer(path, revision=revision, key="student.model")
+    return load_model(path, revision=revision, dtype="float32", key="student.model"), tokenizer
+
+
+def bind(group: str, node: Node) -> partial[Any]:
+    """The function that a method node names, with its knobs filled in; a knob may itself be a node of the group."""
+    knobs = {
+        key: bind(group, value)() if isinstance(value, dict) and "_target_" in value else value
+        for key, value in node.items()
+        if key not in ("_target_", "_partial_")
+    }
+    return partial(resolve(group, node["_target_"]), **knobs)
+
+
+def steps(config: RunConfig, num_prompts: int) -> int:
+    """Optimizer steps of the run: whole batches of `epochs` passes over the prompts, or `num_steps` if that is fewer.
+
+    Raises:
+        UserError: where a batch is larger than the prompt set, or `num_steps` more than the epochs give.
+    """
+    if config.batch_size > num_prompts:
+        raise UserError(f"batch_size={config.batch_size}: the prompt set has only {num_prompts} prompts")
+    whole = config.epochs * num_prompts // config.batch_size
+    if config.num_steps is None:
+        return whole
+    if config.num_steps > whole:
+        needed = math.ceil(config.num_steps * config.batch_size / num_prompts)
+        raise UserError(
+            f"num_steps={config.num_steps}: epochs={config.epochs} over {num_prompts} prompts is {whole} steps; "
+            f"set epochs={needed} for that many"
+        )
+    if config.optim.warmup_steps >= config.num_steps:
+        raise UserError(
+            f"optim.warmup_steps={config.optim.warmup_steps}: must be fewer than the run's {config.num_steps} steps"
+        )
+    return config.num_steps
+
+
+def build_sampler(config: RunConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """The engine that samples responses from `model`."""
+    knobs = {key: value for key, value in config.rollout.items() if key not in COMMON_KNOBS["rollout"]}
+    built = {"model": model, "stop_ids": stop_token_ids(model, tokenizer), "pad_id": tokenizer.pad_token_id}
+    assert built.keys() == BUILT_BY_THE_RUN
+    return bind("rollout", knobs)(**built)
+
+
+def load_prompts(
+    source: Arithmetic | Dataset, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, key: str
+) -> list[Prompt]:
+    """The problems of `source`, shown as `config.prompts` says; `key` is the config key to name in a refusal."""
+    if isinstance(source, Arithmetic):
+        problems = arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
+    else:
+        data = None if config.paths.data is None else Path(config.paths.data)
+        try:
+            problems = prompts.load_problems(source, data_dir=data)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+    encoded, dropped = prompts.encode(
+        problems,
+        tokenizer,
+        template=config.prompts.template,
+        system=config.prompts.system,
+        prefix=config.prompts.prefix,
+        suffix=config.prompts.suffix,
+        max_prompt_length=config.prompts.max_prompt_length,
+    )
+    if dropped:
+        print(
+            f"opd: {len(dropped)} of {len(problems)} prompts are longer than prompts.max_prompt_length="
+            f"{config.prompts.max_prompt_length} and are left out, the first of them {dropped[0]}",
+            file=sys.stderr,
+        )
+    return encoded
+
+
+def load_benchmarks(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+) -> dict[str, list[Prompt]]:
+    """Every benchmark that `evaluate.benchmarks` names."""
+    benchmarks = {
+        name: load_prompts(config.evaluate.sources[name], config, tokenizer, key=f"evaluate.sources.{name}")
+        for name in config.evaluate.benchmarks
+    }
+    for shown in benchmarks.values():
+        fits("evaluate.max_response_length", config.evaluate.max_response_length, shown, student)
+    return benchmarks
+
+
+def fits(key: str, length: int, shown: list[Prompt], student: PreTrainedModel) -> None:
+    """Refuses responses for which the student has no positions left after the longest prompt.
+
+    Raises:
+        UserError: with the length that would fit.
+    """
+    positions, longest = max_positions(student), max(len(prompt.token_ids) for prompt in shown)
+    if positions is not None and longest + length > positions:
+        raise UserError(
+            f"{key}={length}: with the longest prompt ({longest} tokens) it is more than the student's "
+            f"{positions} positions; at most {positions - longest} fits"
+        )
+
+
+def _locate(model: str, config: RunConfig) -> str:
+    if not model.startswith("sft:"):
+        return model
+    return str(ensure_models(config.recipes, Path(config.paths.models))[model.removeprefix("sft:")])
+
+
+def _teacher_loaders(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Callable[[], Scorer]]:
+    loaders = []
+    for index, model in enumerate(config.teacher.models):
+        key = f"teacher.models.{index}"
+        if model == "self":
+            path, revision = _locate(config.student.model, config), config.student.revision
+        else:
+            path, revision = _locate(model, config), None
+            same_vocabulary(tokenizer, load_tokenizer(path, revision=None, key=key), key=f"{key}={model!r}")
+        loaders.append(partial(_load_teacher, path, revision, config, key))
+    return loaders
+
+
+def _load_teacher(path: str, revision: str | None, config: RunConfig, key: str) -> Scorer:
+    model = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key)
+    return Scorer(model.requires_grad_(False), temperature=config.teacher.temperature, **asdict(config.memory))

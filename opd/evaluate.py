@@ -1,0 +1,117 @@
+"""Examining a model: k answers a problem, graded, one record a sample.
+
+python -m opd.evaluate run=DIR              a run's final checkpoint (or step=N), as the run was configured
+python -m opd.evaluate model=PATH           a directory, a hub id or sft:NAME; any override of the config besides
+"""
+
+import os
+import re
+import socket
+from contextlib import nullcontext
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from opd import check, cli, records
+from opd.config import RunConfig
+from opd.errors import UserError
+from opd.records import RunDir, Status
+
+
+def evaluate(config: RunConfig) -> dict[str, float]:
+    """Examines `config.student.model` as it is, records the answers as a run without steps, and returns the scores."""
+    from opd.answers import answer_benchmarks, summarize
+    from opd.assemble import build_sampler, load_benchmarks, load_student
+    from opd.batch import Sampling
+    from opd.manifest import manifest, vocabulary_hash
+
+    content, settings = check.as_dict(config), config.evaluate
+    if not settings.benchmarks:
+        raise UserError("evaluate.benchmarks=[]: name at least one benchmark")
+    folder = RunDir(Path(config.paths.outputs) / config.study / records.run_id(content))
+    model, tokenizer = load_student(config)
+    benchmarks = load_benchmarks(config, tokenizer, model)
+    sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)
+    started = records.now()
+    samples = answer_benchmarks(
+        build_sampler(config, model, tokenizer),
+        benchmarks,
+        sampling,
+        tokenizer,
+        key=(config.seed, 0, 1),
+        grading_timeout=settings.grading_timeout,
+        clock=lambda stage: nullcontext(),
+    )
+    scores = summarize(samples)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
+    folder.write_manifest(
+        manifest(content, world_size=1, tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())})
+    )
+    folder.write_samples(0, samples)
+    records.write_whole(folder.metrics_file, records.json_line({"step": 0, **scores}))
+    folder.write_status(
+        Status("finished", 0, 0, None, started, records.now(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), 1)
+    )
+    for name, value in scores.items():
+        percent = "@" in name or name.endswith("truncated")
+        print(f"{name:40} {100 * value:8.2f} %" if percent else f"{name:40} {value:8.2f}")
+    print(folder.path)
+    return scores
+
+
+def arguments(given: list[str]) -> list[str]:
+    """`run=DIR [step=N]` or `model=PATH`, and overrides → the overrides of a config that examines that model.
+
+    Raises:
+        UserError: for anything but exactly one of the two, or a run without that checkpoint.
+    """
+    named = {key: value for key, _, value in (word.partition("=") for word in given) if key in ("run", "model", "step")}
+    rest = [word for word in given if word.partition("=")[0] not in ("run", "model", "step")]
+    if any(word in ("--help", "-h") for word in given):
+        return given
+    if ("run" in named) == ("model" in named):
+        raise UserError("give either run=DIR (a run's directory) or model=PATH (a directory, hub id or sft:NAME)")
+    if "run" in named:
+        folder = RunDir(Path(named["run"]))
+        step = named.get("step")
+        if step is not None and not step.isdigit():
+            raise UserError(f"step={step}: must be the number of a step that has a checkpoint")
+        model = folder.checkpoints / ("final" if step is None else f"step_{int(step):06d}")
+        if not model.is_dir():
+            raise UserError(f"{model}: there is no such checkpoint; the run has {_checkpoints(folder)}")
+        name = f"{folder.config()['name']}-{model.name}"
+        chosen = [f"student.model={model}", "teacher.models=[self]", f"name={name}", "study=evaluate"]
+        chosen += [
+            f"+benchmark@evaluate.sources.{wanted}={wanted}"
+            for word in rest
+            if word.startswith("evaluate.benchmarks=")
+            for wanted in re.findall(r"[\w.+-]+", word.partition("=")[2])
+            if wanted not in folder.config()["evaluate"]["sources"]
+            and (cli.CONF / "benchmark" / f"{wanted}.yaml").exists()
+        ]
+        return cli.recorded([f"config={folder.config_file}", *chosen, *rest])
+    if "step" in named:
+        raise UserError("step=: goes with run=DIR, not with model=PATH")
+    model = named["model"]
+    name = re.sub(r"[^A-Za-z0-9._+-]+", "-", model.removeprefix("sft:").rstrip("/").rpartition("/")[2]).lstrip("._+-")
+    chosen = ["teacher=self", f"student.model={model}", f"name={name or 'model'}", "study=evaluate"]
+    if not model.startswith("sft:") and not any(word.startswith("scale=") for word in rest):
+        chosen += ["scale=own", "prompts.source.file=null"]
+    return [*chosen, *rest]
+
+
+def _checkpoints(folder: RunDir) -> str:
+    names = sorted(path.name for path in folder.checkpoints.glob("*") if not path.name.startswith("."))
+    return ", ".join(names) or "none"
+
+
+@hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
+@cli.job
+def _main(composed: DictConfig) -> None:
+    evaluate(check.prepare(cli.resolved(composed)))
+
+
+if __name__ == "__main__":
+    cli.main(_main, arguments)

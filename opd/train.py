@@ -1,0 +1,155 @@
+"""One run: `python -m opd.train [+experiment=NAME] [scale=NAME] [overrides]`; `config=FILE` repeats a recorded one.
+
+compose → check → build → run. A killed run goes on from its last checkpoint when the same command is given again.
+"""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import hydra
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from opd import check, cli, records
+from opd.config import RunConfig
+from opd.errors import UserError
+from opd.records import RunDir, Status
+
+
+def run_dir(config: RunConfig) -> RunDir:
+    """`<paths.outputs>/<study>/<run_id>`."""
+    return RunDir(Path(config.paths.outputs) / config.study / records.run_id(check.as_dict(config)))
+
+
+def train(config: RunConfig) -> Status:
+    """Runs, or goes on with, the run that `config` is; returns its last status.
+
+    Raises:
+        UserError: where another process holds the directory, it holds another config, or the run cannot go on.
+    """
+    folder = run_dir(config)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(folder.path / ".lock", timeout=0):
+            return _train(config, folder)
+    except Timeout:
+        raise UserError(f"{folder.path}: another process is running this run; wait for it, or end it first") from None
+
+
+def _train(config: RunConfig, folder: RunDir) -> Status:
+    content = check.as_dict(config)
+    _same_config(folder, content)
+    before = folder.status() if folder.status_file.exists() else None
+    if before is not None and before.state == "finished":
+        print(f"{folder.path}: finished already, {before.num_steps} steps; nothing to do")
+        return before
+    folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
+    folder.write_status(
+        Status(
+            state="running",
+            step=before.step if before else 0,
+            num_steps=before.num_steps if before else 0,
+            error=None,
+            started=before.started if before else records.now(),
+            updated=records.now(),
+            host=socket.gethostname(),
+            job_id=os.environ.get("SLURM_JOB_ID"),
+            attempts=before.attempts + 1 if before else 1,
+        )
+    )
+    for warning in check.warnings(config):
+        print(f"opd: warning: {warning}", file=sys.stderr)
+    try:
+        return _run(config, folder)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+        # The disk may be full, which is perhaps why we are here; the first error is the one to report.
+        with suppress(OSError, records.RecordError):
+            folder.update_status(state="failed", error=reason.strip())
+        raise
+
+
+def _run(config: RunConfig, folder: RunDir) -> Status:
+    # These import torch, which no refusal so far has needed.
+    from opd.assemble import assemble
+    from opd.engine import checkpoint
+    from opd.loop import loop
+    from opd.manifest import manifest, vocabulary_hash
+    from opd.progress import say
+
+    with LeavingOnSignal() as stopping:
+        run = assemble(config, folder)
+        vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
+        content = check.as_dict(config)
+        folder.write_manifest(manifest(content, world_size=1, tokenizers={"student": vocabulary}))
+        done, best = 0, (None, float("-inf"))
+        if saved := checkpoint.saved_steps(folder.checkpoints):
+            done = saved[-1]
+            state = checkpoint.load(checkpoint.step_folder(folder.checkpoints, done), run.policy.model, run.optimizer)
+            run.sampler.sync()
+            if state["best_step"] is not None:
+                best = (state["best_step"], state["best_score"])
+            print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
+        folder.rewind(done if done else -1)
+        folder.update_status(step=done, num_steps=run.num_steps)
+        complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
+        if not complete:
+            return folder.update_status(state="preempted")
+        checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, {"step": run.num_steps})
+        return folder.update_status(state="finished")
+
+
+def _same_config(folder: RunDir, content: dict[str, Any]) -> None:
+    if not folder.config_file.exists():
+        return
+    old = folder.config()
+    changed = [key for key in records.changed_keys(old, content) if key.split(".")[0] not in records.NOT_HASHED]
+    if changed:
+        raise UserError(
+            f"{folder.path}: holds a run with another config, which differs in {', '.join(changed)}; "
+            "give this run another name= or study=, or remove that directory"
+        )
+
+
+class LeavingOnSignal:
+    """While it holds, SIGTERM, SIGUSR2 and a first Ctrl-C ask the run to save at the step boundary and leave."""
+
+    signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
+
+    def __enter__(self) -> Callable[[], bool]:
+        self.received: int | None = None
+        self.before = {number: signal.signal(number, self._note) for number in self.signals}
+        return lambda: self.received is not None
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        print(f"opd: {signal.Signals(number).name}: leaving after this step, with a checkpoint", file=sys.stderr)
+
+
+@hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
+@cli.job
+def _main(composed: DictConfig) -> None:
+    status = train(check.prepare(cli.resolved(composed)))
+    if status.state == "preempted":
+        print("opd: preempted; the same command goes on from here", file=sys.stderr)
+        sys.exit(PREEMPTED)
+
+
+# EX_TEMPFAIL of sysexits.h: not done, try again.
+PREEMPTED = 75
+
+if __name__ == "__main__":
+    cli.main(_main, cli.recorded)

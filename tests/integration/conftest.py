@@ -1,0 +1,63 @@
+"""A world small enough to run whole: random models of the tiny world's shape, a few steps, a few problems."""
+
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+
+from opd import check, cli
+from opd.config import RunConfig
+
+RANDOM_MODELS = ("student", "small", "medium", "large")
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a random student and three random teachers, all of one vocabulary."""
+    from opd.data.tokenizer import build_tokenizer
+    from opd.engine.build import fresh, save
+    from opd.recipe import Architecture
+
+    folder = tmp_path_factory.mktemp("models")
+    tokenizer = build_tokenizer()
+    for seed, name in enumerate(RANDOM_MODELS):
+        architecture = Architecture(
+            hidden_size=16,
+            num_layers=1 + seed // 2,
+            num_heads=2,
+            num_kv_heads=1,
+            head_dim=8,
+            intermediate_size=24,
+            max_position_embeddings=64,
+            rope_theta=1e4,
+            tie_embeddings=True,
+            init_std=0.3,
+        )
+        save(fresh(architecture, tokenizer, seed=seed), tokenizer, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_run(models: Path) -> list[str]:
+    """Overrides that make any experiment of scale=tiny a run of four steps on the random models."""
+    return [
+        f"student.model={models / 'student'}",
+        f"scale.teacher={models / 'large'}",
+        f"scale.ladder=[{models / 'small'},{models / 'medium'},{models / 'large'}]",
+        "num_steps=4",
+        "batch_size=4",
+        "samples_per_prompt=2",
+        "max_response_length=12",
+        "evaluate.every=2",
+        "evaluate.k=2",
+        "evaluate.sources.arithmetic.num=3",
+        "checkpoint.every=1",
+        "prompts.source.num=32",
+    ]
+
+
+def composed(overrides: list[str]) -> RunConfig:
+    """The checked config of `python -m opd.train <overrides>`."""
+    cli.register_resolvers()
+    with initialize_config_dir(str(cli.CONF), version_base="1.3"):
+        return check.prepare(cli.resolved(compose("config", overrides=overrides)))

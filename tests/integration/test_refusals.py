@@ -1,0 +1,241 @@
+"""Bad input: one clear sentence that names the key and what would be right, exit status 2, no traceback."""
+
+import json
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from opd import cli, evaluate, train
+from opd.records import RunDir
+from tests.integration.conftest import composed
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path, small_run: list[str]):
+    """Runs `python -m opd.train …` (or another entry) in this process; returns exit status and what stderr says."""
+
+    def run(*arguments: str, entry: Callable[[], None] | None = None, small: bool = True) -> tuple[int, str]:
+        main, rewrite = (train._main, cli.recorded) if entry is None else (entry, evaluate.arguments)
+        base = [*small_run, f"paths.outputs={tmp_path / 'outputs'}"] if small else [f"paths.outputs={tmp_path}"]
+        monkeypatch.setattr(sys, "argv", ["opd", *base, *arguments])
+        capfd.readouterr()
+        try:
+            cli.main(main, rewrite)
+        except SystemExit as stop:
+            status = stop.code
+        else:
+            status = 0
+        return status, capfd.readouterr().err.strip()
+
+    return run
+
+
+def one_sentence(error: str) -> str:
+    """The sentence that stands on the last line; nothing else but warnings may stand there."""
+    lines = [line for line in error.splitlines() if line.startswith("opd:") and "warning" not in line]
+    assert len(lines) == 1, error
+    assert "Traceback" not in error
+    assert len(lines[0]) < 400
+    return lines[0].removeprefix("opd: ")
+
+
+# arguments → what the sentence must name
+CONFIG = {
+    "optim.lr=-1": "optim.lr=-1: should be greater than 0",
+    "optim.lr=nan": "optim.lr=",
+    "optim.lrr=1": "optim.lrr: there is no such key; did you mean optim.lr?",
+    "+foo=1": "foo: there is no such key",
+    "++student.modl=x": "did you mean student.model?",
+    "batch_size=3.5": "batch_size=3.5: should be a valid integer",
+    "batch_size=abc": "batch_size='abc'",
+    "batch_size=true": "batch_size=True",
+    "batch_size=100000": "batch_size=100000: the prompt set has only 32 prompts",
+    "gamma=2": "gamma=2: should be less than or equal to 1",
+    "seed=-1": "seed=-1",
+    "name=../../etc": "name='../../etc'",
+    "num_steps=1000": "num_steps=1000: epochs=1 over 32 prompts is 8 steps; set epochs=125",
+    "whitening=bad": "should be 'none', 'sample', 'group' or 'batch'",
+    "entropy_coef=-0.1": "entropy_coef=-0.1",
+    "max_response_length=0": "max_response_length=0",
+    "max_response_length=60": "more than the student's 64 positions",
+    "evaluate.max_response_length=64": "evaluate.max_response_length=64",
+    "divergence=nope": "divergence=nope: there is no such choice; the choices are",
+    "+experiment=nope": "experiment=nope: there is no such choice; the choices are",
+    "scale=nope": "scale=nope: there is no such choice",
+    "nogroup=3": "nogroup: there is no such key",
+    "divergence._target_=os.system": "only functions of opd.objective.divergence may stand here",
+    "divergence._target_=opd.objective.divergence.torch.load": "only functions of opd.objective.divergence",
+    "filter._target_=opd.objective.filter.getattr": "has no such function",
+    "+divergence.alhpa=0.5": "divergence.alhpa: reverse_kl has no such knob",
+    "filter=none filter.p_min=30": "filter.p_min=30: should be 0 for filter=none",
+    "filter=kl filter.p_min=101": "filter.p_min=101",
+    "filter=kl filter.p_min=70 filter.p_max=30": "the percentile range keeps nothing",
+    "filter=kl filter.score=loudness": "filter.score='loudness'",
+    "rollout_correction=none rollout_correction.low=0.3": "rollout_correction.low=0.3: should be None",
+    "rollout_correction.low=1.5": "ratio 1, would lie outside the range",
+    "rollout_correction.low=3": "would lie outside the range",
+    "rollout.temperature=0": "temperature=0",
+    "rollout.top_p=1.5": "rollout.top_p=1.5",
+    "rollout.dtype=int4": "rollout.dtype='int4'",
+    "ensemble=hard_switch": "hard_switch",
+    "teacher=ladder": "single",
+    "+experiment=hard_switch ensemble.boundaries=[0.5]": "ensemble.boundaries",
+    "+experiment=hard_switch ensemble.boundaries=[0.7,0.2]": "ensemble.boundaries",
+    "teacher.models=[]": "teacher.models=[]",
+    "teacher.models=[sft:nope]": "'sft:nope' names no recipe",
+    "evaluate.benchmarks=[nope]": "'nope' has no entry in evaluate.sources; known here: arithmetic",
+    "+experiment=hard_switch ensemble=geometric ensemble.normalize=true": "set ensemble.normalize=false",
+    "filter=kl filter.score=exact_kl": "set filter.score=abs_k1",
+    "gamma=0.5 divergence=hellinger": "set gamma=0 instead of 0.5, or divergence=reverse_kl",
+    "filter=partition": "set divergence=split too",
+    "divergence=split": "set filter=partition too",
+    "divergence=split filter=partition divergence.inside._target_=os.system": "only functions of",
+    "evaluate.temperature=0": "greedy answers are all alike",
+    "optim.betas=[0.9]": "optim.betas",
+    "optim.warmup_steps=4": "the learning rate would never arrive",
+    "checkpoint.keep=0": "checkpoint.keep=0",
+    "recipes.student.steps=0": "recipes.student.steps=0",
+    "prompts.source.kind=web": "prompts.source",
+    "prompts.template=chat": "chat template",
+    "prompts.max_prompt_length=1": "prompts.max_prompt_length",
+    "batch_size": "batch_size",
+    "config=/nowhere/config.yaml": "config=/nowhere/config.yaml: there is no such file",
+}
+
+
+@pytest.mark.parametrize("arguments", CONFIG)
+def test_a_bad_config_is_refused_in_one_sentence(arguments: str, command):
+    status, error = command(*arguments.split())
+    assert status == 2
+    assert CONFIG[arguments] in one_sentence(error)
+
+
+@pytest.mark.parametrize(
+    ("given", "missing"), [("", "prompts.source.file"), ("prompts.source.file=x", "student.model")]
+)
+def test_what_a_scale_leaves_open_must_be_given(given: str, missing: str, command):
+    status, error = command("scale=own", *given.split(), small=False)
+    assert status == 2 and one_sentence(error) == f"{missing}: has no value and must be given one, as {missing}=VALUE"
+
+
+def break_model(source: Path, target: Path, damage: Callable[[Path], None]) -> Path:
+    shutil.copytree(source, target)
+    damage(target)
+    return target
+
+
+def other_vocabulary(folder: Path) -> None:
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    vocabulary["7"], vocabulary["8"] = vocabulary["8"], vocabulary["7"]
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
+
+
+def nan_weights(folder: Path) -> None:
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    weights["model.norm.weight"].fill_(float("nan"))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    return lambda folder: os.truncate(folder / name, (folder / name).stat().st_size // 2)
+
+
+MODELS = {
+    "absent": (lambda folder: shutil.rmtree(folder), "there is no such directory"),
+    "empty": (lambda folder: [file.unlink() for file in folder.iterdir()], "can be loaded from this directory"),
+    "no weights": (lambda folder: (folder / "model.safetensors").unlink(), "can be loaded from this directory"),
+    "torn weights": (truncate("model.safetensors"), "can be loaded from this directory"),
+    "torn config": (truncate("config.json"), "can be loaded from this directory"),
+    "torn tokenizer": (truncate("tokenizer.json"), "can be loaded from this directory"),
+    "NaN weights": (nan_weights, "not finite numbers"),
+}
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+@pytest.mark.parametrize("damage", MODELS)
+def test_a_bad_model_is_refused_by_its_key(damage: str, role: str, command, models: Path, tmp_path: Path):
+    breaks, says = MODELS[damage]
+    bad = break_model(models / "medium", tmp_path / "bad", breaks)
+    key = {"student": "student.model", "teacher": "teacher.models"}[role]
+    status, error = command(f"student.model={bad}" if role == "student" else f"teacher.models=[{bad}]")
+    sentence = one_sentence(error)
+    assert status == 2 and sentence.startswith(key) and says in sentence
+
+
+def test_a_teacher_of_another_vocabulary_is_refused(command, models: Path, tmp_path: Path):
+    bad = break_model(models / "medium", tmp_path / "bad", other_vocabulary)
+    status, error = command(f"teacher.models=[{bad}]")
+    assert status == 2 and "its vocabulary is not the student's: token" in one_sentence(error)
+
+
+def test_a_failed_run_says_so_in_its_record_and_can_go_on(command, models: Path, tmp_path: Path):
+    teacher = tmp_path / "teacher"
+    status, _ = command(f"teacher.models=[{teacher}]")
+    (path,) = (tmp_path / "outputs" / "main").iterdir()
+    assert status == 2
+    assert RunDir(path).status().state == "failed" and str(teacher) in (RunDir(path).status().error or "")
+    shutil.copytree(models / "large", teacher)
+    status, _ = command(f"teacher.models=[{teacher}]")
+    assert status == 0 and RunDir(path).status().state == "finished" and RunDir(path).status().attempts == 2
+
+
+def test_a_changed_config_in_an_old_directory_is_refused_by_its_keys(command, tmp_path: Path):
+    assert command()[0] == 0
+    (path,) = (tmp_path / "outputs" / "main").iterdir()
+    file = path / "config.yaml"
+    file.write_text(file.read_text().replace("gamma: 0.0", "gamma: 0.5").replace("batch_size: 4", "batch_size: 5"))
+    before = {each: each.read_bytes() for each in path.rglob("*") if each.is_file()}
+    status, error = command()
+    assert status == 2 and "differs in batch_size, gamma" in one_sentence(error)
+    assert before == {each: each.read_bytes() for each in path.rglob("*") if each.is_file()}
+
+
+def test_the_second_process_on_a_directory_is_refused(command, small_run: list[str], tmp_path: Path):
+    from filelock import FileLock
+
+    folder = train.run_dir(composed([*small_run, f"paths.outputs={tmp_path / 'outputs'}"]))
+    folder.path.mkdir(parents=True)
+    with FileLock(folder.path / ".lock"):
+        status, error = command()
+    assert status == 2 and "another process is running this run" in one_sentence(error)
+    assert not folder.config_file.exists()
+
+
+def test_an_unwritable_outputs_folder_is_refused(command, tmp_path: Path):
+    (tmp_path / "outputs").write_text("a file, not a folder")
+    status, error = command()
+    assert status == 2 and "paths.outputs" in one_sentence(error)
+
+
+def test_a_damaged_checkpoint_is_named(command, tmp_path: Path):
+    assert command()[0] == 0
+    (path,) = (tmp_path / "outputs" / "main").iterdir()
+    RunDir(path).update_status(state="running")
+    truncate("model.safetensors")(path / "checkpoints" / "step_000004")
+    status, error = command()
+    assert status == 2 and "step_000004: the checkpoint cannot be read" in one_sentence(error)
+    shutil.rmtree(path / "checkpoints" / "step_000004")
+    assert command()[0] == 0 and RunDir(path).status().state == "finished"
+
+
+EVALUATE = {
+    "": "give either run=DIR",
+    "run=a model=b": "give either run=DIR",
+    "run=/nowhere": "there is no such checkpoint",
+    "model=/nowhere": "student.model='/nowhere'",
+    "model=sft:nope": "'sft:nope' names no recipe",
+    "model=x step=3": "step=: goes with run=DIR",
+}
+
+
+@pytest.mark.parametrize("arguments", EVALUATE)
+def test_bad_arguments_of_evaluate(arguments: str, command):
+    status, error = command(*arguments.split(), entry=evaluate._main, small=False)
+    assert status == 2 and EVALUATE[arguments] in one_sentence(error)

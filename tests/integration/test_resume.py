@@ -1,0 +1,107 @@
+"""A killed run, given the same command again, ends with the records and weights of an unbroken one, bit for bit."""
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from multiprocessing.forkserver import ensure_running as spawn_forkserver
+from pathlib import Path
+
+import pytest
+
+from opd.records import RunDir
+from tests.integration.child import run
+from tests.integration.conftest import composed
+
+# Children are forked from a process that has imported all and run nothing, so that a run costs what it does alone.
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["tests.integration.child"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forkserver():
+    """Starts the server with this process's import path, which Python 3.11 does not hand on to what it preloads."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        spawn_forkserver()
+        yield
+
+
+def spawn(overrides: list[str], kill_at: int | None = None, *, timeout: float | None = None, writes=None) -> int | None:
+    """Runs in a child; returns its exit code, negative for the signal that ended it."""
+    child = FORK.Process(target=run, args=(composed(overrides), kill_at, writes))
+    child.start()
+    child.join(timeout)
+    if child.is_alive():
+        os.kill(child.pid, signal.SIGKILL)
+        child.join()
+    return child.exitcode
+
+
+def content(folder: RunDir) -> dict[str, object]:
+    """All that a run computed: metrics without the clock, evaluations and weights, byte for byte."""
+    clock = ("time", "time/", "throughput/")
+    metrics = [{key: value for key, value in line.items() if not key.startswith(clock)} for line in folder.metrics()]
+    files = [*folder.evaluations().values(), *sorted(folder.checkpoints.rglob("*.safetensors"))]
+    return {"metrics": metrics, **{str(file.relative_to(folder.path)): file.read_bytes() for file in files}}
+
+
+def only_run(outputs: Path) -> RunDir:
+    (path,) = (outputs / "main").iterdir()
+    return RunDir(path)
+
+
+@pytest.fixture(scope="module")
+def unbroken(small_run, tmp_path_factory) -> tuple[dict[str, object], int]:
+    """What an unbroken run leaves, and how many flushes and renames it makes."""
+    outputs, count = tmp_path_factory.mktemp("unbroken"), FORK.Value("i", 0)
+    assert spawn([*small_run, f"paths.outputs={outputs}"], writes=count) == 0
+    return content(only_run(outputs)), count.value
+
+
+@pytest.mark.parametrize("moment", range(10))
+def test_a_run_killed_at_a_random_write_resumes_exactly(moment: int, unbroken, small_run, tmp_path: Path):
+    expected, writes = unbroken
+    overrides = [*small_run, f"paths.outputs={tmp_path}"]
+    kill_at = random.Random(moment).randint(1, writes)
+    assert spawn(overrides, kill_at) == -signal.SIGKILL
+    assert spawn(overrides) == 0
+    folder = only_run(tmp_path)
+    assert content(folder) == expected
+    assert folder.status().state == "finished" and folder.status().attempts >= 1
+
+
+def test_a_run_killed_again_and_again_by_the_clock_resumes_exactly(unbroken, small_run, tmp_path: Path):
+    overrides = [*small_run, f"paths.outputs={tmp_path}"]
+    draw, kills = random.Random(0), 0
+    while spawn(overrides, timeout=draw.uniform(0.2, 4)) != 0:
+        kills += 1
+        assert kills < 40
+    assert content(only_run(tmp_path)) == unbroken[0]
+
+
+def test_a_torn_last_metrics_line_is_forgotten(unbroken, small_run, tmp_path: Path):
+    overrides = [*small_run, f"paths.outputs={tmp_path}"]
+    spawn(overrides, unbroken[1] // 2)
+    with open(only_run(tmp_path).metrics_file, "a") as file:
+        file.write('{"step": 99, "loss"')
+    assert spawn(overrides) == 0
+    assert content(only_run(tmp_path)) == unbroken[0]
+
+
+def test_a_finished_run_is_left_alone(unbroken, small_run, tmp_path: Path):
+    overrides = [*small_run, f"paths.outputs={tmp_path}"]
+    assert spawn(overrides) == 0
+    before = {file: file.stat().st_mtime_ns for file in only_run(tmp_path).path.rglob("*") if file.name != ".lock"}
+    assert spawn(overrides) == 0
+    assert before == {
+        file: file.stat().st_mtime_ns for file in only_run(tmp_path).path.rglob("*") if file.name != ".lock"
+    }
+
+
+def test_metrics_are_one_json_object_a_step(unbroken, small_run, tmp_path: Path):
+    assert spawn([*small_run, f"paths.outputs={tmp_path}"]) == 0
+    lines = only_run(tmp_path).metrics_file.read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [0, 1, 2, 3, 4]

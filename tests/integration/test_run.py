@@ -1,0 +1,259 @@
+"""What a whole run does: the identities that hold whatever the method, and how a run is interrupted."""
+
+import errno
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from opd.records import RunDir
+from opd.train import run_dir, train
+from tests.integration.conftest import composed
+
+
+@pytest.fixture
+def run(small_run: list[str], tmp_path: Path):
+    """Trains with these overrides; returns the run directory."""
+
+    def train_with(*overrides: str, outputs: str = "outputs") -> RunDir:
+        config = composed([*small_run, f"paths.outputs={tmp_path / outputs}", *overrides])
+        assert train(config).state == "finished"
+        return run_dir(config)
+
+    return train_with
+
+
+def weights(folder: RunDir) -> dict[str, torch.Tensor]:
+    return load_file(folder.checkpoints / "final" / "model.safetensors")
+
+
+def steps(folder: RunDir) -> list[dict[str, float]]:
+    return [line for line in folder.metrics() if line["step"] > 0]
+
+
+def test_a_student_that_is_its_own_teacher_has_no_advantage_and_stays_as_it_is(run, models: Path):
+    folder = run("teacher=self")
+    for line in steps(folder):
+        assert line["divergence/reverse_kl"] == 0 and line["loss"] == 0 and line["grad_norm"] == 0
+    start = load_file(models / "student" / "model.safetensors")
+    assert all(torch.equal(start[name], tensor) for name, tensor in weights(folder).items())
+
+
+def test_learning_brings_the_student_closer_to_its_teacher(run):
+    folder = run("num_steps=8", "optim.lr=0.03", "samples_per_prompt=8", "evaluate.every=0", "checkpoint.every=0",
+                 "checkpoint.keep=1")  # fmt: skip
+    kl = [line["divergence/reverse_kl"] for line in steps(folder)]
+    assert sum(kl[-2:]) < 0.8 * sum(kl[:2])
+
+
+def test_micro_batches_and_logit_chunks_change_nothing_but_rounding(run):
+    whole, split = run(), run("memory.micro_batch_tokens=24", "memory.logit_chunk=3")
+    for name, tensor in weights(whole).items():
+        torch.testing.assert_close(weights(split)[name], tensor, atol=2e-6, rtol=1e-5)
+    for one, other in zip(steps(whole), steps(split), strict=True):
+        assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
+
+
+def test_the_same_config_and_seed_give_the_same_run_and_another_seed_another(run):
+    first, again, other = run(), run(outputs="again"), run("seed=1")
+    assert all(torch.equal(weights(first)[name], weights(again)[name]) for name in weights(first))
+    assert first.path.name == again.path.name and first.path.name != other.path.name
+    assert steps(first)[0]["loss"] != steps(other)[0]["loss"]
+
+
+def test_one_teacher_is_a_ladder_of_one_stage(run, models: Path):
+    """Hard switch between twins is the single teacher."""
+    twin = models / "large"
+    single = run(f"teacher.models=[{twin}]")
+    switch = run(f"scale.ladder=[{twin},{twin}]", "+experiment=hard_switch")
+    assert all(torch.equal(weights(single)[name], tensor) for name, tensor in weights(switch).items())
+
+
+def test_hard_switch_loads_one_teacher_at_a_time_smallest_first(run, models: Path, monkeypatch: pytest.MonkeyPatch):
+    from opd import assemble
+
+    loaded = []
+    original = assemble.load_model
+    monkeypatch.setattr(
+        assemble,
+        "load_model",
+        lambda model, **settings: (loaded.append(Path(model).name), original(model, **settings))[1],
+    )
+    run("+experiment=hard_switch", "num_steps=6", "checkpoint.every=2")
+    assert loaded == ["student", "small", "medium", "large"]
+
+
+def test_a_filtered_run_trains_on_the_share_it_says(run):
+    for line in steps(run("+experiment=kl_70_100")):
+        assert line["filter/kept"] == pytest.approx(0.3, abs=1 / line["response/tokens"])
+
+
+LADDER = "teacher=ladder"
+METHODS = [
+    *(
+        f"divergence={name}"
+        for name in (
+            "forward_kl", "jeffreys", "jensen_shannon", "generalized_jensen_shannon", "hellinger", "tsallis",
+            "alpha_divergence", "skew_kl", "skew_forward_kl", "total_variation", "entropy_aware", "k3_naive",
+            "k2_naive", "value_weighted",
+        )
+    ),
+    "divergence=split filter=partition",
+    *(f"{LADDER} ensemble={name}" for name in ("arithmetic", "geometric", "advantage_mean", "soft_switch")),
+    *(f"{LADDER} ensemble={name}" for name in ("hard_switch", "random", "best_of")),
+    f"{LADDER} ensemble=by_domain ensemble.domain={{addition:0,subtraction:1,multiplication:2,chain:2}}",
+    "rollout_correction=none", "rollout_correction=tis", "rollout_correction=icepop",
+    "rollout_correction.level=sequence",
+    "filter=kl", "filter=kl filter.scope=sequence filter.denominator=kept", "filter=signed_kl",
+    "filter=student_entropy", "filter=teacher_entropy filter.scope=group",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_with_a_finite_gradient_that_is_not_zero(run, method: str):
+    for line in steps(run("num_steps=2", "evaluate.at_start=false", "evaluate.benchmarks=[]", *method.split())):
+        assert math.isfinite(line["loss"]) and 0 < line["grad_norm"] < math.inf
+
+
+def test_every_method_file_is_in_the_table_above():
+    from opd.cli import CONF
+
+    used = {word for method in METHODS for word in method.split()}
+    for group in ("divergence", "ensemble", "filter", "rollout_correction"):
+        choices = {f"{group}={file.stem}" for file in (CONF / group).glob("*.yaml")}
+        defaults = {"divergence=reverse_kl", "ensemble=single", "filter=none", "rollout_correction=mis"}
+        assert choices - defaults - used == set()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_rounded_sampler_disagrees_with_the_learner_and_mis_masks_what_is_far_off(run, dtype: str):
+    exact = steps(run())
+    rounded = steps(run(f"rollout.dtype={dtype}", "rollout_correction.low=0.99", "rollout_correction.high=1.01"))
+    assert max(line["rollout_correction/abs_log_ratio"] for line in exact) < 1e-5
+    for line in rounded:
+        assert line["rollout_correction/abs_log_ratio"] > 1e-4
+        assert 0 < line["rollout_correction/masked"] < 1
+
+
+@pytest.mark.parametrize(
+    "knob", ["gamma=0.5", "whitening=none", "whitening=group", "entropy_coef=0.1", "loss=sequence_mean"]
+)
+def test_every_shaping_knob_acts(run, knob: str):
+    assert steps(run())[1]["loss"] != steps(run(knob))[1]["loss"]
+
+
+def test_the_entropy_bonus_keeps_the_student_broader(run):
+    settings = ("num_steps=8", "optim.lr=0.02", "evaluate.every=0")
+    plain, bonus = run(*settings), run(*settings, "entropy_coef=5.0")
+    assert steps(bonus)[-1]["entropy/student"] > steps(plain)[-1]["entropy/student"] + 0.05
+
+
+def test_a_step_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
+    small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from opd import loop
+    from opd.errors import UserError
+
+    calls = iter(range(100))
+    original = loop.whiten
+
+    def poisoned(*arguments):
+        advantage, mean, std = original(*arguments)
+        return (advantage * math.nan if next(calls) == 2 else advantage), mean, std
+
+    monkeypatch.setattr(loop, "whiten", poisoned)
+    config = composed([*small_run, f"paths.outputs={tmp_path}"])
+    with pytest.raises(UserError, match=r"step 3: loss is nan"):
+        train(config)
+    folder = run_dir(config)
+    assert folder.status().state == "failed" and folder.status().step == 2
+    monkeypatch.setattr(loop, "whiten", original)
+    assert train(config).state == "finished"
+
+
+def test_the_newest_checkpoints_and_the_best_stay(run):
+    folder = run("num_steps=8", "checkpoint.keep=2", "evaluate.every=2")
+    state = json.loads((folder.checkpoints / "step_000008" / "state.json").read_text())
+    kept = {path.name for path in folder.checkpoints.iterdir()}
+    assert kept == {"step_000007", "step_000008", f"step_{state['best_step']:06d}", "final"}
+
+
+def test_the_final_checkpoint_loads_in_transformers_as_it_was_trained(run):
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = run()
+    model = AutoModelForCausalLM.from_pretrained(folder.checkpoints / "final")
+    tokenizer = AutoTokenizer.from_pretrained(folder.checkpoints / "final")
+    assert tokenizer.encode("1+2=") and model.generation_config.eos_token_id == tokenizer.eos_token_id
+    for name, tensor in weights(folder).items():
+        assert torch.equal(model.state_dict()[name], tensor)
+
+
+def test_a_recorded_config_repeats_its_run(run, small_run: list[str], tmp_path: Path):
+    folder = run()
+    again = subprocess.run(
+        [sys.executable, "-m", "opd.train", f"config={folder.config_file}", f"paths.outputs={tmp_path / 'repeated'}"],
+        cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    repeated = RunDir(tmp_path / "repeated" / "main" / folder.path.name)
+    assert all(torch.equal(weights(folder)[name], weights(repeated)[name]) for name in weights(folder))
+    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "repeated"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
+def test_a_signal_saves_says_preempted_and_the_same_command_goes_on(number: int, small_run: list[str], tmp_path: Path):
+    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={tmp_path}", "num_steps=8"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith("step 2/8"):
+                process.send_signal(number)
+                break
+        _, error = process.communicate(timeout=60)
+    folder = RunDir(next((tmp_path / "main").iterdir()))
+    assert process.returncode == 75 and "preempted; the same command goes on" in error
+    stopped = folder.status()
+    assert stopped.state == "preempted" and 2 < stopped.step < 8
+    assert (folder.checkpoints / f"step_{stopped.step:06d}").is_dir()
+    assert train(composed(command[3:])).state == "finished"
+    assert [line["step"] for line in folder.metrics()] == list(range(9))
+
+
+def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(small_run: list[str], tmp_path: Path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=90k", "tmpfs", str(disk)], capture_output=True)
+    if mounted.returncode and not os.environ.get("CI"):
+        pytest.skip("mounting a small file system needs root")
+    assert mounted.returncode == 0, mounted.stderr
+    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={disk}"]
+    try:
+        full = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert full.returncode == 2 and "Traceback" not in full.stderr
+        assert os.strerror(errno.ENOSPC) in full.stderr.strip().splitlines()[-1]
+        subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
+        assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+        folder = RunDir(next((disk / "main").iterdir()))
+        assert folder.status().state == "finished" and [line["step"] for line in folder.metrics()] == [0, 1, 2, 3, 4]
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=False)
+
+
+def test_help_lists_the_choices_without_torch(tmp_path: Path):
+    start = time.perf_counter()
+    shown = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "opd.train", "--help"], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert shown.returncode == 0 and time.perf_counter() - start < 60
+    for choice in ("hard_switch", "kl_70_100", "qwen3_4b", "rollout_correction: ", "reverse_kl"):
+        assert choice in shown.stdout
+    assert not [line for line in shown.stderr.splitlines() if line.endswith((" torch", " transformers", " pandas"))]
