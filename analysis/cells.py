@@ -1,0 +1,113 @@
+"""How a table becomes cells, Markdown and CSV."""
+
+import csv
+import io
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+
+from analysis.text import csv_cell, markdown
+
+MISSING = "–"
+Kind = Literal["text", "number", "percent", "points", "tokens"]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One column of a table. With `interval`, the frame also has `<key>_low` and `<key>_high`."""
+
+    key: str
+    label: str
+    kind: Kind = "text"
+    interval: bool = False
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell as it is read, its interval ("" without one), and what it is sorted by (None where missing)."""
+
+    text: str
+    interval: str
+    order: str | float | None
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows to show under a title; `note` says what the numbers are. The frame's column `arm` is not shown."""
+
+    name: str
+    title: str
+    note: str
+    fields: Sequence[Field]
+    frame: pd.DataFrame
+
+    def rows(self) -> Iterator[tuple[str | None, list[Cell]]]:
+        """The arm's id, where a row is about one, and the cells."""
+        for values in self.frame.itertuples(index=False, name=None):
+            row = dict(zip(self.frame.columns, values, strict=True))
+            yield row["arm"], [_cell(row, field) for field in self.fields]
+
+    def markdown(self) -> str:
+        lines = [
+            "| " + " | ".join(field.label for field in self.fields) + " |",
+            "|" + "|".join(" --- " if field.kind == "text" else " ---: " for field in self.fields) + "|",
+        ]
+        for _, row in self.rows():
+            cells = [f"{markdown(cell.text)} {markdown(cell.interval)}".strip() for cell in row]
+            lines.append("| " + " | ".join(cells) + " |")
+        return "\n".join(lines) + "\n"
+
+    def csv(self) -> str:
+        keys = [
+            key
+            for field in self.fields
+            for key in ([field.key, f"{field.key}_low", f"{field.key}_high"] if field.interval else [field.key])
+        ]
+        return frame_csv(self.frame[keys])
+
+
+def frame_csv(frame: pd.DataFrame) -> str:
+    """CSV with a header row. A missing value is an empty cell; numbers have at most 6 decimals."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(frame.columns)
+    writer.writerows([_csv_value(value) for value in row] for row in frame.itertuples(index=False))
+    return out.getvalue()
+
+
+def _csv_value(value: Any) -> Any:
+    if _missing(value):
+        return ""
+    if isinstance(value, float):
+        return repr(round(float(value), 6) + 0.0)
+    return csv_cell(value) if isinstance(value, str) else value
+
+
+def _cell(row: dict[str, Any], field: Field) -> Cell:
+    value = row[field.key]
+    if _missing(value):
+        return Cell(MISSING, "", None, field.kind)
+    interval = ""
+    if field.interval and not _missing(row[f"{field.key}_low"]):
+        ends = (_number(row[f"{field.key}_{end}"], field.kind) for end in ("low", "high"))
+        interval = f"[{', '.join(ends)}]"
+    if field.kind == "text":
+        return Cell(str(value), interval, str(value), field.kind)
+    return Cell(_number(value, field.kind), interval, float(value), field.kind)
+
+
+def _number(value: float, kind: Kind) -> str:
+    if kind == "number":
+        return f"{value:.0f}"
+    if kind == "tokens":
+        return f"{value:.1f}" if value < 100 else f"{value:.0f}"
+    text = f"{value:+.1f}" if kind == "points" else f"{value:.1f}"
+    return text.replace("-", "−") if float(text) else text.lstrip("+-")
+
+
+def _missing(value: Any) -> bool:
+    return value is None or value is pd.NA or (isinstance(value, float) and math.isnan(value))

@@ -1,0 +1,191 @@
+"""One evaluation: the graded answers of one `evaluate/step_*.jsonl` → the scores of each problem."""
+
+import io
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.json
+
+from analysis.text import encodable, printable
+from opd.records import RecordError, RunDir, Sample, read_lines
+from opd.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+
+AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's benchmarks
+
+# What the k answers to one problem come to: `opd.scores`, the share cut off at the length limit, the mean length in
+# tokens. In a `Sample`, `prediction` is the answer found in the student's text (None: none), `answer` the right one.
+SCORES = ("mean", "best", "best_resampled", "maj", "truncated", "length")
+
+_SCHEMA = pa.schema(
+    {
+        "benchmark": pa.string(),
+        "problem_id": pa.string(),
+        "sample": pa.int64(),
+        "correct": pa.bool_(),
+        "answer": pa.string(),
+        "prediction": pa.string(),
+        "num_tokens": pa.int64(),
+        "truncated": pa.bool_(),
+    }
+)
+_PYTHON = {pa.string(): str, pa.int64(): int, pa.bool_(): bool}
+
+
+@dataclass(frozen=True)
+class Example:
+    """One answer to show."""
+
+    benchmark: str
+    problem: str
+    prediction: str | None
+    answer: str
+    correct: bool
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The problems of one evaluation, each answered as often as the others of its benchmark.
+
+    Attributes:
+        step: the optimizer step it was made at; 0 is before training.
+        benchmark, problem, k: what was asked and how often, a value a problem.
+        scores: `SCORES`, "score problem".
+        examples: the first answer to the first problems, from the benchmarks in turn.
+    """
+
+    step: int
+    benchmark: list[str]
+    problem: list[str]
+    k: np.ndarray
+    scores: np.ndarray
+    examples: list[Example]
+
+
+def read_evaluation(run: RunDir, step: int, *, examples: int) -> Evaluation:
+    """Reads the evaluation at `step`, with at most so many examples.
+
+    Raises:
+        RecordError: where a line is broken, torn or of the wrong type, an answer is there twice, or answers are missing
+            (not as many to one problem of a benchmark as to another).
+    """
+    table = _read(run, step)
+    blocks = list(_blocks(table))
+    return Evaluation(
+        step=step,
+        benchmark=[block.benchmark for block in blocks for _ in block.problems],
+        problem=[problem for block in blocks for problem in block.problems],
+        k=np.concatenate([np.full(len(block.problems), block.rows.shape[1]) for block in blocks]),
+        scores=np.concatenate([_scores(table.take(block.rows.ravel()), block.rows.shape) for block in blocks], axis=1),
+        examples=_examples(table, blocks, examples),
+    )
+
+
+def _read(run: RunDir, step: int) -> pa.Table:
+    """The file's lines as a table. Arrow reads a sound file fast; one that it does not take, or not line by line, is
+    left to the record's own reader, which knows what is wrong and where.
+    """
+    file = run.samples_file(step)
+    content = file.read_bytes()
+    if not content:
+        raise RecordError("holds no answer")
+    if not content.endswith(b"\n"):
+        raise RecordError("its last line is torn")
+    try:
+        table = pyarrow.json.read_json(
+            io.BytesIO(content),
+            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
+        ).select(_SCHEMA.names)
+        table.validate(full=True)
+        needed = [name for name in _SCHEMA.names if name != "prediction"]
+        if table.num_rows == content.count(b"\n") and not any(table[name].null_count for name in needed):
+            return table.combine_chunks()
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError):
+        pass
+    return _table(list(read_lines(file)))
+
+
+def _table(lines: Sequence[Mapping[str, Any]]) -> pa.Table:
+    columns = {}
+    for field in _SCHEMA:
+        if not all(field.name in line for line in lines):
+            raise RecordError(f"a line has no {field.name}")
+        values = [line[field.name] for line in lines]
+        for value in values:
+            if type(value) is not _PYTHON[field.type] and not (value is None and field.name == "prediction"):
+                raise RecordError(f"{field.name} is {printable(repr(value), limit=40)}")
+        columns[field.name] = [encodable(value) if isinstance(value, str) else value for value in values]
+    return pa.table(columns, schema=_SCHEMA)
+
+
+assert set(_SCHEMA.names) == {field.name for field in fields(Sample)}
+
+
+@dataclass(frozen=True)
+class _Block:
+    """One benchmark: its problems in the order of the record, and the rows of the answers, "problem sample"."""
+
+    benchmark: str
+    problems: list[str]
+    rows: np.ndarray
+
+
+def _blocks(table: pa.Table) -> Iterator[_Block]:
+    benchmark, problem = (table[name].combine_chunks().dictionary_encode() for name in ("benchmark", "problem_id"))
+    of_benchmark, of_problem = benchmark.indices.to_numpy(), problem.indices.to_numpy()
+    sample, problems = table["sample"].to_numpy(), problem.dictionary.to_pylist()
+    for code, name in enumerate(benchmark.dictionary.to_pylist()):
+        if name == AVERAGE or not name or name != printable(name, limit=60):
+            raise RecordError(f"{printable(repr(name), limit=60)} cannot be a benchmark's name")
+        rows = np.flatnonzero(of_benchmark == code)
+        rows = rows[np.lexsort((sample[rows], of_problem[rows]))]
+        asked, answers = np.unique(of_problem[rows], return_counts=True)
+        for position in np.flatnonzero(answers < answers.max())[:1]:
+            where = printable(f"{name} problem {problems[asked[position]]}", limit=100)
+            raise RecordError(f"{where} has {answers[position]} of {answers.max()} answers")
+        rows = rows.reshape(len(asked), -1)
+        for position in np.flatnonzero((np.diff(sample[rows], axis=1) == 0).any(axis=1))[:1]:
+            where = printable(f"{name} problem {problems[asked[position]]}", limit=100)
+            raise RecordError(f"{where} has one sample twice")
+        yield _Block(name, [problems[code] for code in asked], rows)
+
+
+def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
+    correct, truncated, length = (
+        answers[name].to_numpy().reshape(shape) for name in ("correct", "truncated", "num_tokens")
+    )
+    predictions = np.array(answers["prediction"].to_pylist(), dtype=object).reshape(shape)
+    maj = [maj_at_k(given, right) for given, right in zip(predictions.tolist(), correct.tolist(), strict=True)]
+    return np.stack(
+        [*_by_count(shape[1])[:, correct.sum(axis=1)], np.array(maj), truncated.mean(axis=1), length.mean(axis=1)]
+    )
+
+
+@lru_cache(maxsize=64)
+def _by_count(k: int) -> np.ndarray:
+    """mean@k, best@k and resampled best@k of 0, 1, … k right answers: they depend on nothing else."""
+    given = [[True] * right + [False] * (k - right) for right in range(k + 1)]
+    return np.array([[score(answers) for answers in given] for score in (mean_at_k, best_at_k, best_at_k_resampled)])
+
+
+def _examples(table: pa.Table, blocks: Sequence[_Block], count: int) -> list[Example]:
+    turns = [
+        (turn, position, block.rows[turn, 0])
+        for position, block in enumerate(blocks)
+        for turn in range(min(count, len(block.problems)))
+    ]
+    shown = table.take([int(row) for _, _, row in sorted(turns)[:count]]).to_pylist()
+    return [
+        Example(
+            benchmark=row["benchmark"],
+            problem=printable(row["problem_id"], limit=60),
+            prediction=None if row["prediction"] is None else printable(row["prediction"], limit=160),
+            answer=printable(row["answer"], limit=80),
+            correct=row["correct"],
+        )
+        for row in shown
+    ]

@@ -1,0 +1,37 @@
+"""The numbers behind tables and figures, one row a number or a step, for reading on with other tools."""
+
+import numpy as np
+import pandas as pd
+
+from analysis.evaluation import SCORES
+from analysis.outcomes import SHARES
+from analysis.results import Results
+from analysis.stats import ema
+
+
+def exports(results: Results, *, alpha: float) -> dict[str, pd.DataFrame]:
+    """Name → frame. Scores are in percent, differences in points, as in the tables."""
+    labels = {arm.id: arm.label for arm in results.arms}
+    return {
+        "scores_long": _percent(results.estimates).assign(label=results.estimates["arm"].map(labels)),
+        "differences_long": _percent(results.differences).assign(label=results.differences["arm"].map(labels)),
+        "runs_long": _percent(results.outcomes),
+        "learning_curves": _learning_curves(results, alpha),
+        "training": results.records.training,
+    }
+
+
+def _percent(frame: pd.DataFrame) -> pd.DataFrame:
+    factor = np.where(frame["score"].isin(SHARES), 100.0, 1.0)
+    numbers = [column for column in ("value", "low", "high") if column in frame]
+    return frame.assign(**{column: frame[column].astype(float) * factor for column in numbers})
+
+
+def _learning_curves(results: Results, alpha: float) -> pd.DataFrame:
+    """Every run's score at every evaluated step, and mean@k and best@k smoothed."""
+    frame = results.by_step.assign(**{share: results.by_step[share] * 100 for share in SHARES})
+    for score in ("mean", "best"):
+        curves = frame.groupby(["run", "benchmark"])[score]
+        frame[f"{score}_smoothed"] = curves.transform(lambda curve: ema(curve.to_numpy(), alpha=alpha))
+    columns = ["run", "benchmark", "step", "k", "problems", *SCORES, "mean_smoothed", "best_smoothed"]
+    return frame.sort_values(by=["run", "benchmark", "step"]).loc[:, columns]

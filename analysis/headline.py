@@ -1,0 +1,139 @@
+"""What the report says first: how far the student came, and what ran."""
+
+import math
+from dataclasses import dataclass
+
+from analysis.arms import Arm
+from analysis.evaluation import AVERAGE
+from analysis.results import Results, rows_of
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One number with what it is."""
+
+    label: str
+    value: str
+    note: str
+
+
+@dataclass(frozen=True)
+class Headline:
+    """The title, a line on what ran, the numbers that matter, and where they lie between 0 and 100 %."""
+
+    title: str
+    ran: str
+    tiles: list[Tile]
+    climb: "Climb | None" = None
+
+
+@dataclass(frozen=True)
+class Climb:
+    """Scores in percent: before training, after it, and the teacher's."""
+
+    before: float
+    after: float
+    teacher: float | None
+
+
+@dataclass(frozen=True)
+class _Score:
+    value: float
+    low: float
+    high: float
+
+
+def headline(results: Results) -> Headline:
+    """Tells of the baseline; without one, of the highest settled arm, or else of the highest unfinished one."""
+    scores = _last_scores(results)
+    scored = [arm for arm in results.arms if arm.id in scores]
+    students = [arm for arm in scored if arm.role != "teacher"]
+    if not students:
+        return Headline("No student has been evaluated yet", " · ".join(_ran(results)), [])
+    student = min(students, key=lambda arm: (arm.role != "baseline", not arm.settled, -scores[arm.id].value))
+    asked = _benchmarks(results, student)
+    alike = [arm for arm in scored if arm.role == "teacher" and _benchmarks(results, arm) == asked]
+    teacher = max(alike, key=lambda arm: scores[arm.id].value, default=None)
+    return Headline(
+        _title(results, student, scores[student.id]),
+        " · ".join([*_ran(results), _asked(results, student)]),
+        _tiles(results, student, scores[student.id], teacher, scores[teacher.id] if teacher else None),
+        Climb(100 * results.before[student.id], scores[student.id].value, scores[teacher.id].value if teacher else None)
+        if student.id in results.before
+        else None,
+    )
+
+
+def _last_scores(results: Results) -> dict[str, _Score]:
+    """Arm → mean@k at its last step, averaged over benchmarks, in percent."""
+    return {
+        arm: _Score(100 * row["value"], 100 * row["low"], 100 * row["high"])
+        for (arm, benchmark), rows in results.estimated.items()
+        for row in rows
+        if (benchmark, row["score"], row["which"]) == (AVERAGE, "mean", "last") and not math.isnan(row["value"])
+    }
+
+
+def _title(results: Results, student: Arm, score: _Score) -> str:
+    if student.id not in results.before:
+        return f"{student.label} scores {_percent(score.value)}"
+    start, end = round(100 * results.before[student.id], 1), round(score.value, 1)
+    so_far = "" if student.settled else " so far"
+    if start == end:
+        return f"The student stayed at {_percent(end)}{so_far}"
+    return f"The student {'climbed' if end > start else 'fell'} from {_percent(start)} to {_percent(end)}{so_far}"
+
+
+def _tiles(
+    results: Results, student: Arm, score: _Score, teacher: Arm | None, teachers_score: _Score | None
+) -> list[Tile]:
+    mean = results.label("mean")
+    tiles = []
+    if student.id in results.before:
+        tiles.append(Tile("Before", _percent(100 * results.before[student.id]), f"{mean} before training"))
+    interval = "" if math.isnan(score.low) else f", 95 % interval {score.low:.1f} to {score.high:.1f}"
+    seeds = f", {len(student.used)} seeds" if len(student.used) > 1 else ""
+    after = "Distilled" if student.settled else "So far"
+    tiles.append(Tile(after, _percent(score.value), f"{mean} of {student.label}{seeds}{interval}"))
+    if teacher and teachers_score:
+        share = (
+            f", of which the student reaches {100 * score.value / teachers_score.value:.0f} %"
+            if teachers_score.value
+            else ""
+        )
+        tiles.append(Tile("Teacher", _percent(teachers_score.value), f"{mean} of {teacher.label}{share}"))
+    return tiles
+
+
+def _ran(results: Results) -> list[str]:
+    runs = rows_of(results.records.runs)
+    counted = sum(row["counted"] for row in runs)
+    unfinished = sum(row["state"] != "finished" for row in runs)
+    studies = sorted({row["study"] for row in runs})
+    return [
+        *([f"study {_list(studies)}"] if studies else []),
+        f"{_count(counted, 'finished run')} of {_count(sum(arm.settled for arm in results.arms), 'config')}",
+        *([f"{unfinished} unfinished"] if unfinished else []),
+    ]
+
+
+def _asked(results: Results, student: Arm) -> str:
+    row = results.estimated[student.id, AVERAGE][0]
+    answers = f" × {row['k']} answers" if row["k"] else ""
+    return f"{_list(sorted(_benchmarks(results, student) - {AVERAGE}))}: {_count(row['problems'], 'problem')}{answers}"
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (f" and {len(names) - 6} more" if names[6:] else "")
+
+
+def _percent(value: float) -> str:
+    return f"{value:.1f}\N{NO-BREAK SPACE}%"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _benchmarks(results: Results, arm: Arm) -> set[str]:
+    return {benchmark for of, benchmark in results.estimated if of == arm.id}

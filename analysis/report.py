@@ -1,0 +1,125 @@
+"""python -m analysis.report runs=DIR out=DIR
+
+Reads every run directory under `runs` and writes report.html (one page, opens from disk without a network), report.md
+and tables/*.csv to `out`. Broken, unfinished and foreign runs are listed in them with the reason.
+
+  runs=DIR          the folder to read, as outputs or outputs/demo
+  out=DIR           the folder to write to, made if it is not there
+  baseline=default  the run that the others are compared with: a name, or name-confighash where several have the name
+  ema=0.15          weight of the newest value in the moving averages of the curves: above 0, at most 1
+  bootstrap=5000    resamples behind each interval: 100 to 100000
+  seed=0            seed of the resamples: 0 or more; same records, same arguments, same bytes
+"""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from opd.errors import UserError
+from opd.records import find_runs, write_whole
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What the command was given; the module's docstring says what each is."""
+
+    runs: Path
+    out: Path
+    baseline: str = "default"
+    ema: float = 0.15
+    bootstrap: int = 5000
+    seed: int = 0
+
+
+_RIGHT: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "ema": ("a number above 0 and at most 1", lambda value: 0 < value <= 1),
+    "bootstrap": ("a whole number from 100 to 100000", lambda value: 100 <= value <= 100_000),
+    "seed": ("a whole number, 0 or more", lambda value: value >= 0),
+}
+
+
+def parse(argv: Sequence[str]) -> Arguments:
+    """key=value arguments → `Arguments`; raises `UserError`."""
+    kinds = {field.name: field for field in fields(Arguments)}
+    given: dict[str, Any] = {}
+    for argument in argv:
+        key, equals, value = argument.partition("=")
+        if key not in kinds or not equals:
+            raise UserError(f"{argument} is no argument; the arguments are {'=, '.join(kinds)}=")
+        if key in given or not value:
+            raise UserError(f"{key}= is given {'twice' if key in given else 'without a value'}; give it one value")
+        given[key] = _value(key, value, kinds[key].type)
+    for key, field in kinds.items():
+        if key not in given and field.default is MISSING:
+            raise UserError(f"{key}= is missing; give a folder, as {key}=DIR")
+    return Arguments(**given)
+
+
+def _value(key: str, text: str, kind: Any) -> Any:
+    what, right = _RIGHT.get(key, ("", lambda value: True))
+    try:
+        value = kind(text)
+    except ValueError:
+        raise UserError(f"{key}={text} is not {what}") from None
+    if not right(value):
+        raise UserError(f"{key}={text} is not {what}")
+    return value
+
+
+def write_report(arguments: Arguments) -> str:
+    """Reads, analyses, writes; returns one sentence on what was written. Raises `UserError`."""
+    if not arguments.runs.is_dir():
+        raise UserError(f"runs={arguments.runs} is no folder; give one that holds run directories, as runs=outputs")
+    if not find_runs(arguments.runs):
+        raise UserError(f"runs={arguments.runs} holds no run directory (one with a config.yaml or status.json)")
+    contents, what = build(arguments)
+    try:
+        for name, content in contents.items():
+            write_whole(arguments.out / name, content)
+    except OSError as error:
+        raise UserError(f"out={arguments.out} cannot be written: {error.strerror}; give another folder") from error
+    return f"{arguments.out / 'report.html'}: {what}"
+
+
+def build(arguments: Arguments) -> tuple[dict[str, str], str]:
+    """File name → content, and how much was read. A pure function of the records and the arguments."""
+    from analysis.cells import frame_csv
+    from analysis.contrasts import Bootstrap
+    from analysis.exports import exports
+    from analysis.figures import panels
+    from analysis.headline import headline
+    from analysis.load import load
+    from analysis.page import html_page, markdown_page
+    from analysis.results import analyse
+    from analysis.tables import all_tables
+
+    alpha, bootstrap = arguments.ema, Bootstrap(count=arguments.bootstrap, seed=arguments.seed)
+    results = analyse(load(arguments.runs), baseline=arguments.baseline, bootstrap=bootstrap)
+    head = headline(results)
+    tables = {table.name: table for table in all_tables(results)}
+    contents = {
+        "report.html": html_page(results, head, tables, panels(results, alpha=alpha), alpha=alpha),
+        "report.md": markdown_page(head, tables),
+        **{f"tables/{name}.csv": table.csv() for name, table in tables.items()},
+        **{f"tables/{name}.csv": frame_csv(frame) for name, frame in exports(results, alpha=alpha).items()},
+    }
+    return contents, f"{head.ran}; {len(results.excluded)} left out, each named there"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Returns the exit status: 0, or 2 for what the user can mend, said in one sentence."""
+    if {"-h", "--help"} & set(argv):
+        print((__doc__ or "").strip())
+        return 0
+    try:
+        print(write_report(parse(argv)))
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

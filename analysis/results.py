@@ -1,0 +1,117 @@
+"""Records → everything that tables, figures and the page show."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from analysis.arms import Arm, group_arms
+from analysis.contrasts import Bootstrap, ProblemScores, contrasts, estimates
+from analysis.evaluation import AVERAGE
+from analysis.load import Records
+from analysis.outcomes import by_step, chosen_steps, outcomes
+
+
+@dataclass(frozen=True)
+class Results:
+    """What the records come to. Scores are shares in [0, 1] here; tables and figures show percent.
+
+    Attributes:
+        records: what was read.
+        by_step: every run's scores at every evaluated step (`outcomes.by_step`).
+        outcomes: every run's last and best scores (`outcomes.outcomes`).
+        arms: the runs that differ in nothing but their seed, in the order in which they are shown.
+        estimates: every arm's scores with intervals (`contrasts.estimates`).
+        differences: every arm minus the baseline with intervals (`contrasts.contrasts`).
+        excluded: `run`, `left_out`, `reason`: of reading and of comparing.
+        benchmarks: all benchmarks there, sorted.
+        k: the number of answers to a problem; 0 where it is not the same everywhere.
+    """
+
+    records: Records
+    by_step: pd.DataFrame
+    outcomes: pd.DataFrame
+    arms: list[Arm]
+    estimates: pd.DataFrame
+    differences: pd.DataFrame
+    excluded: pd.DataFrame
+    benchmarks: list[str]
+    k: int
+
+    @property
+    def baseline(self) -> Arm | None:
+        return next((arm for arm in self.arms if arm.role == "baseline"), None)
+
+    @cached_property
+    def estimated(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """(arm, benchmark) → its rows of `estimates`."""
+        return _by_arm_and_benchmark(self.estimates)
+
+    @cached_property
+    def contrasted(self) -> dict[tuple[str, str], list[dict[str, Any]]]:
+        """(arm, benchmark) → its rows of `differences`."""
+        return _by_arm_and_benchmark(self.differences)
+
+    @cached_property
+    def before(self) -> dict[str, float]:
+        """Arm → mean@k before training, averaged over benchmarks and over the seeds its numbers come from; only of arms
+        whose every such run was evaluated at step 0 and again later.
+        """
+        average = self.by_step[self.by_step["benchmark"] == AVERAGE]
+        start = average[average["step"] == 0].set_index("run")["mean"].to_dict()
+        trained = set(average.loc[average["step"] > 0, "run"])
+        return {
+            arm.id: sum(start[run] for run in arm.used) / len(arm.used)
+            for arm in self.arms
+            if arm.used and all(run in start and run in trained for run in arm.used)
+        }
+
+    def label(self, score: str) -> str:
+        """A score's name with its k, as mean@8; with the letter where k is not the same everywhere."""
+        k = str(self.k or "k")
+        return {
+            "mean": f"mean@{k}",
+            "best": f"best@{k}",
+            "best_resampled": f"best@{k} resampled",
+            "maj": f"maj@{k}",
+            "truncated": "truncated",
+            "length": "length",
+        }[score]
+
+
+def analyse(records: Records, *, baseline: str, bootstrap: Bootstrap) -> Results:
+    """Scores, arms, intervals and differences of what was read."""
+    scored = by_step(records)
+    steps = chosen_steps(records, scored)
+    arms, no_baseline = group_arms(records.runs, list(scored["run"].unique()), baseline=baseline)
+    problem_scores = ProblemScores.of(records.scores)
+    differences, left_out = contrasts(arms, problem_scores, steps, bootstrap)
+    if no_baseline and sum(arm.settled for arm in arms) > 1:
+        left_out.append(("all runs", "differences", no_baseline))
+    excluded = pd.DataFrame(left_out, columns=list(records.excluded.columns))
+    ks = set(records.scores["k"])
+    return Results(
+        records=records,
+        by_step=scored,
+        outcomes=outcomes(scored, steps),
+        arms=arms,
+        estimates=estimates(arms, problem_scores, steps, bootstrap),
+        differences=differences,
+        excluded=pd.concat([records.excluded, excluded], ignore_index=True),
+        benchmarks=sorted(set(scored["benchmark"]) - {AVERAGE}),
+        k=int(ks.pop()) if len(ks) == 1 else 0,
+    )
+
+
+def _by_arm_and_benchmark(frame: pd.DataFrame) -> dict[tuple[str, str], list[dict[str, Any]]]:
+    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows_of(frame):
+        found.setdefault((row["arm"], row["benchmark"]), []).append(row)
+    return found
+
+
+def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    """The rows of a frame as plain mappings."""
+    columns = [str(column) for column in frame.columns]
+    return [dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False, name=None)]

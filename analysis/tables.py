@@ -1,0 +1,228 @@
+"""The report's tables. Scores are in percent, differences in percentage points, lengths in tokens."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from analysis.arms import Arm
+from analysis.cells import Field, Table
+from analysis.evaluation import AVERAGE
+from analysis.outcomes import GRADES, SHARES
+from analysis.results import Results, rows_of
+
+ByBenchmark = Mapping[tuple[str, str], list[dict[str, Any]]]
+
+
+def all_tables(results: Results) -> list[Table]:
+    """Every table of the report, the summary first."""
+    return [table(results) for table in (summary, scores, differences, runs, answers, excluded)]
+
+
+def summary(results: Results) -> Table:
+    """One row an arm: its scores at the last step, averaged over benchmarks, and its differences to the baseline."""
+    mean, best = results.label("mean"), results.label("best")
+    fields = [
+        Field("label", "Run"),
+        Field("seeds", "Seeds", "number"),
+        Field("before", "Before", "percent"),
+        Field("mean_last", mean, "percent", interval=True),
+        Field("mean_last_diff", f"Δ {mean}", "points", interval=True),
+        Field("best_last", best, "percent"),
+        Field("best_last_diff", f"Δ {best}", "points"),
+        Field("mean_max", f"max {mean}", "percent"),
+        Field("state", "State"),
+    ]
+    rows = [
+        {
+            **_measures(results.estimated, arm, AVERAGE),
+            **_measures(results.contrasted, arm, AVERAGE, suffix="_diff"),
+            "seeds": len(arm.used),
+            "state": _state(results, arm),
+            "before": 100 * results.before[arm.id] if arm.id in results.before else None,
+        }
+        for arm in results.arms
+    ]
+    if results.differences.empty:
+        fields = [field for field in fields if not field.key.endswith("_diff")]
+    if all(arm.settled for arm in results.arms):
+        fields = [field for field in fields if field.key != "state"]
+    return _table("summary", "Summary", _summary_note(results), fields, rows, results.arms)
+
+
+def _summary_note(results: Results) -> str:
+    mean, over = results.label("mean"), "averaged over the benchmarks"
+    if len(results.benchmarks) == 1:
+        over = f"on {results.benchmarks[0]}"
+    parts = [
+        f"Percent at the last step {over}, with 95 % bootstrap intervals.",
+        f"Before: {mean} before training.",
+        f"Δ: points above {results.baseline.label}." if results.baseline and len(results.differences) else "",
+        f"max {mean}: best over training, chosen on the test sets.",
+    ]
+    return " ".join(part for part in parts if part)
+
+
+def scores(results: Results) -> Table:
+    """One row an arm and benchmark: every score at the last step, and the best over training."""
+    fields = [
+        Field("label", "Run"),
+        Field("benchmark", "Benchmark"),
+        Field("k", "k", "number"),
+        Field("seeds", "Seeds", "number"),
+        Field("problems", "Problems", "number"),
+        *(Field(f"{score}_last", results.label(score), "percent", interval=True) for score in GRADES),
+        Field("truncated_last", results.label("truncated"), "percent"),
+        Field("length_last", results.label("length"), "tokens"),
+        *(Field(f"{score}_max", f"max {results.label(score)}", "percent", interval=True) for score in GRADES),
+    ]
+    own = [(arm, benchmark) for arm in results.arms for benchmark in _benchmarks(results, results.estimated, arm)]
+    rows = [{**_measures(results.estimated, arm, benchmark), "benchmark": benchmark} for arm, benchmark in own]
+    note = (
+        f"Percent at the last step; length in tokens. {results.label('best_resampled')} is the expected best of k draws"
+        " with replacement from the k answers, which veRL reports as best@k. max: at the step of training whose average"
+        " over the benchmarks is highest; it is chosen on the test sets, so it flatters."
+    )
+    return _table("scores", "Scores on each benchmark", note, fields, rows, [arm for arm, _ in own])
+
+
+def differences(results: Results) -> Table:
+    """One row a settled arm and benchmark: its scores minus the baseline's."""
+    fields = [
+        Field("label", "Run"),
+        Field("benchmark", "Benchmark"),
+        Field("seeds", "Seeds", "number"),
+        Field("problems", "Problems", "number"),
+        Field("drawn", "Resampled"),
+        *(Field(f"{score}_last_diff", f"Δ {results.label(score)}", "points", interval=True) for score in GRADES),
+        *(Field(f"{score}_max_diff", f"Δ max {results.label(score)}", "points", interval=True) for score in GRADES),
+    ]
+    own = [(arm, benchmark) for arm in results.arms for benchmark in _benchmarks(results, results.contrasted, arm)]
+    rows = []
+    for arm, benchmark in own:
+        measures = _measures(results.contrasted, arm, benchmark, suffix="_diff")
+        rows.append({**measures, "benchmark": benchmark, "drawn": _drawn(measures)})
+    name = results.baseline.label if results.baseline else "the baseline"
+    note = (
+        f"Percentage points, run minus {name}, on the same problems and, where both have them, the same seeds, with"
+        " 95 % bootstrap intervals. Where only problems are resampled, they say nothing of how seeds differ."
+    )
+    return _table("differences", f"Differences to {name}", note, fields, rows, [arm for arm, _ in own])
+
+
+def runs(results: Results) -> Table:
+    """One row a run: its state and what it scored."""
+    fields = [
+        Field("label", "Run"),
+        Field("seed", "Seed", "number"),
+        Field("state", "State"),
+        Field("step", "Step", "number"),
+        Field("num_steps", "Steps", "number"),
+        *(Field(f"{score}_last", results.label(score), "percent") for score in GRADES),
+        Field("truncated_last", results.label("truncated"), "percent"),
+        Field("length_last", results.label("length"), "tokens"),
+        *(Field(f"{score}_max", f"max {results.label(score)}", "percent") for score in GRADES),
+        Field("max_step", f"at step ({results.label('mean')})", "number"),
+        Field("error", "Error"),
+        Field("run", "Directory"),
+    ]
+    measured: dict[str, dict[str, Any]] = {}
+    for row in rows_of(results.outcomes[results.outcomes["benchmark"] == AVERAGE]):
+        cells = measured.setdefault(row["run"], {})
+        cells[f"{row['score']}_{row['which']}"] = _shown(row["score"], row["value"])
+        if (row["which"], row["score"]) == ("max", "mean"):
+            cells["max_step"] = row["step"]
+    of_run = {row["run"]: row for row in rows_of(results.records.runs)}
+    own = [(arm, run) for arm in results.arms for run in arm.runs]
+    keys = ("run", "seed", "state", "step", "num_steps", "error")
+    rows = [{**{key: of_run[run][key] for key in keys}, **measured.get(run, {})} for _, run in own]
+    note = (
+        "Every run that could be read, seed by seed: percent at its last evaluation, averaged over the benchmarks; max:"
+        " at its best evaluation, chosen on the test sets."
+    )
+    return _table("runs", "Every run", note, fields, rows, [arm for arm, _ in own])
+
+
+def answers(results: Results) -> Table:
+    """A few answers of each run's last evaluation."""
+    fields = [
+        Field("label", "Run"),
+        Field("seed", "Seed", "number"),
+        Field("step", "Step", "number"),
+        Field("benchmark", "Benchmark"),
+        Field("problem", "Problem"),
+        Field("prediction", "Prediction"),
+        Field("answer", "Answer"),
+        Field("verdict", "Verdict"),
+    ]
+    seeds = dict(zip(results.records.runs["run"], results.records.runs["seed"], strict=True))
+    given: dict[str, list[dict[str, Any]]] = {}
+    for row in rows_of(results.records.answers):
+        verdict = "✓ right" if row["correct"] else "✗ wrong"
+        given.setdefault(row["run"], []).append({**row, "seed": seeds[row["run"]], "verdict": verdict})
+    own = [(arm, row) for arm in results.arms for run in arm.runs for row in given.get(run, [])]
+    note = (
+        "The first answer to the first problems of each run's last evaluation, in the order of the record, not picked."
+        " –: no answer was found in what the student wrote. Follows the choice of runs above."
+    )
+    return _table("answers", "Examples of answers", note, fields, [row for _, row in own], [arm for arm, _ in own])
+
+
+def excluded(results: Results) -> Table:
+    """What is left out of what, and why."""
+    fields = [Field("run", "Run"), Field("left_out", "Left out"), Field("reason", "Reason")]
+    rows = rows_of(results.excluded)
+    note = "Broken, unfinished, foreign or there twice: named here, counted nowhere."
+    return _table("excluded", "Left out", note, fields, rows, [None] * len(rows))
+
+
+# ---- parts
+
+
+def _measures(found: ByBenchmark, arm: Arm, benchmark: str, *, suffix: str = "") -> dict[str, Any]:
+    cells: dict[str, Any] = {}
+    for row in found.get((arm.id, benchmark), ()):
+        key = f"{row['score']}_{row['which']}{suffix}"
+        for end, name in (("value", key), ("low", f"{key}_low"), ("high", f"{key}_high")):
+            cells[name] = _shown(row["score"], row[end])
+        passed_on = ("seeds", "baseline_seeds", "problems", "paired")
+        cells |= {"k": row["k"] or None, **{name: row[name] for name in passed_on if name in row}}
+    return cells
+
+
+def _shown(score: str, value: float) -> float:
+    return 100 * value if score in SHARES else value
+
+
+def _benchmarks(results: Results, found: ByBenchmark, arm: Arm) -> list[str]:
+    """The arm's benchmarks, the average over them first where there are several."""
+    own = [benchmark for benchmark in results.benchmarks if (arm.id, benchmark) in found]
+    return [AVERAGE, *own] if len(own) > 1 else own
+
+
+def _state(results: Results, arm: Arm) -> str:
+    """The state of the runs behind the arm's numbers, with how far they are where they do not count."""
+    if arm.settled:
+        return "finished"
+    of_run = {row["run"]: row for row in rows_of(results.records.runs)}
+    rows = [of_run[run] for run in arm.used or arm.runs]
+    return ", ".join(sorted({f"{row['state']} {row['step']}/{row['num_steps']}" for row in rows}))
+
+
+def _drawn(measures: Mapping[str, Any]) -> str:
+    own, other = measures["seeds"], measures["baseline_seeds"]
+    if own == other == 1:
+        return "problems"
+    return "problems, seeds" if measures["paired"] else f"problems, {own} and {other} seeds unpaired"
+
+
+def _table(
+    name: str, title: str, note: str, fields: list[Field], rows: Iterable[dict[str, Any]], arms: Iterable[Arm | None]
+) -> Table:
+    keys = [key for field in fields for key in (field.key, f"{field.key}_low", f"{field.key}_high")]
+    columns = ["arm", *dict.fromkeys(["label", *keys])]
+    whole = [
+        {**row, "arm": arm.id, "label": arm.label} if arm else {**row, "arm": None}
+        for row, arm in zip(rows, arms, strict=True)
+    ]
+    return Table(name, title, note, fields, pd.DataFrame(whole, columns=columns, dtype=object))

@@ -1,0 +1,44 @@
+"""Text from a record, made safe for each place where it is shown. Records come from models and strangers."""
+
+import html
+import re
+
+# Control characters, lone surrogates, invisible characters and marks that turn the writing direction.
+_UNPRINTABLE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+_MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
+_NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
+_FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
+_BREAKS_OUT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
+
+
+def printable(text: str, *, limit: int) -> str:
+    """`text` on one line and no longer than `limit`, with U+FFFD for each character that is not seen as it is."""
+    text = " ".join(text[: 4 * limit + 100].split())
+    return _UNPRINTABLE.sub("\ufffd", text if len(text) <= limit else text[: limit - 1] + "…")
+
+
+def encodable(text: str) -> str:
+    """`text` with lone surrogates, which JSON can hold and UTF-8 cannot, spelt out."""
+    return text.encode(errors="backslashreplace").decode()
+
+
+def markdown(text: str) -> str:
+    """`text` for a cell of a Markdown table: no markup, no HTML, no end of the cell."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False))
+
+
+def csv_cell(text: str) -> str:
+    """`text` for a CSV cell: a spreadsheet takes what starts with =, +, - or @ for a formula, unless it is a number."""
+    return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
+
+
+def plot_label(text: str) -> str:
+    """`text` for a plotly label, which knows a few HTML tags and entities."""
+    return html.escape(text, quote=False)
+
+
+def script_json(text: str) -> str:
+    """JSON `text` for a `<script>` element: nothing in it can end the element."""
+    return re.sub("[<>&\u2028\u2029]", lambda match: _BREAKS_OUT[match[0]], text)

@@ -1,0 +1,296 @@
+"""The report's page in a real headless Chromium. Skips where there is none, fails where `CI` is set."""
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from analysis.report import main
+from tests.unit.analysis.fake_runs import Fake, write_broken, write_demo, write_run
+
+# The elements with text of their own, outside figures, that is below 4.5:1 against what is behind it or under 12 px.
+POOR_TEXT = """() => {
+  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
+  const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
+  const behind = element => {
+    for (; element; element = element.parentElement) {
+      const colour = rgb(getComputedStyle(element).backgroundColor);
+      if (colour.length < 4 || colour[3] > 0) return colour;
+    }
+    return [255, 255, 255];
+  };
+  const written = element => element.checkVisibility() && !element.closest(".plot, script, option") &&
+    [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
+  return [...document.querySelectorAll("body *")].filter(written).filter(element => {
+    const style = getComputedStyle(element);
+    const [low, high] = [light(rgb(style.color)), light(behind(element))].sort((a, b) => a - b);
+    return (high + 0.05) / (low + 0.05) < 4.5 || parseFloat(style.fontSize) < 12;
+  }).map(element => element.outerHTML.slice(0, 100));
+}"""
+FIGURES = ["learning-mean", "learning-best", "difference-mean", "difference-best", "grad-norm"]
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium, sync_playwright = None, None
+    if chromium is None or sync_playwright is None:
+        missing = "needs Chromium on PATH (apt install chromium) and the package playwright (pip install playwright)"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
+
+
+@dataclass
+class Opened:
+    """A page and what went wrong in it."""
+
+    page: Any
+    complaints: list[str] = field(default_factory=list)
+
+
+@pytest.fixture
+def open_report(browser) -> Iterator:
+    """Opens a report from disk and, after the test, wants no error, no warning and no request to have happened."""
+    opened: list[Opened] = []
+
+    def open_(report: Path, *, width: int = 1280, height: int = 900, scheme: str = "light"):
+        page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
+        found = Opened(page)
+        opened.append(found)
+        page.on("console", lambda message: found.complaints.append(f"{message.type}: {message.text}"))
+        page.on("pageerror", lambda error: found.complaints.append(str(error)))
+        page.on("dialog", lambda dialog: (found.complaints.append("dialog"), dialog.dismiss()))
+        page.on(
+            "request",
+            lambda request: (
+                request.url.startswith(("file:", "data:", "blob:"))
+                or found.complaints.append(f"request: {request.url}")
+            ),
+        )
+        page.goto(report.as_uri())
+        page.wait_for_selector("html[data-ready=true]")
+        return page
+
+    yield open_
+    for found in opened:
+        assert found.complaints == []
+        found.page.close()
+
+
+def write(root: Path) -> Path:
+    assert main([f"runs={root}", f"out={root.parent / (root.name + '-report')}", "bootstrap=200"]) == 0
+    return root.parent / f"{root.name}-report" / "report.html"
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("reports") / "demo"
+    write_demo(root)
+    return write(root)
+
+
+@pytest.fixture(scope="module")
+def hostile(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("reports") / "hostile"
+    write_demo(root)
+    write_broken(root)
+    return write(root)
+
+
+def draw_all(page) -> None:
+    """Figures are drawn when they come near: go past all of them."""
+    for place in page.locator(".plot").all():
+        place.scroll_into_view_if_needed()
+        place.locator(".main-svg").first.wait_for()
+
+
+def drawn(page, figure: str) -> list[str]:
+    """The names of the traces that plotly has drawn in a figure."""
+    return page.evaluate("id => document.getElementById(id)._fullData.map(trace => trace.name)", figure)
+
+
+def chip(page, label: str):
+    return page.locator(".chip", has_text=re.compile(f"^{label}"))
+
+
+def test_every_figure_is_drawn(open_report, demo):
+    page = open_report(demo)
+    draw_all(page)
+    for figure in FIGURES:
+        assert page.locator(f"#{figure} .trace").count() > 0, figure
+    students = {"default", "hard_switch", "kl_70_100", "low_lr", "naive", "tis"}
+    assert set(drawn(page, "learning-mean")) == students | {"teacher-large", "teacher-medium", "teacher-small"}
+    assert "teacher-large 9" in (page.locator("#learning-mean").text_content() or "")
+
+
+def test_chosen_runs_are_shown_in_all_figures_and_in_the_examples(open_report, demo):
+    page = open_report(demo)
+    draw_all(page)
+    assert page.locator("#status").inner_text() == "9 of 9 runs shown"
+    chip(page, "tis").click()
+    assert chip(page, "tis").get_attribute("aria-pressed") == "false"
+    for figure in FIGURES:
+        assert "tis" not in drawn(page, figure) and "hard_switch" in drawn(page, figure)
+    answers = page.locator("#table-answers tbody tr")
+    shown = {row.locator("th").inner_text() for row in answers.all() if row.is_visible()}
+    assert "tis" not in shown and "default" in shown
+    page.locator("#none").click()
+    assert page.locator("#status").inner_text() == "0 of 9 runs shown"
+    assert all(drawn(page, figure) == [] for figure in FIGURES)
+    chip(page, "tis").focus()
+    page.keyboard.press("Space")
+    assert set(drawn(page, "learning-mean")) == {"tis"}
+    page.locator("#all").click()
+    assert len(set(drawn(page, "learning-mean"))) == 9
+
+
+def test_smoothing_changes_the_curve(open_report, demo):
+    page = open_report(demo)
+    page.locator("#learning-mean").scroll_into_view_if_needed()
+    curve = "() => [...document.getElementById('learning-mean')._fullData.find(t => t.name === 'tis').y]"
+    raw = page.evaluate(curve)
+    page.locator("#smooth").check()
+    smooth = page.evaluate(curve)
+    assert smooth[0] == raw[0]
+    assert smooth[1] == pytest.approx(0.85 * raw[0] + 0.15 * raw[1], abs=0.02)
+
+
+def test_benchmark_is_chosen_for_all_figures(open_report, tmp_path):
+    root = tmp_path / "two"
+    for name, final in (("default", 0.9), ("other", 0.5)):
+        write_run(root, Fake(name=name, final=final, num_steps=4, every=2, benchmarks={"aime24": 5, "gsm8k": 20}))
+    page = open_report(write(root))
+    draw_all(page)
+    value = "id => document.getElementById(id)._fullData[0].meta.benchmark"
+    assert {page.evaluate(value, figure) for figure in FIGURES[:4]} == {"average"}
+    page.locator(".benchmark").first.select_option("gsm8k")
+    assert {page.evaluate(value, figure) for figure in FIGURES[:4]} == {"gsm8k"}
+    assert page.locator(".benchmark").last.input_value() == "gsm8k"
+
+
+def test_tables_sort_by_number_and_by_text_with_the_missing_last(open_report, demo):
+    page = open_report(demo)
+
+    def column(number: int) -> list[str]:
+        return [row.locator("th, td").nth(number).inner_text() for row in page.locator("#table-summary tbody tr").all()]
+
+    heads = page.locator("#table-summary thead th")
+    labels = [head.inner_text() for head in heads.all()]
+    best_gain = labels.index("Δ mean@8")
+    heads.nth(best_gain).locator("button").click()
+    assert heads.nth(best_gain).get_attribute("aria-sort") == "descending"
+    gains = [float(cell.split()[0].replace("−", "-")) for cell in column(best_gain) if cell != "–"]
+    assert gains == sorted(gains, reverse=True) and len(gains) == 6
+    assert column(best_gain)[-3:] == ["–", "–", "–"]
+    heads.nth(best_gain).locator("button").click()
+    assert heads.nth(best_gain).get_attribute("aria-sort") == "ascending"
+    assert column(best_gain)[-3:] == ["–", "–", "–"] and column(best_gain)[0].startswith("−")
+    heads.nth(0).locator("button").press("Enter")
+    assert column(0) == sorted(column(0)) and heads.nth(best_gain).get_attribute("aria-sort") is None
+
+
+def test_dark_and_light(open_report, demo, tmp_path):
+    look = "() => [getComputedStyle(document.body).backgroundColor, document.querySelector('.xtick text').style.fill]"
+    seen = {}
+    for scheme in ("light", "dark"):
+        page = open_report(demo, scheme=scheme)
+        page.locator("#learning-mean").scroll_into_view_if_needed()
+        page.locator("#learning-mean .xtick text").first.wait_for()
+        seen[scheme] = page.evaluate(look)
+        page.screenshot(path=tmp_path / f"{scheme}.png")
+        assert page.locator("#theme").get_attribute("aria-pressed") == str(scheme == "dark").lower()
+    assert seen["light"][0] == "rgb(246, 246, 243)" and seen["dark"][0] == "rgb(17, 17, 16)"
+    assert seen["light"][1] != seen["dark"][1]
+    assert (tmp_path / "light.png").read_bytes() != (tmp_path / "dark.png").read_bytes()
+    page = open_report(demo, scheme="dark")
+    page.locator("#theme").click()
+    assert page.evaluate("getComputedStyle(document.body).backgroundColor") == seen["light"][0]
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_nothing_is_wider_than_the_screen(open_report, hostile, width):
+    page = open_report(hostile, width=width, height=844)
+    draw_all(page)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    wider = page.evaluate(
+        """width => [...document.querySelectorAll("header *, .tile, .card, figure, .plot, .selection, .chip, h2, p")]
+        .filter(e => !e.closest(".scroll, .chips") && e.getBoundingClientRect().right > width + 0.5)
+        .map(e => e.outerHTML.slice(0, 80))""",
+        width,
+    )
+    assert wider == []
+
+
+def test_text_is_as_large_and_as_distinct_as_it_must_be(open_report, demo):
+    """WCAG AA on the page's own text: 4.5:1, in both themes; and 12 px or more."""
+    for scheme in ("light", "dark"):
+        page = open_report(demo, scheme=scheme)
+        poor = page.evaluate(POOR_TEXT)
+        assert poor == []
+
+
+def test_hostile_records_stay_inert(open_report, hostile):
+    page = open_report(hostile)
+    draw_all(page)
+    page.locator("#all").click()
+    for label in page.locator("#learning-mean .trace").all()[:5]:
+        label.hover(force=True)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("body img, .plot a, .scroll a, .chips a").count() == 0
+    assert page.locator("td", has_text="<img src=x onerror=").count() > 0
+    assert {name for name in drawn(page, "learning-mean") if "img" in name} == {
+        '"&gt;&lt;img src=x onerror="window.hacked = 1"&gt;'
+    }
+
+
+def test_policy_of_the_page_stops_a_script_that_should_not_be_there(browser, hostile):
+    page = browser.new_page()
+    page.goto(hostile.as_uri())
+    page.evaluate(
+        """() => {
+          document.body.insertAdjacentHTML("beforeend", "<img src=x onerror='window.hacked = 1'>");
+          const script = document.createElement("script");
+          script.textContent = "window.hacked = 2";
+          document.body.append(script);
+        }"""
+    )
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.hacked") is None
+    page.close()
+
+
+def test_many_runs_can_be_searched_and_start_with_a_few(open_report, tmp_path):
+    root = tmp_path / "many"
+    for number in range(30):
+        name = "default" if number == 0 else f"run-{number:02d}"
+        write_run(root, Fake(name=name, num_steps=2, every=2, k=2, benchmarks={"x": 5}))
+    page = open_report(write(root))
+    assert page.locator("#status").inner_text() == "8 of 30 runs shown"
+    page.locator("#find").fill("run-2")
+    assert page.locator(".chip:visible").count() == 10
+    page.locator("#none").click()
+    page.locator("#all").click()
+    assert page.locator("#status").inner_text() == "18 of 30 runs shown"  # eight at first, ten found
+
+
+def test_page_without_scripts_still_shows_its_numbers(browser, demo):
+    context = browser.new_context(java_script_enabled=False)
+    page = context.new_page()
+    page.goto(demo.as_uri())
+    assert page.locator("#table-summary tbody tr").count() == 9
+    assert "The figures need JavaScript" in page.locator("noscript").inner_text()
+    context.close()

@@ -1,0 +1,128 @@
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from analysis import report
+from analysis.report import Arguments, build, main, parse
+from opd.errors import UserError
+from tests.unit.analysis.fake_runs import Fake, write_run
+
+FAST = ["bootstrap=100"]
+
+
+def test_report_is_written_whole(demo_runs, tmp_path, capsys):
+    assert main([f"runs={demo_runs}", f"out={tmp_path / 'new' / 'report'}", *FAST]) == 0
+    files = {path.relative_to(tmp_path / "new" / "report").as_posix() for path in (tmp_path / "new").rglob("*.*")}
+    assert {"report.html", "report.md", "tables/summary.csv", "tables/training.csv", "tables/excluded.csv"} <= files
+    assert not any(".part" in file for file in files)
+    said = capsys.readouterr()
+    assert said.err == "" and "report.html: study demo · 11 finished runs" in said.out
+    assert "2 left out, each named there" in said.out
+
+
+def test_same_records_same_bytes_wherever_and_in_whatever_order_they_lie(all_runs, tmp_path):
+    """Folders made anew in the opposite order, under another root."""
+    moved = tmp_path / "elsewhere"
+    for folder in sorted((path for path in all_runs.rglob("*") if path.is_dir()), reverse=True):
+        for file in sorted((path for path in folder.iterdir() if path.is_file()), reverse=True):
+            target = moved / file.relative_to(all_runs)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)
+    first, again, other = (build(parse([f"runs={root}", "out=x", *FAST]))[0] for root in (all_runs, all_runs, moved))
+    assert first == again
+    assert first == other
+    assert not any(str(root) in content for content in first.values() for root in (all_runs, tmp_path, Path.home()))
+
+
+def test_another_process_writes_the_same_bytes(demo_runs, tmp_path):
+    for seed in ("1", "2"):
+        command = [sys.executable, "-m", "analysis.report", f"runs={demo_runs}", f"out={tmp_path / seed}", *FAST]
+        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True)
+    for file in (tmp_path / "1").rglob("*.*"):
+        assert file.read_bytes() == (tmp_path / "2" / file.relative_to(tmp_path / "1")).read_bytes()
+
+
+def test_seed_changes_intervals_only(demo_runs):
+    one, other = (build(parse([f"runs={demo_runs}", "out=x", *FAST, f"seed={seed}"]))[0] for seed in (0, 1))
+    assert one["tables/scores.csv"] != other["tables/scores.csv"]
+    assert one["tables/runs.csv"] == other["tables/runs.csv"]
+
+
+def test_old_report_is_replaced(tmp_path):
+    write_run(tmp_path / "runs", Fake(num_steps=2, every=2, benchmarks={"x": 3}))
+    out = tmp_path / "out"
+    arguments = [f"runs={tmp_path / 'runs'}", f"out={out}", *FAST]
+    assert main(arguments) == 0
+    (out / "report.html").write_text("old")
+    assert main(arguments) == 0
+    assert (out / "report.html").read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "runs= is missing; give a folder, as runs=DIR"),
+        (["runs={runs}"], "out= is missing; give a folder, as out=DIR"),
+        (
+            ["runs={runs}", "out={out}", "color=red"],
+            "color=red is no argument; the arguments are runs=, out=, baseline=",
+        ),
+        (["runs={runs}", "out={out}", "fast"], "fast is no argument; the arguments are "),
+        (["runs={runs}", "out={out}", "ema=0"], "ema=0 is not a number above 0 and at most 1"),
+        (["runs={runs}", "out={out}", "ema=nan"], "ema=nan is not a number above 0 and at most 1"),
+        (["runs={runs}", "out={out}", "bootstrap=many"], "bootstrap=many is not a whole number from 100 to 100000"),
+        (["runs={runs}", "out={out}", "bootstrap=10"], "bootstrap=10 is not a whole number from 100 to 100000"),
+        (["runs={runs}", "out={out}", "seed=-1"], "seed=-1 is not a whole number, 0 or more"),
+        (["runs={runs}", "out={out}", "out=x"], "out= is given twice; give it one value"),
+        (["runs={runs}", "out="], "out= is given without a value; give it one value"),
+        (["runs={runs}/nowhere", "out={out}"], "/nowhere is no folder; give one that holds run directories"),
+        (["runs={empty}", "out={out}"], "holds no run directory (one with a config.yaml or status.json)"),
+        (["runs={runs}", "out={file}"], "cannot be written: "),
+        (["runs={runs}", "out={file}/below"], "cannot be written: Not a directory; give another folder"),
+    ],
+)
+def test_mistake_is_one_sentence_and_exit_2(demo_runs, tmp_path, capsys, given, said):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "empty").mkdir()
+    places = {"runs": demo_runs, "out": tmp_path / "out", "file": tmp_path / "file", "empty": tmp_path / "empty"}
+    assert (
+        main([argument.format(**places) for argument in given] + (FAST if "bootstrap" not in str(given) else [])) == 2
+    )
+    captured = capsys.readouterr()
+    assert said in captured.err and captured.err.count("\n") == 1 and captured.out == ""
+    assert not (tmp_path / "out").exists()
+
+
+def test_only_broken_runs_are_still_a_report(tmp_path):
+    (tmp_path / "runs" / "broken").mkdir(parents=True)
+    (tmp_path / "runs" / "broken" / "status.json").write_text("{")
+    assert main([f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}", *FAST]) == 0
+    assert "broken" in (tmp_path / "out" / "report.md").read_text()
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_names_every_argument(capsys, flag):
+    assert main([flag]) == 0
+    said = capsys.readouterr().out
+    assert all(f"{name}=" in said for name in Arguments.__dataclass_fields__)
+
+
+def test_defaults_are_as_the_help_says():
+    assert parse(["runs=a", "out=b"]) == Arguments(Path("a"), Path("b"), "default", 0.15, 5000, 0)
+    for name in ("baseline", "ema", "bootstrap", "seed"):
+        assert f"{name}={getattr(Arguments, name)} " in (report.__doc__ or "")
+
+
+def test_parse_raises_user_errors_only():
+    with pytest.raises(UserError):
+        parse(["runs"])
+
+
+def test_report_needs_no_torch(demo_runs):
+    code = "import sys; from analysis import report as r; r.build(r.parse(sys.argv[1:])); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, f"runs={demo_runs}", "out=x", *FAST]
+    assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"
