@@ -109,13 +109,20 @@ def main() -> None:
         verdict = judge(request["gold"], request["answer"])
         signal.setitimer(signal.ITIMER_REAL, 0)
         # math-verify takes running out of memory for "not equal": one that has grown must not judge the next answer.
-        last = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * _RSS_UNIT > MEMORY_LIMIT // 2
+        last = peak_memory() > MEMORY_LIMIT // 2
         reply(verdict | {"last": last})
         if last:
             return
 
 
-_RSS_UNIT = 1 if sys.platform == "darwin" else 1024
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    try:  # not `ru_maxrss`: on Linux it starts at the peak of the process that started this one
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+
 
 if __name__ == "__main__":
     main()

@@ -284,6 +284,17 @@ def test_worker_is_bounded_and_deaf_to_the_runs_signals(fresh):
     assert grading._idle == [worker]
 
 
+def test_worker_of_a_large_run_has_not_grown(fresh):
+    code = """if True:
+        block = b"1" * (3 << 29)  # a run that once held more than its worker may
+        from opd.data import grading
+        grading.grade_many([r"\\boxed{\\sqrt{4}}"], ["2"], timeout=20.0, workers=1)
+        print(len(grading._idle))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1\n"
+
+
 def test_worker_that_grew_is_replaced(fresh, monkeypatch):
     grade_many([r"\boxed{\sqrt{4}}"], ["2"], timeout=20.0, workers=1)
     (first,) = grading._idle
