@@ -6,8 +6,8 @@ from contextlib import AbstractContextManager
 
 from transformers import PreTrainedTokenizerBase
 
-from opd.batch import Prompt, Sampling
-from opd.data.grading import grade_many
+from opd.batch import Prompt, Rollout, Sampling
+from opd.data.grading import Grade, grade_many
 from opd.engine.rollout import Sampler
 from opd.records import Sample
 from opd.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
@@ -32,13 +32,9 @@ def answer_benchmarks(
         with clock("sampling"):
             rollout = sampler.sample(prompts, sampling, key=key)
         num_tokens = rollout.mask.sum(1).tolist()
-        texts = [
-            str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
-            for tokens, length in zip(rollout.tokens.tolist(), num_tokens, strict=True)
-        ]
         problems = [prompts[index] for index in rollout.group.tolist()]
         with clock("grading"):
-            grades = grade_many(texts, [problem.answer for problem in problems], timeout=grading_timeout)
+            grades = grade_rollout(rollout, prompts, tokenizer, timeout=grading_timeout)
         samples += [
             Sample(
                 benchmark=name,
@@ -55,6 +51,17 @@ def answer_benchmarks(
             )
         ]
     return samples
+
+
+def grade_rollout(
+    rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, timeout: float
+) -> list[Grade]:
+    """Each response's grade against the answer of its prompt."""
+    texts = [
+        str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
+        for tokens, length in zip(rollout.tokens.tolist(), rollout.mask.sum(1).tolist(), strict=True)
+    ]
+    return grade_many(texts, [prompts[index].answer for index in rollout.group.tolist()], timeout=timeout)
 
 
 def summarize(samples: Iterable[Sample]) -> dict[str, float]:

@@ -14,17 +14,23 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from opd.batch import Prompt, Sampling
 from opd.check import BUILT_BY_THE_RUN, COMMON_KNOBS, resolve
 from opd.config import Arithmetic, Dataset, Node, RunConfig
-from opd.data import arithmetic, prompts
+from opd.data import arithmetic, control, prompts
+from opd.data.control import Control
 from opd.engine.models import load_model, load_tokenizer, max_positions, same_vocabulary, stop_token_ids
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy, Scorer
 from opd.engine.rollout import Sampler
 from opd.engine.teacher import LocalTeachers
+from opd.engine.whole import Whole
 from opd.errors import UserError
+from opd.learn import Exact, PolicyGradient
 from opd.loop import Run
+from opd.objective.filter import eligible
 from opd.objective.mixture import BoundEnsemble
+from opd.objective.support import Support
 from opd.records import RunDir
 from opd.sft import ensure_models
+from opd.stages import Anchor, Rewards, WholeReference, sampled_reference
 
 
 def assemble(config: RunConfig, folder: RunDir) -> Run:
@@ -35,9 +41,15 @@ def assemble(config: RunConfig, folder: RunDir) -> Run:
     """
     student, tokenizer = load_student(config)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
-    fits("max_response_length", config.max_response_length, training, student)
+    tokens = control_tokens(config, tokenizer)
+    fits("max_response_length", config.max_response_length, training, student, before=tokens.longest)
     num_steps = steps(config, len(training))
-    ensemble: Any = bind("ensemble", config.ensemble)
+    support: Support = bind("support", config.support)()
+    policy = Policy(student, temperature=config.rollout["temperature"], **asdict(config.memory))
+    teachers = LocalTeachers(
+        _teacher_loaders(config, tokenizer), keep_hidden=config.uses_vocabulary or support.kind != "sampled"
+    )
+    whole, divisor = Whole(policy, teachers), bind("loss", config.loss)
     return Run(
         config=config,
         folder=folder,
@@ -45,8 +57,8 @@ def assemble(config: RunConfig, folder: RunDir) -> Run:
         prompts=training,
         benchmarks=load_benchmarks(config, tokenizer, student),
         tokenizer=tokenizer,
-        policy=Policy(student, temperature=config.rollout["temperature"], **asdict(config.memory)),
-        teachers=LocalTeachers(_teacher_loaders(config, tokenizer)),
+        policy=policy,
+        teachers=teachers,
         sampler=build_sampler(config, student, tokenizer),
         optimizer=Optimizer(student, config.optim, num_steps=num_steps),
         rollout=Sampling(
@@ -56,11 +68,18 @@ def assemble(config: RunConfig, folder: RunDir) -> Run:
             top_p=config.rollout["top_p"],
             top_k=config.rollout["top_k"],
         ),
+        control=tokens,
         divergence=bind("divergence", config.divergence)(),
-        ensemble=BoundEnsemble(ensemble.func, len(config.teacher.models), ensemble.keywords),
+        ensemble=bound_ensemble(config),
+        reference=WholeReference(whole) if config.uses_vocabulary else sampled_reference,
+        eligible=_eligible(config, student, tokenizer),
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
-        loss=bind("loss", config.loss),
+        anchor=Anchor(_load_anchor(config, tokenizer) if config.shaping.uses_anchor else None),
+        reward=Rewards(config.shaping, tokenizer, config.evaluate.grading_timeout),
+        learner=PolicyGradient(config, policy, divisor)
+        if support.kind == "sampled"
+        else Exact(config, whole, support, divisor),
     )
 
 
@@ -77,11 +96,14 @@ def load_student(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
 
 
 def bind(group: str, node: Node) -> partial[Any]:
-    """The function that a method node names, with its knobs filled in; a knob may itself be a node of the group."""
+    """The function that a method node names, with its knobs filled in; a knob may itself be a node of the group.
+
+    Knobs that the run itself reads are left out.
+    """
     knobs = {
         key: bind(group, value)() if isinstance(value, dict) and "_target_" in value else value
         for key, value in node.items()
-        if key not in ("_target_", "_partial_")
+        if key not in ("_target_", "_partial_") and key not in COMMON_KNOBS.get(group, {})
     }
     return partial(resolve(group, node["_target_"]), **knobs)
 
@@ -112,10 +134,30 @@ def steps(config: RunConfig, num_prompts: int) -> int:
 
 def build_sampler(config: RunConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampler:
     """The engine that samples responses from `model`."""
-    knobs = {key: value for key, value in config.rollout.items() if key not in COMMON_KNOBS["rollout"]}
     built = {"model": model, "stop_ids": stop_token_ids(model, tokenizer), "pad_id": tokenizer.pad_token_id}
     assert built.keys() == BUILT_BY_THE_RUN
-    return bind("rollout", knobs)(**built)
+    return bind("rollout", config.rollout)(**built)
+
+
+def bound_ensemble(config: RunConfig) -> BoundEnsemble:
+    """The ensemble of the run's teachers."""
+    ensemble: Any = bind("ensemble", config.ensemble)
+    return BoundEnsemble(ensemble.func, len(config.teacher.models), ensemble.keywords)
+
+
+def control_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Control:
+    """What the ensemble puts before the student's prompts: mostly nothing."""
+    return control.encode(bound_ensemble(config).prefixes(), tokenizer)
+
+
+def _eligible(config: RunConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Any]:
+    """Which response tokens may be learned at all, as the filter's common knobs say."""
+    size, ids = student.get_input_embeddings().weight.shape[0], set(config.filter["exclude_ids"])  # pyright: ignore
+    if unknown := sorted(index for index in ids if not 0 <= index < size):
+        raise UserError(f"filter.exclude_ids: {unknown[0]} is no token of the student, whose ids are 0 to {size - 1}")
+    if config.filter["exclude_special"]:
+        ids |= set(tokenizer.all_special_ids)
+    return partial(eligible, token_ids=sorted(ids), prefix=config.filter["prefix_length"])
 
 
 def load_prompts(
@@ -156,18 +198,20 @@ def load_benchmarks(
         name: load_prompts(config.evaluate.sources[name], config, tokenizer, key=f"evaluate.sources.{name}")
         for name in config.evaluate.benchmarks
     }
+    examined = control_tokens(config, tokenizer).examined
+    benchmarks = {name: examined(problems) for name, problems in benchmarks.items()}
     for shown in benchmarks.values():
         fits("evaluate.max_response_length", config.evaluate.max_response_length, shown, student)
     return benchmarks
 
 
-def fits(key: str, length: int, shown: list[Prompt], student: PreTrainedModel) -> None:
-    """Refuses responses for which the student has no positions left after the longest prompt.
+def fits(key: str, length: int, shown: list[Prompt], student: PreTrainedModel, before: int = 0) -> None:
+    """Refuses responses for which the student has no positions left after the longest prompt and `before` tokens.
 
     Raises:
         UserError: with the length that would fit.
     """
-    positions, longest = max_positions(student), max(len(prompt.token_ids) for prompt in shown)
+    positions, longest = max_positions(student), before + max(len(prompt.token_ids) for prompt in shown)
     if positions is not None and longest + length > positions:
         raise UserError(
             f"{key}={length}: with the longest prompt ({longest} tokens) it is more than the student's "
@@ -182,18 +226,25 @@ def _locate(model: str, config: RunConfig) -> str:
 
 
 def _teacher_loaders(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Callable[[], Scorer]]:
-    loaders = []
-    for index, model in enumerate(config.teacher.models):
-        key = f"teacher.models.{index}"
-        if model == "self":
-            path, revision = _locate(config.student.model, config), config.student.revision
-        else:
-            path, revision = _locate(model, config), None
-            same_vocabulary(tokenizer, load_tokenizer(path, revision=None, key=key), key=f"{key}={model!r}")
-        loaders.append(partial(_load_teacher, path, revision, config, key))
-    return loaders
+    return [
+        _scorer_loader(model, config, tokenizer, f"teacher.models.{index}")
+        for index, model in enumerate(config.teacher.models)
+    ]
 
 
-def _load_teacher(path: str, revision: str | None, config: RunConfig, key: str) -> Scorer:
-    model = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key)
-    return Scorer(model.requires_grad_(False), temperature=config.teacher.temperature, **asdict(config.memory))
+def _load_anchor(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Scorer:
+    return _scorer_loader(config.shaping.anchor, config, tokenizer, "shaping.anchor")()
+
+
+def _scorer_loader(model: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> Callable[[], Scorer]:
+    if model == "self":
+        path, revision = _locate(config.student.model, config), config.student.revision
+    else:
+        path, revision = _locate(model, config), None
+        same_vocabulary(tokenizer, load_tokenizer(path, revision=None, key=key), key=f"{key}={model!r}")
+
+    def load() -> Scorer:
+        loaded = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key)
+        return Scorer(loaded.requires_grad_(False), temperature=config.teacher.temperature, **asdict(config.memory))
+
+    return load

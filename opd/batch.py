@@ -54,6 +54,10 @@ class Rollout:
     def __len__(self) -> int:
         return self.tokens.shape[0]
 
+    def rows(self, rows: slice) -> "Rollout":
+        """Some of the responses; `group` still counts the whole step's prompts."""
+        return Rollout(**{name: value[rows] for name, value in vars(self).items()})
+
 
 @dataclass(frozen=True)
 class TokenScores:
@@ -69,6 +73,9 @@ class TeacherScores:
 
     logp: Float[Tensor, "teacher batch time"]
     entropy: Float[Tensor, "teacher batch time"]
+    # Final hidden states of the needed teachers by index, where whole distributions are wanted: one row for each
+    # response token, response by response, in the teacher's precision, on the CPU.
+    hidden: "dict[int, Float[Tensor, 'response_token width']]"
 
 
 def pad(rows: list[list[int]], value: int, side: str) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:

@@ -6,33 +6,29 @@ Nothing here imports torch by itself; `check` does, through the modules that the
 import difflib
 import importlib
 import inspect
+import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
+from functools import cache
 from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from opd.config import Node, Positive, Probability, RunConfig, parse
+from opd.config import CONF, Node, Probability, RunConfig, parse
 from opd.errors import UserError
+from opd.recipe import Positive
+from opd.refusals import REFUSALS
 
 # A config may name only functions of its group's module: no other `_target_` is ever imported or called.
 MODULES = {
     "divergence": "opd.objective.divergence",
+    "support": "opd.objective.support",
     "ensemble": "opd.objective.ensemble",
     "filter": "opd.objective.filter",
     "rollout_correction": "opd.objective.rollout_correction",
     "loss": "opd.objective.loss",
     "rollout": "opd.engine.rollout",
 }
-
-
-@dataclass(frozen=True)
-class Refusal:
-    """A rule over the whole config: its keys, why it refuses, and when (`when` returns what would be right)."""
-
-    keys: tuple[str, ...]
-    reason: str
-    when: Callable[[RunConfig], str | None]
 
 
 def prepare(composed: Mapping[str, Any]) -> RunConfig:
@@ -78,6 +74,7 @@ def selected(config: RunConfig) -> RunConfig:
     for key, model in [
         ("student.model", config.student.model),
         *(("teacher.models", m) for m in config.teacher.models),
+        *([("shaping.anchor", config.shaping.anchor)] if config.shaping.uses_anchor else []),
     ]:
         if model.startswith("sft:"):
             name = model.removeprefix("sft:")
@@ -90,15 +87,23 @@ def selected(config: RunConfig) -> RunConfig:
 
 
 def resolve(group: str, target: str) -> Callable[..., Any]:
-    """The function that a node of `group` names; only public names of the group's own module are found."""
-    module_name = MODULES[group]
-    if not isinstance(target, str) or target.rpartition(".")[0] != module_name:
-        raise UserError(f"{group}._target_={target!r}: only functions of {module_name} may stand here")
-    module, name = importlib.import_module(module_name), target.rpartition(".")[2]
-    function = getattr(module, name, None)
-    if name.startswith("_") or not callable(function) or getattr(function, "__module__", None) != module_name:
-        raise UserError(f"{group}._target_={target!r}: {module_name} has no such function")
-    return function
+    """The function that a node of `group` names: one of the group's module that a file of the group names too."""
+    allowed = targets(group)
+    if target not in allowed:
+        names = ", ".join(sorted(name.rpartition(".")[2] for name in allowed))
+        raise UserError(f"{group}._target_={target!r}: only functions of {MODULES[group]} may stand here: {names}")
+    return getattr(importlib.import_module(MODULES[group]), target.rpartition(".")[2])
+
+
+@cache
+def targets(group: str) -> frozenset[str]:
+    """The `_target_`s that the files of a config group name, all of its module."""
+    found = {
+        name
+        for file in (CONF / group).glob("*.yaml")
+        for name in re.findall(r"^_target_: (\S+)$", file.read_text(), re.M)
+    }
+    return frozenset(name for name in found if name.rpartition(".")[0] == MODULES[group])
 
 
 def check_node(group: str, node: Node) -> None:
@@ -139,127 +144,12 @@ def check_node(group: str, node: Node) -> None:
 # Keyword-only parameters that the run itself fills in, not the config.
 BUILT_BY_THE_RUN = frozenset({"model", "stop_ids", "pad_id"})
 
-# Knobs of a group that the run itself reads, whatever the function: what is sampled is no matter of the engine.
+# Knobs of a group that the run itself reads, whatever the function: what is sampled is no matter of the engine, nor
+# what may be learned at all of the filter.
 COMMON_KNOBS: dict[str, dict[str, Any]] = {
-    "rollout": {"temperature": Positive, "top_p": Probability, "top_k": Annotated[int, Field(ge=0)]}
+    "rollout": {"temperature": Positive, "top_p": Probability, "top_k": Annotated[int, Field(ge=0)]},
+    "filter": {"exclude_special": bool, "exclude_ids": list[int], "prefix_length": Annotated[int | None, Field(ge=1)]},
 }
-
-
-def _empty_percentiles(config: RunConfig) -> str | None:
-    low, high = config.filter["p_min"], config.filter["p_max"]
-    return None if low < high else f"filter.p_min={low} must be below filter.p_max={high}"
-
-
-def _empty_ratios(config: RunConfig) -> str | None:
-    low, high = config.rollout_correction["low"], config.rollout_correction["high"]
-    if (low is None or low <= 1) and (high is None or high >= 1):
-        return None
-    return f"low={low} must be at most 1 and high={high} at least 1"
-
-
-def _whole_vocabulary(config: RunConfig) -> str | None:
-    return "set ensemble.normalize=false" if config.ensemble.get("normalize") else None
-
-
-def _exact_score(config: RunConfig) -> str | None:
-    return "set filter.score=abs_k1" if config.filter.get("score") == "exact_kl" else None
-
-
-def _one_half(config: RunConfig) -> str | None:
-    splits = config.divergence["_target_"] == f"{MODULES['divergence']}.split"
-    marks = config.filter["_target_"] == f"{MODULES['filter']}.partition"
-    if splits == marks:
-        return None
-    return "set filter=partition too" if splits else "set divergence=split too, or filter=kl"
-
-
-def _no_prefix(config: RunConfig) -> str | None:
-    if config.ensemble["_target_"] != f"{MODULES['ensemble']}.control_token":
-        return None
-    return "set ensemble=random to split the batch over the teachers without telling the student"
-
-
-def _heuristic_return(config: RunConfig) -> str | None:
-    if config.gamma == 0 or config.divergence["_target_"] == f"{MODULES['divergence']}.reverse_kl":
-        return None
-    return f"set gamma=0 instead of {config.gamma}, or divergence=reverse_kl"
-
-
-def _greedy_answers(config: RunConfig) -> str | None:
-    if config.evaluate.temperature > 0 or config.evaluate.k == 1:
-        return None
-    return f"set evaluate.k=1 instead of {config.evaluate.k}, or a temperature above 0"
-
-
-def _truncated_greedy(config: RunConfig) -> str | None:
-    truncates = config.evaluate.top_p < 1 or config.evaluate.top_k > 0
-    return (
-        "set top_p=1 and top_k=0, or a temperature above 0" if config.evaluate.temperature == 0 and truncates else None
-    )
-
-
-def _nothing_to_keep(config: RunConfig) -> str | None:
-    if config.checkpoint.every or config.checkpoint.keep == 1:
-        return None
-    return "set checkpoint.every above 0, or checkpoint.keep=1"
-
-
-def _no_warm_up(config: RunConfig) -> str | None:
-    if config.num_steps is None or config.optim.warmup_steps < config.num_steps:
-        return None
-    return f"warmup_steps={config.optim.warmup_steps} must be below num_steps={config.num_steps}"
-
-
-REFUSALS = [
-    Refusal(("filter.p_min", "filter.p_max"), "the percentile range keeps nothing", _empty_percentiles),
-    Refusal(
-        ("rollout_correction.low", "rollout_correction.high"),
-        "a student that agrees with its own rollout, ratio 1, would lie outside the range",
-        _empty_ratios,
-    ),
-    Refusal(
-        ("ensemble.normalize", "teacher.engine"),
-        "the normaliser is a sum over the vocabulary, and the teachers give the sampled token alone",
-        _whole_vocabulary,
-    ),
-    Refusal(
-        ("filter.score", "teacher.engine"),
-        "exact_kl is a sum over the vocabulary, and the teachers give the sampled token alone",
-        _exact_score,
-    ),
-    Refusal(
-        ("divergence", "filter"),
-        "divergence=split treats apart the tokens that filter=partition marks, and one without the other does nothing",
-        _one_half,
-    ),
-    Refusal(("ensemble", "rollout"), "the sampler cannot put a control token before a prompt yet", _no_prefix),
-    Refusal(
-        ("gamma", "divergence"),
-        "the reward-to-go is the gradient of a sequence's divergence for reverse KL alone",
-        _heuristic_return,
-    ),
-    Refusal(("evaluate.k", "evaluate.temperature"), "greedy answers are all alike", _greedy_answers),
-    Refusal(
-        ("evaluate.temperature", "evaluate.top_p", "evaluate.top_k"),
-        "greedy answers ignore top_p and top_k",
-        _truncated_greedy,
-    ),
-    Refusal(
-        ("checkpoint.every", "checkpoint.keep"), "without periodic checkpoints there is one to keep", _nothing_to_keep
-    ),
-    Refusal(("optim.warmup_steps", "num_steps"), "the learning rate would never arrive", _no_warm_up),
-]
-
-
-def warnings(config: RunConfig) -> list[str]:
-    """What may start but is worth a word."""
-    found = []
-    if config.teacher.models == ["self"] and config.entropy_coef == 0:
-        found.append(
-            "teacher.models=[self]: the student starts as its own teacher, so every advantage is zero and nothing is "
-            "learned; name a teacher with teacher.models=[PATH]"
-        )
-    return found
 
 
 def as_dict(config: RunConfig) -> dict[str, Any]:

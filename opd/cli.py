@@ -10,9 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from opd.config import CONF
 from opd.errors import UserError
-
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 
 def register_resolvers() -> None:

@@ -1,7 +1,7 @@
 """The typed schema of a run's config: types and ranges here, values in `conf/` alone. Nothing here imports torch.
 
-A method node (`divergence`, `ensemble`, `filter`, `rollout_correction`, `loss`) is a mapping with a `_target_`; its
-knobs are the keyword-only parameters of that function, and `opd.check` holds them against its signature.
+A method node (`divergence`, `support`, `ensemble`, `filter`, `rollout_correction`, `loss`) is a mapping with a
+`_target_`; its knobs are that function's keyword-only parameters, and `opd.check` holds them against its signature.
 """
 
 import difflib
@@ -9,6 +9,7 @@ import json
 import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -21,6 +22,9 @@ from opd.recipe import STRICT, Count, NonNegative, Positive, Recipe, Text
 Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+# Values, and nothing else.
+CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # A method node: `_target_` and that function's knobs.
 Node = dict[str, Any]
@@ -117,6 +121,43 @@ class Optim:
 
 
 @dataclass(config=STRICT, frozen=True)
+class Clip:
+    """PPO's range of the ratio to the policy that sampled, [1 - low, 1 + high], where a batch is several updates."""
+
+    low: Fraction | None
+    high: NonNegative | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class Shaping:
+    """What is done to the signal between divergence and loss; see `opd.objective.shaping`.
+
+    `anchor` (a model, or `self` for the student's own starting weights) is what `kl_coef` keeps the student near and
+    what `extrapolation` leads away from. `reward_weight` is that of a response's verifiable reward at the start and at
+    the end of training.
+    """
+
+    log_ratio_clamp: Positive | None
+    baseline: Literal["none", "group", "batch"]
+    advantage_clip: Positive | None
+    prefix_strength: NonNegative
+    anchor: Text
+    kl_coef: NonNegative
+    extrapolation: Positive
+    reward_weight: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
+    reward_baseline: Literal["none", "group"]
+    pass_rate_power: NonNegative
+
+    @property
+    def uses_anchor(self) -> bool:
+        return self.kl_coef > 0 or self.extrapolation != 1
+
+    @property
+    def uses_reward(self) -> bool:
+        return any(self.reward_weight) or self.pass_rate_power > 0
+
+
+@dataclass(config=STRICT, frozen=True)
 class Memory:
     """What bounds memory, not results: padded tokens a micro-batch, tokens whose logits exist at once."""
 
@@ -155,6 +196,10 @@ class Paths:
 class RunConfig:
     """One run, whole. `num_steps` stops it before the end of `epochs`; null runs them all.
 
+    A batch is learned in updates of `mini_batch_size` prompts. `credit` says which tokens answer for a token's signal:
+    it and, discounted by `gamma`, those before it (reward_to_go), or all of the response (sequence).
+    `allow_heuristic` lets through what is no gradient of anything, with a warning.
+
     `threads` bounds the CPU's: small models are faster on one, and then give the same numbers on any number of cores;
     null leaves it to torch.
     """
@@ -165,13 +210,19 @@ class RunConfig:
     num_steps: Count | None
     epochs: Count
     batch_size: Count
+    mini_batch_size: Count
     samples_per_prompt: Count
     max_response_length: Count
+    credit: Literal["reward_to_go", "sequence"]
     gamma: Annotated[float, Field(ge=0, le=1)]
+    allow_heuristic: bool
     whitening: Literal["none", "sample", "group", "batch"]
     entropy_coef: NonNegative
     threads: Count | None
+    clip: Clip
+    shaping: Shaping
     divergence: Node
+    support: Node
     ensemble: Node
     filter: Node
     rollout_correction: Node
@@ -187,6 +238,15 @@ class RunConfig:
     scale: Scale
     paths: Paths
     recipes: dict[Name, Recipe]
+
+    @property
+    def uses_vocabulary(self) -> bool:
+        """Whether something beside the support asks for whole distributions of student and teachers."""
+        return self.filter.get("score") == "exact_kl" or bool(self.ensemble.get("normalize"))
+
+    def method(self, group: str) -> str:
+        """The name of the function that a method node names."""
+        return str(getattr(self, group).get("_target_")).rpartition(".")[2]
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:

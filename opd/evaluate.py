@@ -82,7 +82,7 @@ def arguments(given: list[str]) -> list[str]:
         if not model.is_dir():
             raise UserError(f"{model}: there is no such checkpoint; the run has {_checkpoints(folder)}")
         name = f"{folder.config()['name']}-{model.name}"
-        chosen = [f"student.model={model}", "teacher.models=[self]", f"name={name}", "study=evaluate"]
+        chosen = [f"student.model={model}", f"name={name}", "study=evaluate"]
         chosen += [
             f"+benchmark@evaluate.sources.{wanted}={wanted}"
             for word in rest

@@ -14,8 +14,9 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from opd.answers import answer_benchmarks, summarize
-from opd.batch import Prompt, Sampling, TokenScores
+from opd.batch import Prompt, Rollout, Sampling, TeacherScores
 from opd.config import RunConfig
+from opd.data.control import Control
 from opd.data.prompts import batch_indices
 from opd.engine import checkpoint
 from opd.engine.optim import Optimizer
@@ -23,18 +24,22 @@ from opd.engine.policy import Policy
 from opd.engine.rollout import Sampler
 from opd.engine.teacher import LocalTeachers
 from opd.errors import UserError
-from opd.objective.advantage import discounted_return, whiten
-from opd.objective.divergence import Divergence, Mixed
+from opd.learn import Batch, Learner
+from opd.objective.divergence import Divergence, Mixed, share_beyond
 from opd.objective.filter import TokenSignals
-from opd.objective.loss import entropy_bonus, policy_gradient
-from opd.objective.mixture import BoundEnsemble, Rows
+from opd.objective.filter import metrics as kept
+from opd.objective.mixture import BoundEnsemble, Mixture, Rows
 from opd.objective.rollout_correction import metrics as mismatch
 from opd.records import RunDir
 
 
 @dataclass
 class Run:
-    """Everything that a step uses. The method's stages carry the names of their config groups."""
+    """Everything that a step uses. The method's stages carry the names of their config groups.
+
+    `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
+    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it.
+    """
 
     config: RunConfig
     folder: RunDir
@@ -47,11 +52,16 @@ class Run:
     sampler: Sampler
     optimizer: Optimizer
     rollout: Sampling
+    control: Control
     divergence: Divergence | Mixed
     ensemble: BoundEnsemble
+    reference: Callable[[Rollout, TeacherScores, Mixture], tuple[Tensor, Tensor, Tensor | None]]
+    eligible: Callable[[Tensor, Tensor], Tensor]
     filter: Callable
     rollout_correction: Callable
-    loss: Callable
+    anchor: Callable[[Rollout], Tensor | None]
+    reward: Callable[[Rollout, Sequence[Prompt]], tuple[Tensor | None, Tensor | float, dict[str, float]]]
+    learner: Learner
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -63,80 +73,88 @@ class Run:
 
 
 def step(run: Run, number: int) -> dict[str, float]:
-    """One optimizer step, the `number`-th (from 1), strictly on-policy; returns its metrics."""
-    config, progress = run.config, (number - 1) / run.num_steps
+    """One batch, the `number`-th (from 1), sampled from the newest student and learned; returns its metrics."""
+    config, progress, key = run.config, (number - 1) / run.num_steps, (run.config.seed, number)
     indices = batch_indices(len(run.prompts), batch_size=config.batch_size, step=number - 1, seed=config.seed)
     prompts = [run.prompts[index] for index in indices]
+    routed = run.ensemble.assign([prompt.domain for prompt in prompts], key)
     with run.clock("rollout"):
-        rollout = run.sampler.sample(prompts, run.rollout, key=(config.seed, number))
+        rollout = run.sampler.sample(run.control.shown(prompts, routed), run.rollout, key=key)
     with run.clock("teacher"):
-        teachers = run.teachers.score(rollout, run.ensemble.needed(progress))
+        teachers = run.teachers.score(run.control.asked(rollout, prompts), run.ensemble.needed(progress))
+        anchor_logp = run.anchor(rollout)
     with run.clock("student"):
         student = run.policy.scores(rollout)
+    with run.clock("reward"):
+        reward, prompt_weight, rewarded = run.reward(rollout, prompts)
 
-    routed = run.ensemble.assign([prompt.domain for prompt in prompts], (config.seed, number))
     teacher = None if routed is None else torch.tensor(routed)[rollout.group]
     mixture = run.ensemble.mixture(
         progress, Rows(teacher, rollout.group, rollout.mask, teachers.logp, teachers.entropy)
     )
-    log_ratio = student.logp - mixture.reference(teachers.logp)
-    teacher_entropy = mixture.entropy(teachers.entropy)
-    signals = TokenSignals(log_ratio, student.entropy, teacher_entropy, exact_kl=None)
-    filtered = run.filter(signals, rollout.mask, rollout.group)
+    with run.clock("teacher"):
+        reference_logp, teacher_entropy, exact_kl = run.reference(rollout, teachers, mixture)
+    log_ratio = student.logp - reference_logp
+    allowed = run.eligible(rollout.mask, rollout.tokens)
+    signals = TokenSignals(log_ratio, student.entropy, teacher_entropy, exact_kl)
+    filtered = run.filter(signals, allowed, rollout.group)
     weight, matched = run.rollout_correction(student.logp, rollout.rollout_logp, rollout.mask)
-    keep, count = filtered.keep & matched, filtered.count & matched
-    divergence = run.divergence.at(filtered.inside, teacher_entropy)
-    signal = mixture.advantage(divergence.advantage, student.logp, teachers.logp)
-    returns = discounted_return(signal, keep, config.gamma)
-    advantage, mean, std = whiten(returns, keep, config.whitening, rollout.group)
-    loss, grad_logp, grad_entropy = gradients(run, student, advantage, weight, keep, count)
-
-    with run.clock("backward"):
-        run.policy.backward(rollout, grad_logp, grad_entropy)
-    with run.clock("optimizer"):
-        update = run.optimizer.step(number)
+    divergence = run.divergence.at(filtered.inside, teacher_entropy).clamped(config.shaping.log_ratio_clamp)
+    batch, prepared = run.learner.prepare(
+        Batch(
+            rollout=rollout,
+            student=student,
+            teachers=teachers,
+            mixture=mixture,
+            divergence=divergence,
+            weight=weight * prompt_weight,
+            keep=filtered.keep & matched,
+            count=filtered.count & matched,
+            anchor_logp=anchor_logp,
+            reward=reward,
+        ),
+        progress,
+    )
+    metrics = update(run, batch, number) | prepared | rewarded
     with run.clock("rollout"):
         run.sampler.sync()
-    metrics = {
-        "loss": loss,
-        **update,
+
+    metrics |= {
         "divergence/reverse_kl": _mean(log_ratio, rollout.mask),
         "divergence/value": _mean(divergence.value(log_ratio), rollout.mask),
-        "filter/kept": _share(filtered.keep, rollout.mask),
-        "rollout_correction/kept": _share(keep, filtered.keep),
-        "whitening/mean": float(mean),
-        "whitening/std": float(std),
+        "divergence/clamped": share_beyond(log_ratio, rollout.mask, config.shaping.log_ratio_clamp),
         "entropy/student": _mean(student.entropy, rollout.mask),
         "entropy/teacher": _mean(teacher_entropy, rollout.mask),
         "response/length": float(rollout.mask.sum(1).float().mean()),
         "response/truncated": float(rollout.truncated.float().mean()),
         "response/tokens": float(rollout.mask.sum()),
     }
+    shares = kept(rollout.mask, allowed, filtered, matched)
     correction = mismatch(student.logp, rollout.rollout_logp, rollout.mask, weight, matched)
-    metrics |= {f"rollout_correction/{name}": value for name, value in correction.items()}
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(metrics[name]):
-            raise UserError(
-                f"step {number}: {name} is {metrics[name]}, so the student was left as it was before this step; "
-                "lower optim.lr, or choose a rollout_correction or divergence that bounds the weights"
-            )
-    return metrics
+    metrics |= {f"filter/{name}": value for name, value in shares.items()}
+    return metrics | {f"rollout_correction/{name}": value for name, value in correction.items()}
 
 
-def gradients(
-    run: Run, student: TokenScores, advantage: Tensor, weight: Tensor, keep: Tensor, count: Tensor
-) -> tuple[float, Tensor, Tensor | None]:
-    """The loss and its derivatives by the student's log-probs and entropies, over the whole batch at once.
+def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
+    """The optimizer's updates of step `number`, one for each `mini_batch_size` prompts; metrics are their means.
 
-    They are backpropagated through the model afterwards, so no split into micro-batches can change a denominator.
+    Raises:
+        UserError: where a loss or gradient is not a finite number; that update was not made.
     """
-    entropy_coef = run.config.entropy_coef
-    logp, entropy = student.logp.clone().requires_grad_(), student.entropy.clone().requires_grad_()
-    num_tokens = run.loss(count, int(count.sum()), int(count.any(1).sum()))
-    loss = policy_gradient(logp, advantage, weight, keep, num_tokens)
-    loss = loss + entropy_bonus(entropy, count, num_tokens, entropy_coef=entropy_coef)
-    grad_logp, grad_entropy = torch.autograd.grad(loss, [logp, entropy])
-    return float(loss.detach()), grad_logp, grad_entropy if entropy_coef else None
+    found: list[dict[str, float]] = []
+    for part in batch.parts(run.config.mini_batch_size):
+        with run.clock("backward"):
+            metrics = run.learner.backward(part)
+        with run.clock("optimizer"):
+            metrics |= run.optimizer.step(number)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise UserError(
+                    f"step {number}: {name} is {metrics[name]}, so the student was left as it was before this update; "
+                    "lower optim.lr, or choose a rollout_correction or divergence that bounds the weights"
+                )
+        found.append(metrics)
+    return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
 
 
 def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Callable[[], bool], say: Callable) -> bool:
@@ -203,7 +221,3 @@ def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
 
 def _mean(values: Tensor, mask: Tensor) -> float:
     return float(values[mask].double().mean())
-
-
-def _share(part: Tensor, mask: Tensor) -> float:
-    return float((part & mask).sum() / mask.sum().clamp(min=1))

@@ -12,7 +12,7 @@ def say(run: Any, number: int, metrics: dict[str, float]) -> None:
             f"reverse_kl {metrics['divergence/reverse_kl']:8.4f}",
             f"grad_norm {metrics['grad_norm']:7.3f}",
             f"entropy {metrics['entropy/student']:.3f}",
-            f"kept {metrics['rollout_correction/kept']:.3f}",
+            f"kept {metrics['filter/kept']:.3f}",
             f"length {metrics['response/length']:5.1f}",
             f"{seconds:5.2f} s",
         ]

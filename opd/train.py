@@ -21,6 +21,7 @@ from opd import check, cli, records
 from opd.config import RunConfig
 from opd.errors import UserError
 from opd.records import RunDir, Status
+from opd.refusals import warnings
 
 
 def run_dir(config: RunConfig) -> RunDir:
@@ -64,7 +65,7 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
             attempts=before.attempts + 1 if before else 1,
         )
     )
-    for warning in check.warnings(config):
+    for warning in warnings(config):
         print(f"opd: warning: {warning}", file=sys.stderr)
     try:
         return _run(config, folder)

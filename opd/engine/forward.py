@@ -59,3 +59,13 @@ def response_hidden(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, 
     device = model.device
     hidden = model.base_model(micro.inputs.to(device), use_cache=False).last_hidden_state
     return hidden[micro.predicts.to(device)]
+
+
+def token_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
+    """The place of each response token among all of them, response by response; of no meaning where `mask` is False."""
+    return mask.flatten().cumsum(0).reshape(mask.shape) - 1
+
+
+def spread(flat: Float[Tensor, " response_token"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
+    """One number a response token → the rollout's layout, 0 where `mask` is False."""
+    return torch.zeros(mask.shape, dtype=flat.dtype).masked_scatter(mask, flat)

@@ -6,7 +6,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opd.batch import Rollout, TokenScores
-from opd.engine.forward import micro_batches, response_hidden
+from opd.engine.forward import micro_batches, response_hidden, spread, token_index
 from opd.objective.logp import backward_token_scores, token_scores
 
 
@@ -20,23 +20,32 @@ class Scorer:
         self.temperature = temperature
 
     @torch.no_grad()
-    def scores(self, rollout: Rollout) -> TokenScores:
-        """log π(token) and the entropy of π at each response token, both at the temperature; float32 on the CPU."""
-        logp, entropy = torch.zeros(rollout.tokens.shape), torch.zeros(rollout.tokens.shape)
+    def scores(self, rollout: Rollout, hidden: Tensor | None = None) -> TokenScores:
+        """log π(token) and the entropy of π at each response token, both at the temperature; float32 on the CPU.
+
+        `hidden`, [response token, width], is filled with the final hidden state behind each token, in order of
+        `token_index`.
+        """
+        order = token_index(rollout.mask)
+        flat = torch.zeros(2, int(rollout.mask.sum()))
         for micro in micro_batches(rollout, max_tokens=self.micro_batch_tokens):
-            hidden = response_hidden(self.model, micro)
+            states = response_hidden(self.model, micro)
+            where = order[micro.rows][micro.response]
             found = token_scores(
-                hidden,
+                states,
                 self.head,
-                micro.tokens.to(hidden.device),
+                micro.tokens.to(states.device),
                 temperature=self.temperature,
                 chunk_size=self.logit_chunk,
             )
-            for whole, part in zip((logp, entropy), found, strict=True):
-                rows = torch.zeros(micro.response.shape)
-                rows[micro.response] = part.float().cpu()
-                whole[micro.rows] = rows
-        return TokenScores(logp, entropy)
+            flat[:, where] = torch.stack(found).float().cpu()
+            if hidden is not None:
+                hidden[where] = states.to(hidden)
+        return TokenScores(*(spread(numbers, rollout.mask) for numbers in flat))
+
+    def empty_hidden(self, rollout: Rollout) -> Float[Tensor, "response_token width"]:
+        """Room on the CPU for the hidden states of a rollout, in the model's precision."""
+        return torch.empty(int(rollout.mask.sum()), self.head.shape[1], dtype=self.model.dtype)
 
     @property
     def head(self) -> Float[Tensor, "vocabulary width"]:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import torch
+from torch import Tensor
 
 from opd.batch import Rollout, TeacherScores
 from opd.engine.policy import Scorer
@@ -10,10 +11,13 @@ from opd.errors import UserError
 
 
 class LocalTeachers:
-    """Teachers held in this process; `load[i]()` gives the scorer of teacher i, smallest first."""
+    """Teachers held in this process; `load[i]()` gives the scorer of teacher i, smallest first.
 
-    def __init__(self, load: Sequence[Callable[[], Scorer]]):
-        self._load = load
+    `keep_hidden`: their scores come with hidden states, from which whole distributions can be made again.
+    """
+
+    def __init__(self, load: Sequence[Callable[[], Scorer]], *, keep_hidden: bool = False):
+        self._load, self.keep_hidden = load, keep_hidden
         self._scorers: dict[int, Scorer] = {}
 
     def __len__(self) -> int:
@@ -29,11 +33,19 @@ class LocalTeachers:
             del self._scorers[index]
         shape = (len(self), *rollout.tokens.shape)
         logp, entropy = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        hidden: dict[int, Tensor] = {}
         for index in needed:
             if index not in self._scorers:
                 self._scorers[index] = self._load[index]()
-            scores = self._scorers[index].scores(rollout)
+            scorer = self._scorers[index]
+            if self.keep_hidden:
+                hidden[index] = scorer.empty_hidden(rollout)
+            scores = scorer.scores(rollout, hidden.get(index))
             if not torch.isfinite(scores.logp).all():
                 raise UserError(f"teacher.models.{index}: its log-probabilities are not finite numbers")
             logp[index], entropy[index] = scores.logp, scores.entropy
-        return TeacherScores(logp, entropy)
+        return TeacherScores(logp, entropy, hidden)
+
+    def scorer(self, index: int) -> Scorer:
+        """Teacher `index`, which the last `score` needed."""
+        return self._scorers[index]

@@ -67,8 +67,8 @@ class Divergence:
         total = (reference.exp() * self.generator(student - reference)).sum(-1)
         return narrow(total, torch.promote_types(student_logp.dtype, torch.float32))
 
-    def clamped(self, limit: float) -> "Divergence":
-        """The same with log-ratios held within [-limit, limit], as `clamp_log_ratio` holds them on sampled tokens."""
+    def clamped(self, limit: float | int) -> "Divergence":
+        """The same with log-ratios held within [-limit, limit]."""
         generator, slope, weight = self.generator, self.slope, self.weight
         return Divergence(
             generator=lambda u: generator(u.clamp(-limit, limit)) * _exp(u - u.clamp(-limit, limit)),
@@ -99,6 +99,14 @@ class Chosen:
     def advantage(self, log_ratio: Float[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
         return self._each(log_ratio, [d.advantage(log_ratio) for d, _ in self.parts])
 
+    def clamped(self, limit: float | int | None) -> "Chosen":
+        """The same with log-ratios held within [-limit, limit]; null leaves them as they are."""
+        return self if limit is None else Chosen(tuple((d.clamped(limit), where) for d, where in self.parts))
+
+    def rows(self, rows: slice) -> "Chosen":
+        """That of some rows of the batch."""
+        return Chosen(tuple((divergence, where[rows]) for divergence, where in self.parts))
+
     def _each(self, log_ratio: Tensor, found: list[Tensor]) -> Tensor:
         chosen = torch.zeros_like(log_ratio)
         for (_, where), numbers in zip(self.parts, found, strict=True):
@@ -120,17 +128,13 @@ class Mixed:
         return Chosen(((self.first, first), (self.second, ~first)))
 
 
-def clamp_log_ratio(
-    log_ratio: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    limit: Annotated[float | int, Gt(0)] | None,
-) -> tuple[Float[Tensor, "batch time"], float]:
-    """log_ratio within [-limit, limit], and the share of valid tokens that this changed; null leaves it as it is."""
+def share_beyond(
+    log_ratio: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], limit: float | int | None
+) -> float:
+    """The share of valid tokens whose log-ratio lies outside [-limit, limit]: what `clamped` changes; null nothing."""
     if limit is None:
-        return log_ratio, 0.0
-    changed = (log_ratio.abs() > limit) & mask
-    return log_ratio.clamp(-limit, limit), float(changed.sum() / mask.sum().clamp(min=1))
+        return 0.0
+    return float(((log_ratio.abs() > limit) & mask).sum() / mask.sum().clamp(min=1))
 
 
 def reverse_kl() -> Divergence:

@@ -7,15 +7,14 @@ of it. Teachers come smallest first. A teacher without weight at a step is neith
 import random as randomness
 from bisect import bisect_right
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import torch
-from annotated_types import Len
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.errors import UserError
-from opd.objective.mixture import Mixture, Number, Rows, ensemble
+from opd.objective.mixture import Mixture, Number, Prefixes, Rows, ensemble
 
 
 @ensemble(at_least=1, at_most=1)
@@ -87,18 +86,25 @@ def _evenly(num_teachers: int, domains: Sequence[str], seed: Sequence[int], **kn
     return [index % num_teachers for index in range(len(domains))]
 
 
-@ensemble(at_least=2, needs_rows=True, assigns=_evenly)
+def _tokens(num_teachers: int, *, token: str, teacher_sees_token: bool, evaluate_with: str) -> Prefixes:
+    texts = [token.replace("{}", str(index)) for index in range(num_teachers)]
+    return Prefixes(tuple(texts), teacher_sees_token, texts[-1] if evaluate_with == "last" else "")
+
+
+@ensemble(at_least=2, needs_rows=True, assigns=_evenly, prefixes=_tokens)
 def control_token(
     num_teachers: int,
     progress: Number,
     rows: Rows,
     *,
-    tokens: Annotated[list[str], Len(2)],
+    token: str,
     teacher_sees_token: bool,
+    evaluate_with: Literal["last", "none"],
 ) -> Mixture:
     """The batch split evenly over the teachers; before its prompt the student sees its teacher's token.
 
-    `tokens` are the prefixes, one a teacher; `teacher_sees_token` puts the prefix into the teacher's context too.
+    `token` is that token's text, with {} for the teacher's place in the ladder, from 0; `teacher_sees_token` puts it
+    into the teacher's context too; at evaluation the student is given that of the last teacher, or none.
     Adventures section 6.
     """
     return _routed(num_teachers, rows)

@@ -54,17 +54,18 @@ def clipped_policy_gradient(
     keep: Bool[Tensor, "batch time"],
     num_tokens: Float[Tensor, "batch 1"] | float | int,
     *,
-    clip_low: Annotated[float | int, Ge(0)],
-    clip_high: Annotated[float | int, Ge(0)],
+    clip_low: Annotated[float | int, Ge(0)] | None,
+    clip_high: Annotated[float | int, Ge(0)] | None,
 ) -> Float[Tensor, ""]:
     """-Σ_keep weight · min(ρ A, clamp(ρ, 1 - clip_low, 1 + clip_high) A) / num_tokens, ρ = student / old (PPO).
 
-    For several optimizer steps on one batch: `old_logp` is the learner's before the first of them, where this has the
-    gradient of `policy_gradient`.
+    A bound that is null is none. For several optimizer steps on one batch: `old_logp` is the learner's before the first
+    of them, where this has the gradient of `policy_gradient`.
     """
     ratio = torch.where(keep, student_logp - old_logp.detach(), 0).clamp(-80, 80).exp()
     scale = torch.where(keep, advantage.detach(), 0).to(student_logp.dtype)
-    gain = torch.minimum(ratio * scale, ratio.clamp(1 - clip_low, 1 + clip_high) * scale)
+    low, high = 0.0 if clip_low is None else 1 - clip_low, None if clip_high is None else 1 + clip_high
+    gain = torch.minimum(ratio * scale, ratio.clamp(low, high) * scale)
     return -(torch.where(keep, weight.detach(), 0) * gain / _as(num_tokens, student_logp)).sum()
 
 

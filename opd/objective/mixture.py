@@ -42,6 +42,10 @@ class Mixture:
     weights: Float[Tensor, " teacher"] | Float[Tensor, "teacher batch"]
     space: Space
 
+    def rows(self, rows: slice) -> "Mixture":
+        """That of some responses of the batch."""
+        return self if self.weights.ndim == 1 else Mixture(self.weights[:, rows], self.space)
+
     def reference(self, teacher_logp: Float[Tensor, "teacher *batch"]) -> Float[Tensor, "*batch"]:
         """log-probs of the reference. Spaces "log" and "advantage" give the unnormalised geometric mean.
 
@@ -84,11 +88,21 @@ class Mixture:
         return weights.reshape(weights.shape + (1,) * (values.ndim - weights.ndim))
 
 
+@dataclass(frozen=True)
+class Prefixes:
+    """Texts put before a prompt, one a teacher, that tell the student which teacher it will be held to."""
+
+    texts: tuple[str, ...]
+    teacher_sees: bool
+    at_evaluation: str
+
+
 class Ensemble:
     """An ensemble as the config names it: called, it gives the reference on sampled tokens.
 
     `weigh(num_teachers, progress, rows, **knobs)` is the definition. `assigns(num_teachers, domains, seed, **knobs)`
-    gives each prompt of a step its teacher, for the ensembles that route prompts.
+    gives each prompt of a step its teacher, for the ensembles that route prompts; `prefixes(num_teachers, **knobs)` the
+    texts before them, for those that tell the student.
     """
 
     def __init__(
@@ -98,11 +112,12 @@ class Ensemble:
         at_least: int,
         at_most: int | None = None,
         assigns: Callable[..., Sequence[int]] | None = None,
+        prefixes: Callable[..., Prefixes] | None = None,
         needs_rows: bool = False,
     ):
         self.__name__, self.__doc__, self.__module__ = weigh.__name__, weigh.__doc__, weigh.__module__
         self.weigh, self.at_least, self.at_most, self.assigns = weigh, at_least, at_most, assigns
-        self.needs_rows = needs_rows
+        self.prefixes, self.needs_rows = prefixes, needs_rows
         knobs = [p for p in inspect.signature(weigh).parameters.values() if p.kind is p.KEYWORD_ONLY]
         own = list(inspect.signature(Ensemble.__call__).parameters.values())[1:4]
         self.__signature__ = inspect.Signature([*own, *knobs])
@@ -180,6 +195,12 @@ class BoundEnsemble:
         """The teacher of each prompt; None where prompts are not routed."""
         return self.ensemble.assign(self.num_teachers, domains, seed, **self.knobs)
 
+    def prefixes(self) -> Prefixes:
+        """What is put before the prompts: mostly nothing."""
+        if self.ensemble.prefixes is None:
+            return Prefixes(("",) * self.num_teachers, teacher_sees=True, at_evaluation="")
+        return self.ensemble.prefixes(self.num_teachers, **self.knobs)
+
     def mixture(self, progress: Number, rows: Rows) -> Mixture:
         """The weights of the step, and the space they act in."""
         return self.ensemble.mixture(self.num_teachers, progress, rows, **self.knobs)
@@ -203,8 +224,8 @@ def _bad_weights(num_teachers: int, weights: Sequence[Number]) -> str | None:
     return f"it takes {num_teachers} numbers that are not negative and not all 0, or null for equal weights"
 
 
-def _bad_tokens(num_teachers: int, tokens: Sequence[str]) -> str | None:
-    return None if len(set(tokens)) == len(tokens) == num_teachers else f"it takes {num_teachers} different tokens"
+def _bad_token(num_teachers: int, token: str) -> str | None:
+    return None if "{}" in token else "it takes a text with {} where the teacher's place in the ladder goes"
 
 
 def _bad_domains(num_teachers: int, domain: dict[str, int]) -> str | None:
@@ -213,4 +234,4 @@ def _bad_domains(num_teachers: int, domain: dict[str, int]) -> str | None:
     return f"it takes indices of teachers, 0 to {num_teachers - 1}"
 
 
-_REFUSALS = {"boundaries": _bad_boundaries, "weights": _bad_weights, "tokens": _bad_tokens, "domain": _bad_domains}
+_REFUSALS = {"boundaries": _bad_boundaries, "weights": _bad_weights, "token": _bad_token, "domain": _bad_domains}

@@ -1,5 +1,6 @@
 """What may be done to advantages between divergence and whitening, and weights beside them. No gradient here."""
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -54,28 +55,31 @@ def clip(
 def stay_near(
     advantage: Float[Tensor, "batch time"],
     student_logp: Float[Tensor, "batch time"],
-    initial_logp: Float[Tensor, "batch time"],
+    anchor_logp: Float[Tensor, "batch time"],
     *,
     kl_coef: Annotated[Number, Ge(0)],
 ) -> Float[Tensor, "batch time"]:
-    """advantage - kl_coef · log(student / initial): the gradient of an added kl_coef · KL(student || initial)."""
+    """advantage - kl_coef · log(student / anchor): the gradient of an added kl_coef · KL(student || anchor)."""
     if kl_coef == 0:
         return advantage
-    return advantage - kl_coef * (student_logp - initial_logp).detach()
+    return advantage - kl_coef * (student_logp - anchor_logp).detach()
 
 
 def extrapolate(
-    reference_logp: Float[Tensor, "*shape"],
-    base_logp: Float[Tensor, "*shape"],
+    log_ratio: Float[Tensor, "*shape"],
+    student_logp: Float[Tensor, "*shape"],
+    anchor_logp: Float[Tensor, "*shape"],
     *,
     coefficient: Annotated[Number, Gt(0)],
 ) -> Float[Tensor, "*shape"]:
-    """base + coefficient · (reference - base), in log-probs (not normalised): reward extrapolation.
+    """log(student / anchor) - coefficient · log(reference / anchor), in the place of log(student / reference).
 
-    With reverse KL the advantage becomes coefficient · log(reference / base) - log(student / base): above 1 the student
-    is sent past the teacher, away from the base model (G-OPD). 1 is plain distillation.
+    Above 1 the student is sent past the reference, away from the anchor: its target is
+    anchor · (reference / anchor)^coefficient, not normalised (G-OPD's reward extrapolation). 1 is plain distillation.
     """
-    return reference_logp if coefficient == 1 else base_logp + coefficient * (reference_logp - base_logp)
+    if coefficient == 1:
+        return log_ratio
+    return coefficient * log_ratio + (1 - coefficient) * (student_logp - anchor_logp)
 
 
 def add_reward(
@@ -84,7 +88,7 @@ def add_reward(
     mask: Bool[Tensor, "batch time"],
     progress: Number,
     *,
-    reward_weight: tuple[Number, Number],
+    reward_weight: Sequence[Number],
 ) -> Float[Tensor, "batch time"]:
     """advantage + w · reward on every valid token, w going from the first to the second weight along training.
 

@@ -112,6 +112,15 @@ METHODS = [
     f"{LADDER} ensemble=by_domain ensemble.domain={{addition:0,subtraction:1,multiplication:2,chain:2}}",
     "rollout_correction=none", "rollout_correction=tis", "rollout_correction=icepop",
     "rollout_correction.level=sequence",
+    f"{LADDER} ensemble=control_token", f"{LADDER} ensemble=control_token ensemble.teacher_sees_token=true",
+    "support=full whitening=none", "support=topk whitening=none support.k=4",
+    "support=full whitening=none divergence=split filter=partition",
+    f"support=full whitening=none {LADDER} ensemble=geometric ensemble.normalize=true",
+    f"support=topk support.tail=bucket whitening=none {LADDER} ensemble=advantage_mean",
+    "filter=exact_kl", "filter.exclude_special=true filter.exclude_ids=[20]", "filter.prefix_length=3",
+    "mini_batch_size=2 clip.low=0.2 clip.high=0.2", "support=full whitening=none mini_batch_size=1 entropy_coef=0.1",
+    "credit=sequence gamma=1.0", "shaping.log_ratio_clamp=1.0", "shaping.baseline=group whitening=batch",
+    "shaping.advantage_clip=1.0", "shaping=near_start", "shaping=extrapolated", "shaping=prefix_weighted",
     "filter=kl", "filter=kl filter.scope=sequence filter.denominator=kept", "filter=signed_kl",
     "filter=student_entropy", "filter=teacher_entropy filter.scope=group",
 ]  # fmt: skip
@@ -127,9 +136,10 @@ def test_every_method_file_is_in_the_table_above():
     from opd.cli import CONF
 
     used = {word for method in METHODS for word in method.split()}
-    for group in ("divergence", "ensemble", "filter", "rollout_correction"):
-        choices = {f"{group}={file.stem}" for file in (CONF / group).glob("*.yaml")}
-        defaults = {"divergence=reverse_kl", "ensemble=single", "filter=none", "rollout_correction=mis"}
+    for group in ("divergence", "support", "ensemble", "filter", "rollout_correction"):
+        choices = {f"{group}={file.stem}" for file in (CONF / group).glob("*.yaml") if file.stem != "base"}
+        defaults = {"divergence=reverse_kl", "support=sampled", "ensemble=single", "filter=none"}
+        defaults.add("rollout_correction=mis")
         assert choices - defaults - used == set()
 
 
@@ -159,23 +169,23 @@ def test_the_entropy_bonus_keeps_the_student_broader(run):
 def test_a_step_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
     small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from opd import loop
+    from opd import learn
     from opd.errors import UserError
 
     calls = iter(range(100))
-    original = loop.whiten
+    original = learn.whiten
 
     def poisoned(*arguments):
         advantage, mean, std = original(*arguments)
         return (advantage * math.nan if next(calls) == 2 else advantage), mean, std
 
-    monkeypatch.setattr(loop, "whiten", poisoned)
+    monkeypatch.setattr(learn, "whiten", poisoned)
     config = composed([*small_run, f"paths.outputs={tmp_path}"])
     with pytest.raises(UserError, match=r"step 3: loss is nan"):
         train(config)
     folder = run_dir(config)
     assert folder.status().state == "failed" and folder.status().step == 2
-    monkeypatch.setattr(loop, "whiten", original)
+    monkeypatch.setattr(learn, "whiten", original)
     assert train(config).state == "finished"
 
 

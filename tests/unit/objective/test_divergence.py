@@ -259,12 +259,11 @@ def test_mixed_divergences_choose_by_token():
 def test_clamp_is_a_knob_and_says_how_often_it_acts():
     log_ratio = torch.tensor([[30.0, -3.0, -21.0, 99.0]])
     mask = torch.tensor([[True, True, True, False]])
-    clamped, share = divergence.clamp_log_ratio(log_ratio, mask, limit=20)
-    assert clamped.tolist() == [[20.0, -3.0, -20.0, 20.0]]
-    assert share == pytest.approx(2 / 3)
-    same, share = divergence.clamp_log_ratio(log_ratio, mask, limit=None)
-    assert torch.equal(same, log_ratio)
-    assert share == 0
+    plain = divergence.reverse_kl().at(mask, torch.zeros(1, 4))
+    assert plain.clamped(20).advantage(log_ratio).tolist() == [[-20.0, 3.0, 20.0, -20.0]]
+    assert divergence.share_beyond(log_ratio, mask, 20) == pytest.approx(2 / 3)
+    assert plain.clamped(None) is plain
+    assert divergence.share_beyond(log_ratio, mask, None) == 0
 
 
 @pytest.mark.parametrize(("build", "f"), ROWS)

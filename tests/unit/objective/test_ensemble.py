@@ -136,7 +136,7 @@ def test_routed_ensembles_take_each_response_to_its_teacher():
     rows = rows_for(full, teacher=[2, 0, 1, 2], group=[0, 1, 2, 3])
     for routed, knobs in [
         (ensemble.random, {}),
-        (ensemble.control_token, {"tokens": ["a", "b", "c"], "teacher_sees_token": False}),
+        (ensemble.control_token, {"token": "<{}>", "teacher_sees_token": False, "evaluate_with": "last"}),
         (ensemble.by_domain, {"domain": {"x": 2}}),
     ]:
         found = routed(logp, 0.5, rows, **knobs)
@@ -152,7 +152,7 @@ def test_assignments():
     assert drawn == ensemble.random.assign(4, ["x"] * 400, (7, 3))
     assert drawn != ensemble.random.assign(4, ["x"] * 400, (7, 4))
     assert all(70 < drawn.count(index) < 130 for index in range(4))
-    knobs = {"tokens": ["a", "b"], "teacher_sees_token": False}
+    knobs = {"token": "<{}>", "teacher_sees_token": False, "evaluate_with": "last"}
     assert ensemble.control_token.assign(2, ["x"] * 5, (0, 0), **knobs) == (0, 1, 0, 1, 0)
     assert ensemble.by_domain.assign(2, ["add", "mul", "add"], (0, 0), domain={"add": 1, "mul": 0}) == (1, 0, 1)
     with pytest.raises(UserError, match="no teacher for the domain 'sub'"):
@@ -194,7 +194,11 @@ def test_one_teacher_several_times_over_is_that_teacher(num):
         (ensemble.arithmetic, {"weights": [0.5]}, "it takes 2 numbers that are not negative"),
         (ensemble.arithmetic, {"weights": [-1, 2]}, "it takes 2 numbers that are not negative"),
         (ensemble.geometric, {"weights": [0, 0], "normalize": True}, "it takes 2 numbers that are not negative"),
-        (ensemble.control_token, {"tokens": ["a", "a"], "teacher_sees_token": True}, "2 different tokens"),
+        (
+            ensemble.control_token,
+            {"token": "<t>", "teacher_sees_token": True, "evaluate_with": "none"},
+            "a text with {} where",
+        ),
         (ensemble.by_domain, {"domain": {"add": 2}}, "indices of teachers, 0 to 1"),
     ],
 )

@@ -55,11 +55,12 @@ def test_stay_near_is_the_gradient_of_an_added_kl():
 
 
 def test_extrapolation_passes_the_teacher():
-    student, reference, base = torch.tensor([-1.0]), torch.tensor([-0.5]), torch.tensor([-2.0])
-    found = shaping.extrapolate(reference, base, coefficient=1.25)
-    advantage = divergence.reverse_kl().advantage(student - found)
-    torch.testing.assert_close(advantage, -((student - base) - 1.25 * (reference - base)))
-    assert shaping.extrapolate(reference, base, coefficient=1) is reference
+    student, reference, anchor = torch.tensor([-1.0]), torch.tensor([-0.5]), torch.tensor([-2.0])
+    u = student - reference
+    found = shaping.extrapolate(u, student, anchor, coefficient=1.25)
+    # log(student / anchor) = 1, log(reference / anchor) = 1.5
+    assert divergence.reverse_kl().advantage(found).item() == pytest.approx(1.25 * 1.5 - 1)
+    assert shaping.extrapolate(u, student, anchor, coefficient=1) is u
 
 
 def test_reward_is_added_on_a_schedule():
