@@ -267,3 +267,13 @@ def test_help_lists_the_choices_without_torch(tmp_path: Path):
     for choice in ("hard_switch", "kl_70_100", "qwen3_4b", "rollout_correction: ", "reverse_kl"):
         assert choice in shown.stdout
     assert not [line for line in shown.stderr.splitlines() if line.endswith((" torch", " transformers", " pandas"))]
+
+
+@pytest.mark.parametrize("ensemble", ["hard_switch", "control_token"])
+def test_a_run_of_several_teachers_is_examined_without_them(run, ensemble: str, tmp_path: Path, monkeypatch, capsys):
+    from opd import cli, evaluate
+
+    folder = run(LADDER, f"ensemble={ensemble}")
+    monkeypatch.setattr(sys, "argv", ["evaluate", f"run={folder.path}", "evaluate.k=1", f"paths.outputs={tmp_path}"])
+    cli.main(evaluate._main, evaluate.arguments)
+    assert "evaluate/mean@1" in capsys.readouterr().out
