@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from opd.data.tokenizer import EOS, PAD, build_tokenizer
-from opd.errors import UserError
 from opd.recipe import Architecture, Recipe
 
 if TYPE_CHECKING:
@@ -22,15 +21,11 @@ def build(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
     if recipe.architecture is not None:
         tokenizer = build_tokenizer()
         return fresh(recipe.architecture, tokenizer, seed=recipe.seed), tokenizer
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from opd.engine.models import load_model, load_tokenizer
 
     assert recipe.start is not None
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(recipe.start)
-        return AutoModelForCausalLM.from_pretrained(recipe.start, dtype=torch.float32), tokenizer
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise UserError(f"start={recipe.start}: no model and tokenizer can be loaded from there ({reason})") from error
+    tokenizer = load_tokenizer(recipe.start, revision=None, key="start")
+    return load_model(recipe.start, revision=None, dtype="float32", key="start"), tokenizer
 
 
 def fresh(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", *, seed: int) -> "PreTrainedModel":
