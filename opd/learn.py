@@ -173,11 +173,12 @@ class Exact:
             entropy_weight=entropy_weight,
             clamp=self.config.shaping.log_ratio_clamp,
         )
-        loss = (torch.where(batch.keep, measured["divergence"], 0) * weight).double().sum()
+        learned = weight != 0  # a rollout correction may keep a token and weigh it 0
+        loss = (torch.where(learned, measured["divergence"], 0) * weight).double().sum()
         if entropy_weight is not None:
             loss = loss - (torch.where(batch.count, measured["student_entropy"], 0) * entropy_weight).double().sum()
         names = {"divergence": "exact", "clamped": "clamped_mass"}
-        means = {f"support/{names.get(n, n)}": measured[n][batch.keep].double().mean() for n in MEASURED}
+        means = {f"support/{names.get(n, n)}": measured[n][learned].double().mean() for n in MEASURED}
         return {"loss": float(loss)} | {name: float(mean) for name, mean in means.items() if not mean.isnan()}
 
 
