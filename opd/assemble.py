@@ -16,40 +16,49 @@ from opd.check import BUILT_BY_THE_RUN, COMMON_KNOBS, resolve
 from opd.config import Arithmetic, Dataset, Node, RunConfig
 from opd.data import arithmetic, control, prompts
 from opd.data.control import Control
+from opd.engine.dist import Ranks
 from opd.engine.models import load_model, load_tokenizer, max_positions, same_vocabulary, stop_token_ids
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy, Scorer
 from opd.engine.rollout import Sampler
+from opd.engine.sharded import spread_over
 from opd.engine.teacher import LocalTeachers
 from opd.engine.whole import Whole
 from opd.errors import UserError
 from opd.learn import Exact, PolicyGradient
-from opd.loop import Run
 from opd.objective.filter import eligible
 from opd.objective.mixture import BoundEnsemble
 from opd.objective.support import Support
 from opd.records import RunDir
+from opd.run import Run
 from opd.sft import ensure_models
 from opd.stages import Anchor, Rewards, WholeReference, sampled_reference
 
 
-def assemble(config: RunConfig, folder: RunDir) -> Run:
+def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
     """Loads and builds everything that `config` names; the student has its starting weights.
 
     Raises:
         UserError: for a model or prompt set that is missing, damaged or does not fit the others.
     """
+    if config.mini_batch_size % ranks.size:
+        raise UserError(
+            f"mini_batch_size={config.mini_batch_size}: must be a multiple of the {ranks.size} ranks, which share its "
+            "prompts evenly"
+        )
+    ranks.lead(lambda: make_models(config))
     student, tokenizer = load_student(config)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
     tokens = control_tokens(config, tokenizer)
     fits("max_response_length", config.max_response_length, training, student, before=tokens.longest)
     num_steps = steps(config, len(training))
     support: Support = bind("support", config.support)()
-    policy = Policy(student, temperature=config.rollout["temperature"], **asdict(config.memory))
+    root = spread_over(student, ranks, config.compute, learns=True)
+    policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
     teachers = LocalTeachers(
-        _teacher_loaders(config, tokenizer), keep_hidden=config.uses_vocabulary or support.kind != "sampled"
+        _teacher_loaders(config, tokenizer, ranks), keep_hidden=config.uses_vocabulary or support.kind != "sampled"
     )
-    whole, divisor = Whole(policy, teachers), bind("loss", config.loss)
+    whole = Whole(policy, teachers)
     return Run(
         config=config,
         folder=folder,
@@ -75,11 +84,11 @@ def assemble(config: RunConfig, folder: RunDir) -> Run:
         eligible=_eligible(config, student, tokenizer),
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
-        anchor=Anchor(_load_anchor(config, tokenizer) if config.shaping.uses_anchor else None),
+        anchor=Anchor(_load_anchor(config, tokenizer, ranks) if config.shaping.uses_anchor else None),
         reward=Rewards(config.shaping, tokenizer, config.evaluate.grading_timeout),
-        learner=PolicyGradient(config, policy, divisor)
-        if support.kind == "sampled"
-        else Exact(config, whole, support, divisor),
+        learner=PolicyGradient(config, policy) if support.kind == "sampled" else Exact(config, whole, support),
+        divisor=bind("loss", config.loss),
+        ranks=ranks,
     )
 
 
@@ -225,18 +234,26 @@ def _locate(model: str, config: RunConfig) -> str:
     return str(ensure_models(config.recipes, Path(config.paths.models))[model.removeprefix("sft:")])
 
 
-def _teacher_loaders(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[Callable[[], Scorer]]:
+def make_models(config: RunConfig) -> None:
+    """Makes the models of the config's recipes that are not there yet."""
+    if config.recipes:
+        ensure_models(config.recipes, Path(config.paths.models))
+
+
+def _teacher_loaders(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> list[Callable[[], Scorer]]:
     return [
-        _scorer_loader(model, config, tokenizer, f"teacher.models.{index}")
+        _scorer_loader(model, config, tokenizer, ranks, f"teacher.models.{index}")
         for index, model in enumerate(config.teacher.models)
     ]
 
 
-def _load_anchor(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Scorer:
-    return _scorer_loader(config.shaping.anchor, config, tokenizer, "shaping.anchor")()
+def _load_anchor(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Scorer:
+    return _scorer_loader(config.shaping.anchor, config, tokenizer, ranks, "shaping.anchor")()
 
 
-def _scorer_loader(model: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> Callable[[], Scorer]:
+def _scorer_loader(
+    model: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, key: str
+) -> Callable[[], Scorer]:
     if model == "self":
         path, revision = _locate(config.student.model, config), config.student.revision
     else:
@@ -244,7 +261,8 @@ def _scorer_loader(model: str, config: RunConfig, tokenizer: PreTrainedTokenizer
         same_vocabulary(tokenizer, load_tokenizer(path, revision=None, key=key), key=f"{key}={model!r}")
 
     def load() -> Scorer:
-        loaded = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key)
-        return Scorer(loaded.requires_grad_(False), temperature=config.teacher.temperature, **asdict(config.memory))
+        loaded = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key).requires_grad_(False)
+        root = spread_over(loaded, ranks, config.compute, learns=False)
+        return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))
 
     return load

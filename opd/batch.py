@@ -4,11 +4,12 @@ Index t of a response is the t-th *sampled* token everywhere: the shift from log
 `opd.engine.policy`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.functional import pad as pad_to
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,12 @@ class Rollout:
 
     def __len__(self) -> int:
         return self.tokens.shape[0]
+
+    def widened(self, width: int) -> "Rollout":
+        """The same responses with room for `width` tokens."""
+        more = (0, width - self.tokens.shape[1])
+        wide = {name: pad_to(getattr(self, name), more) for name in ("tokens", "mask", "rollout_logp")}
+        return replace(self, **wide)
 
     def rows(self, rows: slice) -> "Rollout":
         """Some of the responses; `group` still counts the whole step's prompts."""

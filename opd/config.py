@@ -166,6 +166,25 @@ class Memory:
 
 
 @dataclass(config=STRICT, frozen=True)
+class Compute:
+    """How the models compute: the precision of products (weights and sums of gradients stay in float32), whether
+    activations are made anew in the backward pass, weights rest on the CPU, layers are compiled, and how many seconds
+    a rank waits for another.
+    """
+
+    dtype: Literal["float32", "bfloat16"]
+    activation_checkpointing: bool
+    offload: bool
+    compile: bool
+    rank_timeout: Positive
+
+    @property
+    def grouped(self) -> bool:
+        """Whether even a single process wants FSDP, for its precision or its offloading."""
+        return self.dtype != "float32" or self.offload
+
+
+@dataclass(config=STRICT, frozen=True)
 class Checkpoint:
     """A checkpoint every `every` steps (0: only at the end); the newest `keep` and the best by evaluation stay."""
 
@@ -234,6 +253,7 @@ class RunConfig:
     evaluate: Evaluate
     optim: Optim
     memory: Memory
+    compute: Compute
     checkpoint: Checkpoint
     scale: Scale
     paths: Paths

@@ -4,6 +4,7 @@ A learner prepares a batch whole, because baselines, whitening and counts are th
 by part, an optimizer update each.
 """
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from opd.batch import Rollout, TeacherScores, TokenScores
 from opd.config import RunConfig
+from opd.engine.dist import Ranks
 from opd.engine.policy import Policy
 from opd.engine.whole import Whole
 from opd.objective import shaping
@@ -28,10 +30,13 @@ PerToken = Float[Tensor, "batch time"]
 
 @dataclass(frozen=True)
 class Batch:
-    """A step's responses and what was found of them. `divergence` is each token's; `keep` gets a gradient, `count`
-    stays in the denominator; `anchor_logp` and `reward` are None where nothing asks for them.
+    """All ranks' responses of a step and what was found of them; `own` are this rank's.
+
+    `divergence` is each token's; `keep` gets a gradient, `count` stays in the denominator, which is `num_tokens` once
+    the batch is cut into the `parts` that are learned. `anchor_logp` and `reward` are None where nothing asks for them.
     """
 
+    own: Rollout
     rollout: Rollout
     student: TokenScores
     teachers: TeacherScores
@@ -43,32 +48,30 @@ class Batch:
     anchor_logp: PerToken | None
     reward: Float[Tensor, " batch"] | None
     advantage: PerToken | None = None
+    num_tokens: Float[Tensor, "batch 1"] | None = None
 
-    def parts(self, num_prompts: int) -> "Iterator[Batch]":
-        """The batch in parts of so many prompts, or itself."""
-        samples = len(self.rollout) // (int(self.rollout.group[-1]) + 1)
-        size = num_prompts * samples
-        if size >= len(self.rollout):
-            yield self
-            return
-        before = 0
-        for start in range(0, len(self.rollout), size):
-            part = self._rows(slice(start, start + size), before)
-            before += int(part.rollout.mask.sum())
-            yield part
+    def parts(self, num_parts: int, ranks: Ranks, divisor: Callable[..., Tensor]) -> "Iterator[Batch]":
+        """This rank's share of each part of the batch, its denominators those of the part over all ranks."""
+        size, before = len(self.rollout) // num_parts, 0
+        share = size // ranks.size
+        for part in range(num_parts):
+            count = self.count[part * size : (part + 1) * size]
+            num_tokens = divisor(count, int(count.sum()), int(count.any(1).sum()))
+            here = slice(part * share, (part + 1) * share)
+            after = before + int(self.own.mask[here].sum())
+            mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
+            among = slice(part * size + mine.start, part * size + mine.stop)
+            yield replace(self._rows(among, self.own.rows(here), slice(before, after)), num_tokens=num_tokens[mine])
+            before = after
 
-    def _rows(self, rows: slice, before: int) -> "Batch":
-        tokens = slice(before, before + int(self.rollout.mask[rows].sum()))
-        teachers = TeacherScores(
-            self.teachers.logp[:, rows],
-            self.teachers.entropy[:, rows],
-            {index: hidden[tokens] for index, hidden in self.teachers.hidden.items()},
-        )
+    def _rows(self, rows: slice, own: Rollout, tokens: slice) -> "Batch":
+        hidden = {index: states[tokens] for index, states in self.teachers.hidden.items()}
         return replace(
             self,
-            rollout=self.rollout.rows(rows),
+            own=own,
+            rollout=own,
             student=TokenScores(self.student.logp[rows], self.student.entropy[rows]),
-            teachers=teachers,
+            teachers=TeacherScores(self.teachers.logp[:, rows], self.teachers.entropy[:, rows], hidden),
             mixture=self.mixture.rows(rows),
             divergence=self.divergence.rows(rows),
             weight=self.weight[rows],
@@ -99,7 +102,6 @@ class PolicyGradient:
 
     config: RunConfig
     policy: Policy
-    divisor: Callable[..., Tensor]
 
     def prepare(self, batch: Batch, progress: float) -> tuple[Batch, dict[str, float]]:
         """Divergence → anchor → credit → reward → baseline → clip → whitening, in this order."""
@@ -132,19 +134,18 @@ class PolicyGradient:
         several = config.mini_batch_size < config.batch_size
         now = self.policy.scores(batch.rollout) if several else batch.student
         logp, entropy = now.logp.clone().requires_grad_(), now.entropy.clone().requires_grad_()
-        num_tokens = _divisor(self.divisor, batch)
-        assert batch.advantage is not None
-        learned = batch.advantage, batch.weight, batch.keep, num_tokens
+        assert batch.advantage is not None and batch.num_tokens is not None
+        learned = batch.advantage, batch.weight, batch.keep, batch.num_tokens
         if several:
             loss = clipped_policy_gradient(
                 logp, batch.student.logp, *learned, clip_low=config.clip.low, clip_high=config.clip.high
             )
         else:
             loss = policy_gradient(logp, *learned)
-        loss = loss + entropy_bonus(entropy, batch.count, num_tokens, entropy_coef=config.entropy_coef)
+        loss = loss + entropy_bonus(entropy, batch.count, batch.num_tokens, entropy_coef=config.entropy_coef)
         grad_logp, grad_entropy = torch.autograd.grad(loss, [logp, entropy])
         self.policy.backward(batch.rollout, grad_logp, grad_entropy if config.entropy_coef else None)
-        return {"loss": float(loss.detach())}
+        return self.policy.ranks.total({"loss": float(loss.detach())})
 
 
 @dataclass(frozen=True)
@@ -154,13 +155,13 @@ class Exact:
     config: RunConfig
     whole: Whole
     support: Support
-    divisor: Callable[..., Tensor]
 
     def prepare(self, batch: Batch, progress: float) -> tuple[Batch, dict[str, float]]:
         return batch, {}
 
     def backward(self, batch: Batch) -> dict[str, float]:
-        num_tokens, coefficient = _divisor(self.divisor, batch).float(), self.config.entropy_coef
+        assert batch.num_tokens is not None
+        coefficient, num_tokens = self.config.entropy_coef, batch.num_tokens.to(batch.weight)
         weight = torch.where(batch.keep, batch.weight, 0) / num_tokens
         entropy_weight = coefficient * batch.count / num_tokens if coefficient else None
         measured = self.whole.backward(
@@ -177,9 +178,13 @@ class Exact:
         loss = (torch.where(learned, measured["divergence"], 0) * weight).double().sum()
         if entropy_weight is not None:
             loss = loss - (torch.where(batch.count, measured["student_entropy"], 0) * entropy_weight).double().sum()
-        names = {"divergence": "exact", "clamped": "clamped_mass"}
-        means = {f"support/{names.get(n, n)}": measured[n][learned].double().mean() for n in MEASURED}
-        return {"loss": float(loss)} | {name: float(mean) for name, mean in means.items() if not mean.isnan()}
+        sums = {"loss": float(loss), "tokens": float(learned.sum())}
+        sums |= {name: float(torch.where(learned, measured[name], 0).double().sum()) for name in MEASURED}
+        sums = self.whole.policy.ranks.total(sums)
+        tokens = sums.pop("tokens") or math.nan
+        means = {f"support/{shown}": sums[name] / tokens for name, shown in MEASURED.items()}
+        # What this support, or no clamp, does not measure is not a number.
+        return {"loss": sums["loss"]} | {name: mean for name, mean in means.items() if not math.isnan(mean)}
 
 
 CREDIT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
@@ -187,9 +192,11 @@ CREDIT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {
     "sequence": lambda signal, mask, gamma: shaping.sequence_return(signal, mask),
 }
 
-# Means over the learned tokens that an exact pass reports, where it has them.
-MEASURED = ("divergence", "clamped", "student_mass", "reference_mass", "overlap")
-
-
-def _divisor(divisor: Callable[..., Tensor], batch: Batch) -> Tensor:
-    return divisor(batch.count, int(batch.count.sum()), int(batch.count.any(1).sum()))
+# What an exact pass measures, and the metric that its mean over the learned tokens is.
+MEASURED = {
+    "divergence": "exact",
+    "clamped": "clamped_mass",
+    "student_mass": "student_mass",
+    "reference_mass": "reference_mass",
+    "overlap": "overlap",
+}

@@ -5,71 +5,24 @@ prompts → rollout → teacher scores → ensemble → divergence → filter �
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 
-import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from opd.answers import answer_benchmarks, summarize
-from opd.batch import Prompt, Rollout, Sampling, TeacherScores
-from opd.config import RunConfig
-from opd.data.control import Control
+from opd.batch import Prompt, Sampling
 from opd.data.prompts import batch_indices
 from opd.engine import checkpoint
-from opd.engine.optim import Optimizer
-from opd.engine.policy import Policy
-from opd.engine.rollout import Sampler
-from opd.engine.teacher import LocalTeachers
 from opd.errors import UserError
-from opd.learn import Batch, Learner
-from opd.objective.divergence import Divergence, Mixed, share_beyond
+from opd.learn import Batch
+from opd.objective.divergence import share_beyond
 from opd.objective.filter import TokenSignals
 from opd.objective.filter import metrics as kept
-from opd.objective.mixture import BoundEnsemble, Mixture, Rows
+from opd.objective.mixture import Mixture, Rows
 from opd.objective.rollout_correction import metrics as mismatch
-from opd.records import RunDir
-
-
-@dataclass
-class Run:
-    """Everything that a step uses. The method's stages carry the names of their config groups.
-
-    `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
-    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it.
-    """
-
-    config: RunConfig
-    folder: RunDir
-    num_steps: int
-    prompts: Sequence[Prompt]
-    benchmarks: dict[str, list[Prompt]]
-    tokenizer: PreTrainedTokenizerBase
-    policy: Policy
-    teachers: LocalTeachers
-    sampler: Sampler
-    optimizer: Optimizer
-    rollout: Sampling
-    control: Control
-    divergence: Divergence | Mixed
-    ensemble: BoundEnsemble
-    reference: Callable[[Rollout, TeacherScores, Mixture], tuple[Tensor, Tensor, Tensor | None]]
-    eligible: Callable[[Tensor, Tensor], Tensor]
-    filter: Callable
-    rollout_correction: Callable
-    anchor: Callable[[Rollout], Tensor | None]
-    reward: Callable[[Rollout, Sequence[Prompt]], tuple[Tensor | None, Tensor | float, dict[str, float]]]
-    learner: Learner
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def clock(self, stage: str) -> Iterator[None]:
-        """Adds the wall time of the block to `time/<stage>` of this step."""
-        start = time.perf_counter()
-        yield
-        self.seconds[f"time/{stage}"] = self.seconds.get(f"time/{stage}", 0.0) + time.perf_counter() - start
+from opd.run import Run
+from opd.scored import Scored, own_positions, routed_rows
 
 
 def step(run: Run, number: int) -> dict[str, float]:
@@ -78,40 +31,30 @@ def step(run: Run, number: int) -> dict[str, float]:
     indices = batch_indices(len(run.prompts), batch_size=config.batch_size, step=number - 1, seed=config.seed)
     prompts = [run.prompts[index] for index in indices]
     routed = run.ensemble.assign([prompt.domain for prompt in prompts], key)
-    with run.clock("rollout"):
-        rollout = run.sampler.sample(run.control.shown(prompts, routed), run.rollout, key=key)
-    with run.clock("teacher"):
-        teachers = run.teachers.score(run.control.asked(rollout, prompts), run.ensemble.needed(progress))
-        anchor_logp = run.anchor(rollout)
-    with run.clock("student"):
-        student = run.policy.scores(rollout)
-    with run.clock("reward"):
-        reward, prompt_weight, rewarded = run.reward(rollout, prompts)
+    own, rewarded = score(run, prompts, routed, progress, key)
+    scored = own.joined(run.ranks, own_positions(len(prompts), run.num_updates, run.ranks))
 
-    teacher = None if routed is None else torch.tensor(routed)[rollout.group]
-    mixture = run.ensemble.mixture(
-        progress, Rows(teacher, rollout.group, rollout.mask, teachers.logp, teachers.entropy)
-    )
-    with run.clock("teacher"):
-        reference_logp, teacher_entropy, exact_kl = run.reference(rollout, teachers, mixture)
-    log_ratio = student.logp - reference_logp
+    rollout, student = scored.rollout, scored.student
+    mixture = mix(run, scored, routed, progress)
+    log_ratio = student.logp - scored.reference_logp
     allowed = run.eligible(rollout.mask, rollout.tokens)
-    signals = TokenSignals(log_ratio, student.entropy, teacher_entropy, exact_kl)
+    signals = TokenSignals(log_ratio, student.entropy, scored.reference_entropy, scored.exact_kl)
     filtered = run.filter(signals, allowed, rollout.group)
     weight, matched = run.rollout_correction(student.logp, rollout.rollout_logp, rollout.mask)
-    divergence = run.divergence.at(filtered.inside, teacher_entropy).clamped(config.shaping.log_ratio_clamp)
+    divergence = run.divergence.at(filtered.inside, scored.reference_entropy).clamped(config.shaping.log_ratio_clamp)
     batch, prepared = run.learner.prepare(
         Batch(
+            own=own.rollout,
             rollout=rollout,
             student=student,
-            teachers=teachers,
+            teachers=scored.teachers,
             mixture=mixture,
             divergence=divergence,
-            weight=weight * prompt_weight,
+            weight=weight * scored.prompt_weight,
             keep=filtered.keep & matched,
             count=filtered.count & matched,
-            anchor_logp=anchor_logp,
-            reward=reward,
+            anchor_logp=scored.anchor_logp,
+            reward=scored.reward,
         ),
         progress,
     )
@@ -124,7 +67,7 @@ def step(run: Run, number: int) -> dict[str, float]:
         "divergence/value": _mean(divergence.value(log_ratio), rollout.mask),
         "divergence/clamped": share_beyond(log_ratio, rollout.mask, config.shaping.log_ratio_clamp),
         "entropy/student": _mean(student.entropy, rollout.mask),
-        "entropy/teacher": _mean(teacher_entropy, rollout.mask),
+        "entropy/teacher": _mean(scored.reference_entropy, rollout.mask),
         "response/length": float(rollout.mask.sum(1).float().mean()),
         "response/truncated": float(rollout.truncated.float().mean()),
         "response/tokens": float(rollout.mask.sum()),
@@ -135,6 +78,47 @@ def step(run: Run, number: int) -> dict[str, float]:
     return metrics | {f"rollout_correction/{name}": value for name, value in correction.items()}
 
 
+def score(
+    run: Run, prompts: Sequence[Prompt], routed: Sequence[int] | None, progress: float, key: tuple[int, ...]
+) -> tuple[Scored, dict[str, float]]:
+    """Samples this rank's share of the prompts and asks everyone about the responses; also the rewards' metrics."""
+    positions = own_positions(len(prompts), run.num_updates, run.ranks)
+    own = [prompts[position] for position in positions]
+    mine = None if routed is None else [routed[position] for position in positions]
+    with run.clock("rollout"):
+        rollout = run.sampler.sample(run.control.shown(own, mine), run.rollout, key=key)
+        rollout = rollout.widened(run.ranks.most(rollout.tokens.shape[1]))
+    with run.clock("teacher"):
+        teachers = run.teachers.score(run.control.asked(rollout, own), run.ensemble.needed(progress))
+        anchor_logp = run.anchor(rollout)
+    with run.clock("student"):
+        student = run.policy.scores(rollout)
+    with run.clock("reward"):
+        reward, prompt_weight, rewarded = run.reward(rollout, own)
+    scored = Scored(
+        rollout=rollout,
+        student=student,
+        teachers=teachers,
+        reference_logp=student.logp,
+        reference_entropy=student.entropy,
+        exact_kl=None,
+        anchor_logp=anchor_logp,
+        reward=reward,
+        prompt_weight=prompt_weight,
+    )
+    with run.clock("teacher"):
+        reference_logp, entropy, exact_kl = run.reference(rollout, teachers, mix(run, scored, mine, progress))
+    rewarded = {name: total / run.ranks.size for name, total in run.ranks.total(rewarded).items()}
+    return replace(scored, reference_logp=reference_logp, reference_entropy=entropy, exact_kl=exact_kl), rewarded
+
+
+def mix(run: Run, scored: Scored, routed: Sequence[int] | None, progress: float) -> Mixture:
+    """The ensemble's weights for these responses."""
+    rollout, teachers = scored.rollout, scored.teachers
+    teacher = routed_rows(routed, rollout.group)
+    return run.ensemble.mixture(progress, Rows(teacher, rollout.group, rollout.mask, teachers.logp, teachers.entropy))
+
+
 def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
     """The optimizer's updates of step `number`, one for each `mini_batch_size` prompts; metrics are their means.
 
@@ -142,7 +126,7 @@ def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
         UserError: where a loss or gradient is not a finite number; that update was not made.
     """
     found: list[dict[str, float]] = []
-    for part in batch.parts(run.config.mini_batch_size):
+    for part in batch.parts(run.num_updates, run.ranks, run.divisor):
         with run.clock("backward"):
             metrics = run.learner.backward(part)
         with run.clock("optimizer"):
@@ -164,21 +148,26 @@ def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Call
     whether the run came to its end (False: `stopping` asked it to leave; it saved first).
     """
     config, began = run.config, time.time()
+
+    def record(number: int, metrics: dict[str, float]) -> None:
+        if run.ranks.main:
+            run.folder.append_metrics({"step": number, "time": time.time() - began, **metrics, **run.seconds})
+            run.folder.update_status(step=number)
+
     if start == 1 and config.evaluate.at_start and run.benchmarks:
         metrics, _ = examine(run, 0)
-        run.folder.append_metrics({"step": 0, "time": time.time() - began, **metrics, **run.seconds})
+        record(0, metrics)
         say(run, 0, metrics)
     for number in range(start, run.num_steps + 1):
         run.seconds.clear()
         metrics = step(run, number)
-        last, leaving, better = number == run.num_steps, stopping(), False
+        last, leaving, better = number == run.num_steps, run.ranks.any(stopping()), False
         if run.benchmarks and (last or (config.evaluate.every and number % config.evaluate.every == 0)):
-            scores, score = examine(run, number)
+            scores, mean = examine(run, number)
             metrics |= scores
-            if better := score > best[1]:
-                best = (number, score)
-        run.folder.append_metrics({"step": number, "time": time.time() - began, **metrics, **run.seconds})
-        run.folder.update_status(step=number)
+            if better := mean > best[1]:
+                best = (number, mean)
+        record(number, metrics)
         if last or leaving or better or (config.checkpoint.every and number % config.checkpoint.every == 0):
             save(run, number, best)
         say(run, number, metrics)
@@ -189,7 +178,7 @@ def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Call
 
 def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
     """Evaluates the student after step `number` and records every sample; returns the scores and the mean@k."""
-    settings = run.config.evaluate
+    settings, ranks = run.config.evaluate, run.ranks
     sampling = Sampling(
         num_samples=settings.k,
         max_tokens=settings.max_response_length,
@@ -197,16 +186,23 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
         top_p=settings.top_p,
         top_k=settings.top_k,
     )
-    samples = answer_benchmarks(
+    own = answer_benchmarks(
         run.sampler,
-        run.benchmarks,
+        {name: problems[ranks.rank :: ranks.size] for name, problems in run.benchmarks.items()},
         sampling,
         run.tokenizer,
         key=(run.config.seed, number, 1),
         grading_timeout=settings.grading_timeout,
         clock=run.clock,
     )
-    run.folder.write_samples(number, samples)
+    order = {name: {p.id: place for place, p in enumerate(problems)} for name, problems in run.benchmarks.items()}
+    names = list(run.benchmarks)
+    samples = sorted(
+        (sample for part in ranks.collect(own) for sample in part),
+        key=lambda sample: (names.index(sample.benchmark), order[sample.benchmark][sample.problem_id]),
+    )
+    if ranks.main:
+        run.folder.write_samples(number, samples)
     scores = summarize(samples)
     return scores, scores[f"evaluate/mean@{settings.k}"]
 
@@ -215,8 +211,10 @@ def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
     """The checkpoint of step `number`; older ones leave as `checkpoint.keep` says."""
     folder = run.folder.checkpoints
     state = {"step": number, "best_step": best[0], "best_score": None if best[0] is None else best[1]}
-    checkpoint.save(checkpoint.step_folder(folder, number), run.policy.model, run.tokenizer, run.optimizer, state)
-    checkpoint.prune(folder, keep=run.config.checkpoint.keep, best=best[0])
+    kept_in = checkpoint.step_folder(folder, number)
+    checkpoint.save(kept_in, run.policy.model, run.tokenizer, run.optimizer, state, run.ranks)
+    if run.ranks.main:
+        checkpoint.prune(folder, keep=run.config.checkpoint.keep, best=best[0])
 
 
 def _mean(values: Tensor, mask: Tensor) -> float:

@@ -41,12 +41,12 @@ class Rewards:
 
     def __call__(
         self, rollout: Rollout, prompts: Sequence[Prompt]
-    ) -> tuple[PerResponse | None, Float[Tensor, "batch 1"] | float, dict[str, float]]:
+    ) -> tuple[PerResponse | None, Float[Tensor, "batch 1"], dict[str, float]]:
         """Each response's reward (1 if its answer is right, less the mean of its prompt's responses if so configured),
         the weight of its prompt, and metrics.
         """
         if not self.shaping.uses_reward:
-            return None, 1.0, {}
+            return None, torch.ones(len(rollout), 1), {}
         grades = grade_rollout(rollout, prompts, self.tokenizer, timeout=self.grading_timeout)
         correct = torch.tensor([grade.correct for grade in grades])
         reward, everyone = correct.float()[:, None], torch.ones(len(correct), 1, dtype=torch.bool)

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from opd import check, cli, records
 from opd.config import RunConfig
+from opd.engine.dist import world
 from opd.errors import UserError
 from opd.records import RunDir, Status
 from opd.refusals import warnings
@@ -36,12 +37,22 @@ def train(config: RunConfig) -> Status:
         UserError: where another process holds the directory, it holds another config, or the run cannot go on.
     """
     folder = run_dir(config)
+    if world()[0] > 0:
+        return _follow(config, folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(folder.path / ".lock", timeout=0):
             return _train(config, folder)
     except Timeout:
         raise UserError(f"{folder.path}: another process is running this run; wait for it, or end it first") from None
+
+
+def _follow(config: RunConfig, folder: RunDir) -> Status:
+    """A rank that leaves the records to the main one, and all that is said."""
+    before = folder.status() if folder.status_file.exists() else None
+    if before is not None and before.state == "finished":
+        return before
+    return _run(config, folder)
 
 
 def _train(config: RunConfig, folder: RunDir) -> Status:
@@ -80,31 +91,44 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
 def _run(config: RunConfig, folder: RunDir) -> Status:
     # These import torch, which no refusal so far has needed.
     from opd.assemble import assemble
-    from opd.engine import checkpoint
+    from opd.engine import checkpoint, dist
     from opd.loop import loop
     from opd.manifest import manifest, vocabulary_hash
     from opd.progress import say
 
     with LeavingOnSignal() as stopping:
-        run = assemble(config, folder)
-        vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
-        content = check.as_dict(config)
-        folder.write_manifest(manifest(content, world_size=1, tokenizers={"student": vocabulary}))
-        done, best = 0, (None, float("-inf"))
-        if saved := checkpoint.saved_steps(folder.checkpoints):
-            done = saved[-1]
-            state = checkpoint.load(checkpoint.step_folder(folder.checkpoints, done), run.policy.model, run.optimizer)
-            run.sampler.sync()
-            if state["best_step"] is not None:
-                best = (state["best_step"], state["best_score"])
-            print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
-        folder.rewind(done if done else -1)
-        folder.update_status(step=done, num_steps=run.num_steps)
-        complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
-        if not complete:
-            return folder.update_status(state="preempted")
-        checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, {"step": run.num_steps})
-        return folder.update_status(state="finished")
+        ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
+        try:
+            run = assemble(config, folder, ranks)
+            vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
+            content = check.as_dict(config)
+            done, best = 0, (None, float("-inf"))
+            if saved := checkpoint.saved_steps(folder.checkpoints):
+                done = saved[-1]
+                kept_in = checkpoint.step_folder(folder.checkpoints, done)
+                state = checkpoint.load(kept_in, run.policy.model, run.optimizer)
+                run.sampler.sync()
+                if state["best_step"] is not None:
+                    best = (state["best_step"], state["best_score"])
+
+            def begin() -> None:
+                if done:
+                    print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
+                folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
+                folder.rewind(done if done else -1)
+                folder.update_status(step=done, num_steps=run.num_steps)
+
+            ranks.lead(begin)
+            tell = say if ranks.main else lambda *_: None
+            complete = loop(run, start=done + 1, best=best, stopping=stopping, say=tell)
+            if complete:
+                final = {"step": run.num_steps}
+                checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, final, ranks)
+            state = "finished" if complete else "preempted"
+            ranks.lead(lambda: folder.update_status(state=state))
+            return folder.status()
+        finally:
+            dist.stop()
 
 
 def _same_config(folder: RunDir, content: dict[str, Any]) -> None:

@@ -20,7 +20,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opd.engine.dist import Ranks
 from opd.engine.optim import Optimizer
+from opd.engine.sharded import part_like, whole
 from opd.errors import UserError
 from opd.records import read_json
 
@@ -31,16 +33,34 @@ def save(
     tokenizer: PreTrainedTokenizerBase,
     optimizer: Optimizer | None,
     state: Mapping[str, Any],
+    ranks: Ranks,
 ) -> None:
-    """Writes a checkpoint beside `folder`, flushes it to disk and renames it: `folder` is whole or absent."""
+    """Writes a checkpoint beside `folder`, flushes it to disk and renames it: `folder` is whole or absent.
+
+    All ranks must call it; the main one gathers and writes. What it holds does not depend on their number.
+    """
+    # Of tied weights one name is kept, the one that `save_pretrained` keeps.
+    weights = _gathered(model.state_dict(), ranks) if ranks.grouped else None
+    moments = None if optimizer is None else _gathered(_flat(optimizer), ranks)
+    ranks.lead(lambda: _write(folder, model, tokenizer, weights, moments, state))
+
+
+def _write(
+    folder: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    weights: dict[str, torch.Tensor] | None,
+    moments: dict[str, torch.Tensor] | None,
+    state: Mapping[str, Any],
+) -> None:
     part = folder.with_name(f".{folder.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        model.save_pretrained(part)
+        model.save_pretrained(part, state_dict=weights)
         tokenizer.save_pretrained(part)
-        if optimizer is not None:
-            save_file(_flat(optimizer), part / "optimizer.safetensors")
+        if moments is not None:
+            save_file(moments, part / "optimizer.safetensors")
         (part / "state.json").write_text(json.dumps(dict(state), indent=1))
         for file in part.iterdir():
             _flush(file)
@@ -74,10 +94,14 @@ def load(folder: Path, model: PreTrainedModel, optimizer: Optimizer) -> dict[str
         weights = load_file(folder / "model.safetensors")
         tensors = load_file(folder / "optimizer.safetensors")
         state = read_json(folder / "state.json")
-        missing, unexpected = model.load_state_dict(weights, strict=False)
+        ours = model.state_dict()
+        unexpected, missing = sorted(weights.keys() - ours.keys()), sorted(ours.keys() - weights.keys())
         tied = set(model.all_tied_weights_keys or {})
         if unexpected or set(missing) - tied:
             raise ValueError(f"its weights are not this model's ({(unexpected + missing)[0]})")
+        with torch.no_grad():
+            for name, value in weights.items():
+                ours[name].copy_(part_like(value, ours[name]))
         _restore(optimizer, tensors)
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -97,14 +121,27 @@ def prune(checkpoints: Path, *, keep: int, best: int | None) -> None:
 
 def _flat(optimizer: Optimizer) -> dict[str, torch.Tensor]:
     state = optimizer.adamw.state_dict()["state"]
-    return {f"{index}.{name}": tensor.contiguous() for index, entry in state.items() for name, tensor in entry.items()}
+    return {f"{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
+
+
+def _gathered(tensors: Mapping[str, torch.Tensor], ranks: Ranks) -> dict[str, torch.Tensor]:
+    """Whole tensors, on the CPU, for the main rank; one at a time, so that no other rank holds more than one."""
+    found = {}
+    for name, tensor in tensors.items():
+        full = whole(tensor.detach())
+        if ranks.main:
+            found[name] = full.cpu().contiguous()
+    return found
 
 
 def _restore(optimizer: Optimizer, tensors: Mapping[str, torch.Tensor]) -> None:
     state: dict[int, dict[str, torch.Tensor]] = {}
     for key, tensor in tensors.items():
         index, _, name = key.partition(".")
-        state.setdefault(int(index), {})[name] = tensor
+        shaped = tensor.ndim > 0 and int(index) < len(optimizer.parameters)
+        state.setdefault(int(index), {})[name] = (
+            part_like(tensor, optimizer.parameters[int(index)]) if shaped else tensor
+        )
     groups = optimizer.adamw.state_dict()["param_groups"]
     if state.keys() - set(groups[0]["params"]):
         raise ValueError("its optimizer state has more parameters than this model")

@@ -1,6 +1,6 @@
 """From a rollout to hidden states, micro-batch by micro-batch: the one place where logits are shifted to tokens."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -26,17 +26,32 @@ class MicroBatch:
     tokens: Int[Tensor, " response_tokens"]
 
 
-def micro_batches(rollout: Rollout, *, max_tokens: int) -> Iterator[MicroBatch]:
-    """Rows of like length together, at most `max_tokens` padded tokens each (a longer single row stands alone)."""
+def micro_batches(
+    rollout: Rollout, *, max_tokens: int, agreed: Callable[[int], int] = lambda own: own
+) -> Iterator[MicroBatch]:
+    """Rows of like length together, at most `max_tokens` padded tokens each (a longer single row stands alone).
+
+    `agreed` makes of this rank's number of micro-batches that of all ranks, which take part in each other's; empty ones
+    make up the difference.
+    """
     prompt_length, length = rollout.prompt_mask.sum(1), rollout.mask.sum(1)
     total = prompt_length + length - 1
-    order = torch.argsort(total, descending=True, stable=True).tolist()
-    totals = total.tolist()
-    start = 0
-    while start < len(order):
-        rows = max(1, max_tokens // max(1, totals[order[start]]))
-        yield _join(rollout, torch.tensor(order[start : start + rows]), prompt_length, length)
-        start += rows
+    order = torch.argsort(total, descending=True, stable=True)
+    totals = total[order].tolist()
+    starts = []
+    while (start := starts[-1] + max(1, max_tokens // max(1, totals[starts[-1]])) if starts else 0) < len(totals):
+        starts.append(start)
+    missing = agreed(len(starts)) - len(starts)  # before the first one, in which the ranks already meet
+    for start, end in zip(starts, [*starts[1:], len(totals)], strict=True):
+        yield _join(rollout, order[start:end], prompt_length, length)
+    for _ in range(missing):
+        yield _empty(rollout)
+
+
+def _empty(rollout: Rollout) -> MicroBatch:
+    """One input that predicts nothing."""
+    inputs, none = torch.zeros(1, 1, dtype=torch.long), rollout.mask[:0]
+    return MicroBatch(torch.zeros(0, dtype=torch.long), inputs, inputs > 0, none, rollout.tokens[:0][none])
 
 
 def _join(rollout: Rollout, rows: Tensor, prompt_length: Tensor, length: Tensor) -> MicroBatch:
@@ -54,9 +69,10 @@ def _join(rollout: Rollout, rows: Tensor, prompt_length: Tensor, length: Tensor)
     return MicroBatch(rows, inputs, predicts, mask, rollout.tokens[rows][mask])
 
 
-def response_hidden(model: PreTrainedModel, micro: MicroBatch) -> Float[Tensor, "response_tokens width"]:
+def response_hidden(
+    model: PreTrainedModel, micro: MicroBatch, device: torch.device
+) -> Float[Tensor, "response_tokens width"]:
     """Final hidden states at the positions that predict the response's tokens, in the order of `micro.tokens`."""
-    device = model.device
     hidden = model.base_model(micro.inputs.to(device), use_cache=False).last_hidden_state
     return hidden[micro.predicts.to(device)]
 

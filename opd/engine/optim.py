@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from opd.config import Optim
+from opd.engine.sharded import whole
 
 
 def learning_rate(step: int, *, num_steps: int, optim: Optim) -> float:
@@ -39,7 +40,7 @@ class Optimizer:
 
         A gradient that is not finite changes nothing: the caller sees it in `grad_norm` and stops.
         """
-        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.optim.grad_clip))
+        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.optim.grad_clip)))
         rate = learning_rate(step, num_steps=self.num_steps, optim=self.optim)
         if math.isfinite(norm):
             for group in self.adamw.param_groups:

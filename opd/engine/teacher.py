@@ -32,7 +32,7 @@ class LocalTeachers:
         for index in self._scorers.keys() - set(needed):
             del self._scorers[index]
         shape = (len(self), *rollout.tokens.shape)
-        logp, entropy = torch.full(shape, torch.nan), torch.full(shape, torch.nan)
+        logp, entropy = torch.full((2, *shape), torch.nan, dtype=rollout.rollout_logp.dtype)
         hidden: dict[int, Tensor] = {}
         for index in needed:
             if index not in self._scorers:
@@ -41,7 +41,7 @@ class LocalTeachers:
             if self.keep_hidden:
                 hidden[index] = scorer.empty_hidden(rollout)
             scores = scorer.scores(rollout, hidden.get(index))
-            if not torch.isfinite(scores.logp).all():
+            if scorer.ranks.any(not bool(torch.isfinite(scores.logp).all())):
                 raise UserError(f"teacher.models.{index}: its log-probabilities are not finite numbers")
             logp[index], entropy[index] = scores.logp, scores.entropy
         return TeacherScores(logp, entropy, hidden)

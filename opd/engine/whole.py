@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from opd.batch import Rollout, TeacherScores
-from opd.engine.forward import MicroBatch, micro_batches, response_hidden, spread, token_index
+from opd.engine.forward import MicroBatch, spread, token_index
 from opd.engine.policy import Policy
 from opd.engine.teacher import LocalTeachers
 from opd.objective.divergence import Chosen, reverse_kl
@@ -36,7 +36,7 @@ class Whole:
     def statistics(self, rollout: Rollout, scores: TeacherScores, mixture: Mixture) -> dict[str, PerToken]:
         """The sampled tokens' log-probs, entropies and exact KL(student || reference), without a gradient."""
         everywhere = reverse_kl().at(rollout.mask, torch.zeros(rollout.mask.shape))
-        options = {"weight": rollout.mask.float(), "entropy_weight": None, "support": None, "clamp": None}
+        options = {"weight": rollout.mask.to(scores.logp.dtype), "entropy_weight": None, "support": None, "clamp": None}
         return self._pass(rollout, scores, mixture, everywhere, with_statistics=True, **options)
 
     def backward(
@@ -53,8 +53,7 @@ class Whole:
     ) -> dict[str, PerToken]:
         """Adds the gradient of Σ weight · D - Σ entropy_weight · H(student) to the student's parameters.
 
-        Tokens without weight are left out. Returns what was measured of the others, NaN elsewhere, and `loss`, each
-        token's part of it.
+        Tokens without weight are left out. Returns what was measured of the others, NaN elsewhere.
         """
         return self._pass(
             rollout,
@@ -83,36 +82,43 @@ class Whole:
     ) -> dict[str, PerToken]:
         used = weight != 0 if entropy_weight is None else (weight != 0) | (entropy_weight != 0)
         order, teachers = token_index(rollout.mask), sorted(scores.hidden)
-        flat = torch.full((len(NUMBERS), int(rollout.mask.sum())), torch.nan)
-        for micro in micro_batches(rollout, max_tokens=self.policy.micro_batch_tokens):
-            states = response_hidden(self.policy.model, micro)
-            of = _Tokens(micro, states.device)
-            total = states.sum() * 0  # a micro-batch without a learned token still takes part
-            for one, where in divergence.parts:
-                here = of(used & where)
-                index = of(order)[here]
-                measured = measure(
-                    states[here],
-                    self.policy.head,
-                    [scores.hidden[teacher][index.cpu()].to(states.device) for teacher in teachers],
-                    [self.teachers.scorer(teacher).head for teacher in teachers],
-                    one,
-                    weight=of(weight)[here],
-                    entropy_weight=None if entropy_weight is None else of(entropy_weight)[here],
-                    temperature=self.policy.temperature,
-                    teacher_temperature=self.teachers.scorer(teachers[0]).temperature,
-                    mixture=_of_tokens(mixture, teachers, micro, here),
-                    support=support,
-                    tokens=micro.tokens.to(states.device)[here],
-                    with_statistics=with_statistics,
-                    clamp=clamp,
-                    chunk_size=self.policy.logit_chunk,
-                )
-                total = total + measured.loss
-                found = torch.stack([getattr(measured, name).float() for name in NUMBERS])
-                flat[:, index.cpu()] = found.cpu()
+        heads = [self.teachers.scorer(teacher).whole_head() for teacher in teachers]
+        flat = torch.full((len(NUMBERS), int(rollout.mask.sum())), torch.nan, dtype=weight.dtype)
+        for micro in self.policy.micro_batches(rollout):
+
+            def total(states: Tensor, head: Tensor, micro: MicroBatch = micro) -> Tensor:
+                of, found = (
+                    _Tokens(micro, states.device),
+                    states.sum() * 0,
+                )  # without a learned token it still takes part
+                for one, where in divergence.parts:
+                    here = of(used & where)
+                    index = of(order)[here].cpu()
+                    measured = measure(
+                        states[here],
+                        head,
+                        [scores.hidden[teacher][index].to(states.device) for teacher in teachers],
+                        heads,
+                        one,
+                        weight=of(weight)[here],
+                        entropy_weight=None if entropy_weight is None else of(entropy_weight)[here],
+                        temperature=self.policy.temperature,
+                        teacher_temperature=self.teachers.scorer(teachers[0]).temperature,
+                        mixture=_of_tokens(mixture, teachers, micro, here),
+                        support=support,
+                        tokens=micro.tokens.to(states.device)[here],
+                        with_statistics=with_statistics,
+                        clamp=clamp,
+                        chunk_size=self.policy.logit_chunk,
+                    )
+                    found = found + measured.loss
+                    flat[:, index] = torch.stack([getattr(measured, name) for name in NUMBERS]).to(flat)
+                return found
+
             if torch.is_grad_enabled():
-                total.backward()
+                self.policy.learn(micro, total)
+            else:
+                self.policy.root(micro, total)
         return {name: spread(numbers, rollout.mask) for name, numbers in zip(NUMBERS, flat, strict=True)}
 
 

@@ -3,6 +3,15 @@ import torch
 from transformers import Qwen3Config, Qwen3ForCausalLM
 
 from opd.batch import Rollout, pad
+from opd.engine.dist import Ranks
+from opd.engine.sharded import Root
+
+ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"), grouped=False)
+
+
+def root(model) -> Root:
+    """The model, unsharded."""
+    return Root(model, ALONE.device)
 
 
 def tiny_qwen3(vocab_size: int = 13, *, tie: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64):

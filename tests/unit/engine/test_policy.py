@@ -6,7 +6,7 @@ import torch
 from opd.batch import Rollout
 from opd.engine.forward import micro_batches
 from opd.engine.policy import Policy
-from tests.unit.engine.conftest import rollout_of, tiny_qwen3
+from tests.unit.engine.conftest import ALONE, rollout_of, root, tiny_qwen3
 
 
 def plain_scores(model, rollout: Rollout, temperature: float) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
@@ -23,7 +23,9 @@ def plain_scores(model, rollout: Rollout, temperature: float) -> tuple[list[torc
 
 
 def policy(model, *, micro_batch_tokens: int = 10_000, logit_chunk: int = 3, temperature: float = 0.7) -> Policy:
-    return Policy(model, micro_batch_tokens=micro_batch_tokens, logit_chunk=logit_chunk, temperature=temperature)
+    return Policy(
+        root(model), ALONE, micro_batch_tokens=micro_batch_tokens, logit_chunk=logit_chunk, temperature=temperature
+    )
 
 
 @pytest.mark.parametrize("micro_batch_tokens", [1, 12, 10_000])

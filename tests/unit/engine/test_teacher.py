@@ -5,11 +5,11 @@ from opd.batch import Rollout
 from opd.engine.policy import Scorer
 from opd.engine.teacher import LocalTeachers
 from opd.errors import UserError
-from tests.unit.engine.conftest import tiny_qwen3
+from tests.unit.engine.conftest import ALONE, root, tiny_qwen3
 
 
 def scorer(seed: int) -> Scorer:
-    return Scorer(tiny_qwen3(seed=seed), micro_batch_tokens=64, logit_chunk=8, temperature=1.0)
+    return Scorer(root(tiny_qwen3(seed=seed)), ALONE, micro_batch_tokens=64, logit_chunk=8, temperature=1.0)
 
 
 def test_only_the_needed_teachers_are_loaded_and_the_others_rows_are_nan(rollout: Rollout):

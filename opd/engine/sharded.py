@@ -1,0 +1,83 @@
+"""A model over the ranks: FSDP2, with the output head whole while its log-probs are made."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from transformers import PreTrainedModel
+
+from opd.config import Compute
+from opd.engine.dist import Ranks
+from opd.engine.forward import MicroBatch, response_hidden
+
+
+class Root(nn.Module):
+    """A causal model as one forward from a micro-batch to whatever `make` makes of hidden states and output head.
+
+    Under FSDP the head is whole inside this forward alone; outside it is a shard.
+    """
+
+    def __init__(self, model: PreTrainedModel, device: torch.device):
+        super().__init__()
+        self.model, self.device = model, device
+
+    @contextmanager
+    def remaking_activations(self) -> Iterator[None]:
+        """While it holds, layers that keep no activations for the backward pass make them anew there."""
+        # transformers does so in training mode alone; elsewhere the model stays in evaluation mode.
+        self.model.train(getattr(self.model, "is_gradient_checkpointing", False))
+        try:
+            yield
+        finally:
+            self.model.eval()
+
+    def forward(self, micro: MicroBatch, make: Callable[[Tensor, Tensor], Any]) -> Any:
+        return make(response_hidden(self.model, micro, self.device), self.model.get_output_embeddings().weight)  # pyright: ignore
+
+
+def spread_over(model: PreTrainedModel, ranks: Ranks, compute: Compute, *, learns: bool) -> Root:
+    """The model, its layers and then the rest sharded over the ranks where they are a group.
+
+    Weights keep their precision; products are made in `compute.dtype`, gradients summed in float32.
+    """
+    if compute.compile:
+        for layer in layers(model):
+            layer.compile()
+    if learns and compute.activation_checkpointing:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
+    root = Root(model if compute.offload else model.to(ranks.device), ranks.device)  # pyright: ignore[reportArgumentType]
+    if ranks.grouped:
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+
+        settings: dict[str, Any] = {"mesh": init_device_mesh(ranks.device.type, (ranks.size,))}
+        if learns and compute.dtype != "float32":
+            settings["mp_policy"] = MixedPrecisionPolicy(getattr(torch, compute.dtype), torch.float32)
+        if compute.offload:
+            settings["offload_policy"] = CPUOffloadPolicy()
+        for layer in layers(model):
+            fully_shard(layer, **settings)
+        # Resharded after each forward: between two of them the weights are read, by the sampler, as they are.
+        fully_shard(root, reshard_after_forward=True, **settings)
+    return root
+
+
+def layers(model: PreTrainedModel) -> list[nn.Module]:
+    """The decoder layers: the modules of the longest list in the model."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    return list(max(lists, key=len)) if lists else []
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """All of a tensor that may be sharded; all ranks must ask."""
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def part_like(value: Tensor, like: Tensor) -> Tensor:
+    """This rank's part of a whole tensor, where `like` is sharded; every rank has the same whole."""
+    if not isinstance(like, DTensor):
+        return value
+    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)

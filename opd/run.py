@@ -1,0 +1,68 @@
+"""What a run is made of: everything that a step uses."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from opd.batch import Prompt, Rollout, Sampling, TeacherScores
+from opd.config import RunConfig
+from opd.data.control import Control
+from opd.engine.dist import Ranks
+from opd.engine.optim import Optimizer
+from opd.engine.policy import Policy
+from opd.engine.rollout import Sampler
+from opd.engine.teacher import LocalTeachers
+from opd.learn import Learner
+from opd.objective.divergence import Divergence, Mixed
+from opd.objective.mixture import BoundEnsemble, Mixture
+from opd.records import RunDir
+
+
+@dataclass
+class Run:
+    """Everything that a step uses. The method's stages carry the names of their config groups.
+
+    `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
+    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it.
+    """
+
+    config: RunConfig
+    folder: RunDir
+    num_steps: int
+    prompts: Sequence[Prompt]
+    benchmarks: dict[str, list[Prompt]]
+    tokenizer: PreTrainedTokenizerBase
+    policy: Policy
+    teachers: LocalTeachers
+    sampler: Sampler
+    optimizer: Optimizer
+    rollout: Sampling
+    control: Control
+    divergence: Divergence | Mixed
+    ensemble: BoundEnsemble
+    reference: Callable[[Rollout, TeacherScores, Mixture], tuple[Tensor, Tensor, Tensor | None]]
+    eligible: Callable[[Tensor, Tensor], Tensor]
+    filter: Callable
+    rollout_correction: Callable
+    anchor: Callable[[Rollout], Tensor | None]
+    reward: Callable[[Rollout, Sequence[Prompt]], tuple[Tensor | None, Tensor, dict[str, float]]]
+    divisor: Callable[..., Tensor]
+    learner: Learner
+    ranks: Ranks
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer updates of a step."""
+        return self.config.batch_size // self.config.mini_batch_size
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Adds the wall time of the block to `time/<stage>` of this step."""
+        start = time.perf_counter()
+        yield
+        self.seconds[f"time/{stage}"] = self.seconds.get(f"time/{stage}", 0.0) + time.perf_counter() - start
