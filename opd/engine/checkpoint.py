@@ -39,8 +39,9 @@ def save(
 
     All ranks must call it; the main one gathers and writes. What it holds does not depend on their number.
     """
-    # Of tied weights one name is kept, the one that `save_pretrained` keeps.
-    weights = _gathered(model.state_dict(), ranks) if ranks.grouped else None
+    tied = set(model.all_tied_weights_keys or {})
+    ours = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    weights = _gathered(ours, ranks) if ranks.grouped else None
     moments = None if optimizer is None else _gathered(_flat(optimizer), ranks)
     ranks.lead(lambda: _write(folder, model, tokenizer, weights, moments, state))
 
@@ -94,10 +95,9 @@ def load(folder: Path, model: PreTrainedModel, optimizer: Optimizer) -> dict[str
         weights = load_file(folder / "model.safetensors")
         tensors = load_file(folder / "optimizer.safetensors")
         state = read_json(folder / "state.json")
-        ours = model.state_dict()
-        unexpected, missing = sorted(weights.keys() - ours.keys()), sorted(ours.keys() - weights.keys())
-        tied = set(model.all_tied_weights_keys or {})
-        if unexpected or set(missing) - tied:
+        ours, tied = model.state_dict(), set(model.all_tied_weights_keys or {})
+        unexpected, missing = sorted(weights.keys() - ours.keys()), sorted(ours.keys() - weights.keys() - tied)
+        if unexpected or missing:
             raise ValueError(f"its weights are not this model's ({(unexpected + missing)[0]})")
         with torch.no_grad():
             for name, value in weights.items():

@@ -1,0 +1,77 @@
+"""A whole run on two real ranks: its records are one rank's, and either number of ranks goes on from the other's."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from opd.records import RunDir
+
+TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+
+
+@pytest.fixture(scope="module")
+def train(small_run: list[str]):
+    """Runs `python -m opd.train` on so many ranks into a folder of outputs; returns the run directory and the output."""
+
+    def run(ranks: int, outputs: Path, *overrides: str, ok: bool = True) -> tuple[RunDir | None, str]:
+        command = [sys.executable, *(TORCHRUN if ranks == 2 else []), "-m", "opd.train", *small_run]
+        done = subprocess.run(
+            [*command, f"paths.outputs={outputs}", *overrides],
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+            timeout=300,
+        )
+        assert (done.returncode == 0) is ok, done.stderr
+        found = list((outputs / "main").glob("default-*"))
+        return (RunDir(found[0]) if found else None), done.stderr
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def two(train, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    return train(2, tmp_path_factory.mktemp("two"))[0]
+
+
+def weights(folder: RunDir) -> dict[str, torch.Tensor]:
+    return load_file(folder.checkpoints / "final" / "model.safetensors")
+
+
+def test_two_ranks_keep_the_records_of_one(train, two: RunDir, tmp_path: Path):
+    one, _ = train(1, tmp_path)
+    assert two.status().state == "finished" and two.manifest()["world_size"] == 2
+    for ours, alone in zip(two.metrics(), one.metrics(), strict=True):
+        same = {name for name in alone if not name.startswith("time")}
+        assert {name: ours[name] for name in same} == pytest.approx({n: alone[n] for n in same}, rel=2e-3, abs=1e-4)
+    for step in one.evaluations():
+        assert [s.problem_id for s in two.samples(step)] == [s.problem_id for s in one.samples(step)]
+    for name, tensor in weights(one).items():
+        torch.testing.assert_close(weights(two)[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_any_number_of_ranks_goes_on_from_the_others_checkpoint(ranks: int, train, two: RunDir, tmp_path: Path):
+    folder = tmp_path / "main" / two.path.name
+    shutil.copytree(two.path, folder)
+    for later in ("step_000003", "step_000004", "final"):
+        shutil.rmtree(folder / "checkpoints" / later, ignore_errors=True)
+    RunDir(folder).update_status(state="preempted")
+    resumed, _ = train(ranks, tmp_path)
+    for name, tensor in weights(two).items():
+        found = weights(resumed)[name]
+        assert torch.equal(found, tensor) if ranks == 2 else torch.allclose(found, tensor, atol=1e-5)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused(train, tmp_path: Path):
+    _, error = train(2, tmp_path, "batch_size=5", ok=False)
+    assert (
+        "opd: mini_batch_size=5: must be a multiple of the 2 ranks" in error
+        and "Traceback" not in error.split("torch.distributed", 1)[0]
+    )
