@@ -1,5 +1,6 @@
 """What the commands share: composing the config, and saying what is wrong in one sentence."""
 
+import difflib
 import errno
 import functools
 import os
@@ -129,7 +130,7 @@ def composition_sentence(error: BaseException) -> str | None:
         return f"{match[1]}: is there already; leave out the +"
     if match := re.search(r"Could not (?:find|load|append) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
-        return f"{group or 'config'}={name}: there is no such choice; {choices(group)}"
+        return f"{group or 'config'}={name}: there is no such choice; {choices(group, name)}"
     return _first_line(error).rstrip(".")
 
 
@@ -138,9 +139,12 @@ def _raised_by_hydra(error: BaseException) -> bool:
     return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
 
 
-def choices(group: str) -> str:
-    """The choices of a config group, as a clause."""
+def choices(group: str, asked: str) -> str:
+    """The choices of a config group, as a clause; of many only those nearest to what was asked for."""
     names = sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
+    if len(names) > 20:
+        near = difflib.get_close_matches(asked, names, n=3, cutoff=0)
+        return f"the choices are {', '.join(near)} and {len(names) - 3} others, which --help lists"
     return f"the choices are {', '.join(names)}" if names else "there is no such config group"
 
 
