@@ -1,4 +1,4 @@
-# make demo · make test · make setup · make lint · make bench · make report
+# make demo · make test · make setup · make lint · make bench · make report · make docs
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -21,7 +21,7 @@ INSTALL_TORCH = $(PYTHON) -c 'import torch, sys; sys.exit(not torch.__version__.
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 
-.PHONY: help setup demo test lint bench report clean
+.PHONY: help setup demo test lint bench report docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -58,6 +58,10 @@ bench: setup  ## a benchmark of benchmarks/: BENCH=sampler
 
 report: setup  ## the report of RUNS=outputs into OUT=report
 	$(PYTHON) -m analysis.report runs=$(RUNS) out=$(OUT)
+
+docs: setup  ## the pages of docs/ that are made from the code
+	$(PYTHON) -m docs.tables
+	$(PYTHON) -m docs.credit_variance
 
 clean:  ## the virtual environment and caches; never runs or models
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

@@ -1,5 +1,6 @@
 """What the commands share: composing the config, and saying what is wrong in one sentence."""
 
+import difflib
 import errno
 import functools
 import os
@@ -15,10 +16,20 @@ from opd.errors import UserError
 
 
 def register_resolvers() -> None:
-    """`${times:a,b}`: a product in a config, to 12 digits, so that a tenth of 1e-5 reads 1e-6."""
+    """What a config may compute.
+
+    `${times:a,b}`: a product, to 12 digits, so that a tenth of 1e-5 reads 1e-6; whole where `b` is and it can be.
+    `${first:a,b}`: `a`, or `b` where `a` is null.   `${last:a}`: the last of a list; of an empty one nothing, null.
+    """
     from omegaconf import OmegaConf
 
-    OmegaConf.register_new_resolver("times", lambda a, b: float(f"{a * b:.12g}"), replace=True)
+    def times(a: float | int, b: float | int) -> float | int:
+        product = float(f"{a * b:.12g}")
+        return int(product) if isinstance(b, int) and product.is_integer() else product
+
+    OmegaConf.register_new_resolver("times", times, replace=True)
+    OmegaConf.register_new_resolver("first", lambda a, b: b if a is None else a, replace=True)
+    OmegaConf.register_new_resolver("last", lambda a: a[-1] if a else None, replace=True)
 
 
 def resolved(config: Any) -> dict[str, Any]:
@@ -30,9 +41,9 @@ def resolved(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-    if missing := sorted(OmegaConf.missing_keys(config)):
-        raise UserError(f"{missing[0]}: has no value and must be given one, as {missing[0]}=VALUE")
     try:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"{missing[0]}: has no value and must be given one, as {missing[0]}=VALUE")
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
     except MissingMandatoryValue as error:
         raise UserError(f"{error.full_key}: has no value and must be given one") from None
@@ -119,7 +130,7 @@ def composition_sentence(error: BaseException) -> str | None:
         return f"{match[1]}: is there already; leave out the +"
     if match := re.search(r"Could not (?:find|load|append) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
-        return f"{group or 'config'}={name}: there is no such choice; {choices(group)}"
+        return f"{group or 'config'}={name}: there is no such choice; {choices(group, name)}"
     return _first_line(error).rstrip(".")
 
 
@@ -128,9 +139,12 @@ def _raised_by_hydra(error: BaseException) -> bool:
     return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
 
 
-def choices(group: str) -> str:
-    """The choices of a config group, as a clause."""
+def choices(group: str, asked: str) -> str:
+    """The choices of a config group, as a clause; of many only those nearest to what was asked for."""
     names = sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
+    if len(names) > 20:
+        near = difflib.get_close_matches(asked, names, n=3, cutoff=0)
+        return f"the choices are {', '.join(near)} and {len(names) - 3} others, which --help lists"
     return f"the choices are {', '.join(names)}" if names else "there is no such config group"
 
 

@@ -194,12 +194,17 @@ class Checkpoint:
 
 @dataclass(config=STRICT, frozen=True)
 class Scale:
-    """What a scale offers to the rest of the config: its name, its teachers and its learning rate."""
+    """What a scale offers to the rest of the config. `num_prompts` bounds the training prompts (null: all), `support_k`
+    is a number of tokens that is few beside the vocabulary.
+    """
 
     name: Name
     ladder: list[Text]
     teacher: Text
     lr: Positive
+    max_response_length: Count
+    num_prompts: Count | None
+    support_k: Count
 
 
 @dataclass(config=STRICT, frozen=True)

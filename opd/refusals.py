@@ -3,6 +3,7 @@
 `docs/refusals.md` is made from it.
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -53,6 +54,20 @@ def _prefix_of_all(config: RunConfig) -> str | None:
     if length is None or length < config.max_response_length:
         return None
     return f"filter.prefix_length={length} must be below max_response_length={config.max_response_length}, or null"
+
+
+def _too_few_to_rank(config: RunConfig) -> str | None:
+    scope, low, high = config.filter.get("scope"), config.filter["p_min"], config.filter["p_max"]
+    if scope is None:
+        return None
+    responses = {"sequence": 1, "group": config.samples_per_prompt}.get(
+        scope, config.samples_per_prompt * config.batch_size
+    )
+    most = responses * min(config.filter["prefix_length"] or config.max_response_length, config.max_response_length)
+    # Of `size` tokens the percentiles are 100 rank / size; the first that the range could hold is that of this rank.
+    if any(math.ceil(low * size / 100) * 100 < high * size for size in range(1, most + 1)):
+        return None
+    return f"set filter.p_min and filter.p_max to a range that one of {most} tokens falls in, or a wider filter.scope"
 
 
 def _empty_ratios(config: RunConfig) -> str | None:
@@ -107,6 +122,12 @@ def _truncated_tail(config: RunConfig) -> str | None:
 # ---- credit and shaping
 
 
+def _clamped_sign(config: RunConfig) -> str | None:
+    if config.shaping.log_ratio_clamp is None or not set(_names(config.divergence)) <= {"total_variation", "split"}:
+        return None
+    return "set shaping.log_ratio_clamp=null, or another divergence"
+
+
 def _heuristic_return(config: RunConfig) -> str | None:
     if config.allow_heuristic or not heuristic(config):
         return None
@@ -116,6 +137,23 @@ def _heuristic_return(config: RunConfig) -> str | None:
 
 def _discounted_sequence(config: RunConfig) -> str | None:
     return None if config.credit == "reward_to_go" or config.gamma == 1 else f"set gamma=1.0 instead of {config.gamma}"
+
+
+def _each_alone(config: RunConfig) -> bool:
+    """Whether whitening takes from each response its own mean."""
+    return config.whitening == "sample" or (config.whitening == "group" and config.samples_per_prompt == 1)
+
+
+def _cancelled_credit(config: RunConfig) -> str | None:
+    return (
+        "set whitening=batch, or credit=reward_to_go" if config.credit == "sequence" and _each_alone(config) else None
+    )
+
+
+def _cancelled_reward(config: RunConfig) -> str | None:
+    if not any(config.shaping.reward_weight) or config.shaping.advantage_clip is not None or not _each_alone(config):
+        return None
+    return "set whitening=batch, or shaping.reward_weight=[0.0,0.0]"
 
 
 def _cancelled_baseline(config: RunConfig) -> str | None:
@@ -212,6 +250,7 @@ REFUSALS = [
     Refusal(("filter.p_min", "filter.p_max"), "the percentile range keeps nothing", _empty_percentiles),
     Refusal(("filter.p_min", "filter.p_max"), "the percentile range keeps everything", _all_percentiles),
     Refusal(("filter.prefix_length", "max_response_length"), "no response is longer than the prefix", _prefix_of_all),
+    Refusal(("filter.p_min", "filter.scope"), "so few tokens have no percentile in the range", _too_few_to_rank),
     Refusal(
         ("rollout_correction.low", "rollout_correction.high"),
         "a student that agrees with its own rollout, ratio 1, would lie outside the range",
@@ -251,6 +290,21 @@ REFUSALS = [
         _heuristic_return,
     ),
     Refusal(("credit", "gamma"), "credit=sequence counts every token of a response in full", _discounted_sequence),
+    Refusal(
+        ("credit", "whitening"),
+        "the tokens of a response all have one advantage, and whitening takes it from them",
+        _cancelled_credit,
+    ),
+    Refusal(
+        ("shaping.reward_weight", "whitening"),
+        "the tokens of a response all have its reward, and whitening takes it from them",
+        _cancelled_reward,
+    ),
+    Refusal(
+        ("shaping.log_ratio_clamp", "divergence"),
+        "total variation has the gradient of a log-ratio's sign, which a clamp leaves as it is",
+        _clamped_sign,
+    ),
     Refusal(("shaping.baseline", "whitening"), "whitening subtracts that mean anyway", _cancelled_baseline),
     Refusal(("shaping.anchor", "shaping.kl_coef"), "nothing asks the anchor", _unused_anchor),
     Refusal(

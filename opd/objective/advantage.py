@@ -15,6 +15,7 @@ def discounted_return(
     signal: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], gamma: Annotated[float | int, Ge(0), Le(1)]
 ) -> Float[Tensor, "batch time"]:
     """R_t = Σ_{k >= t} gamma^(k-t) · signal_k over valid k: the signal of a token and, discounted, of all after it.
+    Adventures section 4, revisiting OPD.
 
     The discount counts positions, masked ones too. 0 where `mask` is False. gamma = 0 is the signal itself (token
     level), gamma = 1 the reward-to-go, which for reverse KL is the sequence-level gradient (revisiting OPD, section 1).
@@ -36,6 +37,7 @@ def whiten(
     all_reduce: Callable[[Tensor], Tensor] = lambda total: total,
 ) -> tuple[Float[Tensor, "batch time"], Float[Tensor, ""], Float[Tensor, ""]]:
     """(advantage - mean) / std over the valid tokens of a response, of a prompt's responses, or of the batch.
+    Adventures section 4.
 
     std is the population's (divided by n). Where it is 0, or rounding, the result is 0: one token, or tokens that all
     agree, say nothing about which is better. Also returns the mean and std that were removed, averaged over valid

@@ -19,7 +19,7 @@ from opd.objective.mixture import Mixture, Number, Prefixes, Rows, ensemble
 
 @ensemble(at_least=1, at_most=1)
 def single(num_teachers: int, progress: Number, rows: Rows | None) -> Mixture:
-    """The one teacher there is."""
+    """The one teacher there is, π_1. Adventures section 2."""
     return Mixture(torch.ones(1), "probability")
 
 
@@ -44,17 +44,17 @@ def geometric(
 
 @ensemble(at_least=2)
 def advantage_mean(num_teachers: int, progress: Number, rows: Rows | None, *, weights: list[Number] | None) -> Mixture:
-    """Weighted mean of the advantages that the teachers give one by one, as the adventures post's text describes."""
+    """Mean of the advantages that the teachers give one by one, Σ w_k A_k: the text of Adventures section 6."""
     return Mixture(_shares(num_teachers, weights), "advantage")
 
 
 @ensemble(at_least=2)
 def hard_switch(num_teachers: int, progress: Number, rows: Rows | None, *, boundaries: list[Number] | None) -> Mixture:
-    """One teacher at a time, from the first (smallest) to the last, as training goes on.
+    """One teacher at a time, from the first (smallest) to the last, as training goes on. Adventures section 6.
 
     `boundaries` are the points of progress at which the next teacher takes over (one fewer than teachers, rising,
     inside (0, 1)); null gives each an equal share. A boundary belongs to the teacher that takes over there, and
-    progress 1 to the last. Adventures section 6.
+    progress 1 to the last.
     """
     if boundaries is None:
         index = min(int(progress * num_teachers), num_teachers - 1)
@@ -65,7 +65,9 @@ def hard_switch(num_teachers: int, progress: Number, rows: Rows | None, *, bound
 
 @ensemble(at_least=2)
 def soft_switch(num_teachers: int, progress: Number, rows: Rows | None) -> Mixture:
-    """From the first teacher to the last along training, mixing the probabilities of two neighbours linearly."""
+    """From the first teacher to the last along training, mixing the probabilities of two neighbours linearly.
+    Adventures section 6.
+    """
     position = progress * (num_teachers - 1)
     distance = (torch.arange(num_teachers, dtype=torch.float64) - position).abs()
     return Mixture((1 - distance).clamp(min=0), "probability")
@@ -78,7 +80,7 @@ def _random(num_teachers: int, domains: Sequence[str], seed: Sequence[int]) -> l
 
 @ensemble(at_least=2, needs_rows=True, assigns=_random)
 def random(num_teachers: int, progress: Number, rows: Rows) -> Mixture:
-    """One teacher a prompt, drawn at random."""
+    """One teacher a prompt, drawn at random. Adventures section 6."""
     return _routed(num_teachers, rows)
 
 
@@ -102,10 +104,10 @@ def control_token(
     evaluate_with: Literal["last", "none"],
 ) -> Mixture:
     """The batch split evenly over the teachers; before its prompt the student sees its teacher's token.
+    Adventures section 6.
 
     `token` is that token's text, with {} for the teacher's place in the ladder, from 0; `teacher_sees_token` puts it
     into the teacher's context too; at evaluation the student is given that of the last teacher, or none.
-    Adventures section 6.
     """
     return _routed(num_teachers, rows)
 

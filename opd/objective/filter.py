@@ -69,6 +69,7 @@ def percentile(
     denominator: Literal["all", "kept"],
 ) -> Filtered:
     """Keeps valid tokens with p_min <= percentile < p_max, percentile = 100 * rank / (number of valid tokens).
+    Adventures section 7, Eq. 12.
 
     Ranks are ordinal, 0 for the lowest score; equal scores rank by position (row, then time), so every token has its
     own rank. `scope` says among which tokens: a response's, a prompt's responses', or the batch's (over all ranks,
@@ -93,7 +94,9 @@ def partition(
     p_max: Annotated[float | int, Ge(0), Le(100)],
     scope: Scope,
 ) -> Filtered:
-    """Keeps every valid token, and marks those in the range, for a divergence that treats them apart."""
+    """Keeps every valid token, and marks those in the range, for a divergence that treats them apart
+    (seed-000, idea 3).
+    """
     inside = _inside(signals, mask, group, gather, score, p_min, p_max, scope)
     return Filtered(keep=mask, count=mask, inside=inside)
 

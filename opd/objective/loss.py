@@ -39,6 +39,7 @@ def policy_gradient(
     num_tokens: Float[Tensor, "batch 1"] | float | int,
 ) -> Float[Tensor, ""]:
     """-Σ_keep weight · advantage · student_logp / num_tokens: REINFORCE; advantage and weight are taken as constants.
+    Adventures Eq. 3.
 
     `num_tokens` is the global count, or a `divisor`. What is not kept may hold anything, NaN and inf too.
     """
@@ -76,7 +77,7 @@ def entropy_bonus(
     *,
     entropy_coef: Annotated[float | int, Ge(0)],
 ) -> Float[Tensor, ""]:
-    """-entropy_coef · Σ_count entropy / num_tokens: minimising it keeps the student's distribution broad."""
+    """-entropy_coef · Σ_count entropy / num_tokens: minimising it keeps the student broad. Adventures section 4."""
     return -entropy_coef * (torch.where(count, student_entropy, 0) / _as(num_tokens, student_entropy)).sum()
 
 

@@ -26,7 +26,7 @@ def none(
     low: None,
     high: None,
 ) -> tuple[Weight, Keep]:
-    """Weight 1 for every valid token."""
+    """Weight 1 for every valid token. Adventures section 2."""
     return mask.to(student_logp.dtype), mask
 
 
@@ -39,7 +39,9 @@ def tis(
     high: Annotated[float | int, Gt(0)],
     level: Level = "token",
 ) -> tuple[Weight, Keep]:
-    """Truncated importance sampling: weight ρ clamped to [low, high]; low null clamps from above alone."""
+    """Truncated importance sampling: weight ρ clamped to [low, high]; low null clamps from above alone.
+    Adventures section 3.
+    """
     ratio = ratios(student_logp, rollout_logp, mask, level)
     return torch.where(mask, ratio.clamp(min=low, max=high), 0), mask
 
@@ -53,7 +55,9 @@ def mis(
     high: Annotated[float | int, Gt(0)],
     level: Level = "token",
 ) -> tuple[Weight, Keep]:
-    """Masked importance sampling: tokens with ρ outside [low, high] leave mask and denominator; the rest weigh 1."""
+    """Masked importance sampling: tokens with ρ outside [low, high] leave mask and denominator; the rest weigh 1.
+    Adventures section 3.
+    """
     keep = mask & _inside(ratios(student_logp, rollout_logp, mask, level), low, high)
     return keep.to(student_logp.dtype), keep
 

@@ -72,10 +72,10 @@ def extrapolate(
     *,
     coefficient: Annotated[Number, Gt(0)],
 ) -> Float[Tensor, "*shape"]:
-    """log(student / anchor) - coefficient · log(reference / anchor), in the place of log(student / reference).
+    """log(student / anchor) - coefficient · log(reference / anchor), in the place of log(student / reference). G-OPD.
 
     Above 1 the student is sent past the reference, away from the anchor: its target is
-    anchor · (reference / anchor)^coefficient, not normalised (G-OPD's reward extrapolation). 1 is plain distillation.
+    anchor · (reference / anchor)^coefficient, not normalised. 1 is plain distillation.
     """
     if coefficient == 1:
         return log_ratio
@@ -90,9 +90,10 @@ def add_reward(
     *,
     reward_weight: Sequence[Number],
 ) -> Float[Tensor, "batch time"]:
-    """advantage + w · reward on every valid token, w going from the first to the second weight along training.
+    """advantage + w · reward on every valid token, w going from the first to the second weight along training
+    (seed-000, idea 5).
 
-    `reward` is a response's verifiable reward, less its baseline where one is wanted (reward-augmented OPD, seed-000).
+    `reward` is a response's verifiable reward, less its baseline where one is wanted.
     """
     first, last = reward_weight
     weight = first + (last - first) * progress
@@ -103,6 +104,7 @@ def pass_rate_weight(
     correct: Bool[Tensor, " batch"], group: Int[Tensor, " batch"], *, power: Annotated[Number, Ge(0)]
 ) -> Float[Tensor, " batch"]:
     """(4 p (1 - p))^power with p the share of the prompt's responses that are correct: 1 at p = 1/2, less at both ends.
+    A curriculum (seed-000, idea 6), by a rule of our own.
 
     power 0 weighs all prompts the same, also those always or never solved.
     """

@@ -99,17 +99,19 @@ class Support:
 
 
 def sampled() -> Support:
-    """The sampled token alone: policy gradient with the divergence's slope as its weight."""
+    """The sampled token alone: policy gradient with the divergence's slope as its weight. Adventures Eq. 4."""
     return Support("sampled")
 
 
 def full() -> Support:
-    """The whole vocabulary: the exact divergence, differentiated ("opd-full")."""
+    """The whole vocabulary: the exact divergence, differentiated: OPD-full (seed-000)."""
     return Support("full")
 
 
 def topk(*, k: Annotated[int, Ge(1)], of: Of, tail: Tail) -> Support:
-    """The `k` likeliest tokens `of` the teacher, the student or the union of both, and what stands for the rest."""
+    """The `k` likeliest tokens `of` the teacher, the student or the union of both, and what stands for the rest
+    (revisiting OPD has the teacher's, renormalised).
+    """
     return Support("topk", k, of, tail)
 
 

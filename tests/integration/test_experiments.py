@@ -1,0 +1,52 @@
+"""Every experiment starts at scale tiny, and one step of it learns something."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from opd import cli
+from opd.train import run_dir, train
+from tests.integration.conftest import composed
+
+EXPERIMENTS = sorted(file.stem for file in (cli.CONF / "experiment").glob("*.yaml"))
+
+# What small_run sets and an experiment is about, in the size of its models: 64 positions, 10 of them a prompt's.
+SIZES = {
+    "half_length": ["max_response_length=6"],
+    "double_length": ["max_response_length=24"],
+    "eight_samples": ["samples_per_prompt=8"],
+    "one_sample": ["samples_per_prompt=1"],
+}
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_one_step_of_an_experiment(
+    experiment: str, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    # Random models solve nothing, and a prompt that is never solved has no pass rate to learn by.
+    half_right = [SimpleNamespace(correct=index % 2 == 0) for index in range(8)]
+    monkeypatch.setattr("opd.stages.grade_rollout", lambda *_, **__: half_right)
+    config = composed(
+        [
+            *small_run,
+            f"+experiment={experiment}",
+            "num_steps=1",
+            "evaluate.every=0",
+            "evaluate.at_start=false",
+            "evaluate.k=1",
+            "evaluate.sources.arithmetic.num=1",
+            "checkpoint.every=0",
+            "checkpoint.keep=1",
+            f"paths.outputs={tmp_path}",
+            *SIZES.get(experiment, []),
+        ]
+    )
+    assert train(config).state == "finished"
+    (line,) = [line for line in run_dir(config).metrics() if line["step"] == 1]
+    assert math.isfinite(line["loss"])
+    if experiment == "self_teacher":
+        assert line["grad_norm"] == 0
+    else:
+        assert line["grad_norm"] > 0 and math.isfinite(line["grad_norm"])

@@ -1,0 +1,57 @@
+"""The pages that are made from the code say what the code says."""
+
+import pytest
+import torch
+
+from docs import credit_variance, tables
+from tests.unit.objective import test_shaping
+
+
+@pytest.mark.parametrize("page", ["methods", "refusals"])
+def test_the_committed_page_is_what_the_code_gives(page: str):
+    made, committed = getattr(tables, page)(), (tables.DOCS / f"{page}.md").read_text()
+    assert committed == made, f"docs/{page}.md is out of date: run make docs"
+
+
+def test_every_knob_of_shaping_is_in_the_tables():
+    assert not tables.missing_knobs()
+
+
+def test_every_experiment_is_in_the_tables_or_changes_no_method():
+    """Lengths, epochs, teachers, temperatures and numbers of samples are no method."""
+    page = tables.methods()
+    unnamed = {name for name in tables.experiments() if f"`{name}`" not in page}
+    assert unnamed == {
+        *("half_length", "double_length", "two_epochs", "prompts_reused", "one_sample", "eight_samples"),
+        *("teacher_smallest", "teacher_second", "teacher_third", "teacher_largest", "self_teacher"),
+        *("temperature_0_1", "temperature_0_5", "temperature_1_2"),
+        *("mis",),
+    }
+
+
+def test_a_cell_cannot_break_its_table():
+    assert tables.table(("a", "b"), [("x | y", "z")]) == "| a | b |\n| --- | --- |\n| x \\| y | z |\n"
+
+
+def test_the_committed_variances_are_what_enumeration_gives():
+    page = (credit_variance.DOCS / "credit.md").read_text()
+    for length in (1, 2, 6):
+        row = credit_variance.variances(length)
+        assert f"| {length} | {row['token (gamma 0)']:.3g} | " in page
+        assert f" | {row['sequence']:.3g} ({row['sequence'] / row['token (gamma 0)']:.1f}) |" in page
+
+
+def test_the_variances_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch):
+    """The page's closed form against the gradients of every response, for one student and teacher."""
+    generator, tables_of = torch.Generator().manual_seed(3), {"student": [], "teacher": []}
+    for t in range(4):
+        for table, drawn in zip(
+            tables_of.values(), torch.randn(2, 3**t, 3, generator=generator, dtype=torch.float64), strict=True
+        ):
+            table.append(drawn)
+    found = credit_variance.variances_of(4, seed=3)
+    monkeypatch.setattr(
+        test_shaping, "tabular", lambda _, seed: [t.clone() for t in tables_of["teacher" if seed else "student"]]
+    )
+    for ours, theirs in zip(found, ("token", "reward_to_go", "sequence"), strict=True):
+        assert found[ours] == pytest.approx(test_shaping.estimator(test_shaping.CREDITS[theirs], 4)[1])
