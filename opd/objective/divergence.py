@@ -11,7 +11,7 @@ sum over the vocabulary. Both functions must be finite wherever |u| <= 80, in fl
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated
 
 import torch
@@ -33,12 +33,23 @@ class Divergence:
     """D_f by its generator and slope in log_ratio.
 
     `weight`, where given, replaces -slope as the policy-gradient weight. It is not the gradient of anything that the
-    generator says: such forms exist only to reproduce published failures, and have no exact form.
+    generator says: such forms exist only to reproduce published failures, and have no exact form. `pair`, where given,
+    is generator and slope at once, for divergences whose two share most of their work.
     """
 
     generator: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor], Tensor]
     weight: Callable[[Tensor], Tensor] | None = None
+    pair: Callable[[Tensor], tuple[Tensor, Tensor]] | None = None
+
+    @classmethod
+    def of(cls, pair: Callable[[Tensor], tuple[Tensor, Tensor]]) -> "Divergence":
+        """By one function that gives generator and slope."""
+        return cls(generator=lambda u: pair(u)[0], slope=lambda u: pair(u)[1], pair=pair)
+
+    def both(self, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Generator and slope, work that they share done once."""
+        return (self.generator(u), self.slope(u)) if self.pair is None else self.pair(u)
 
     def value(self, log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """f(r)/r: its mean over tokens sampled from the student is D. Finite for every finite log-ratio."""
@@ -69,12 +80,14 @@ class Divergence:
 
     def clamped(self, limit: float | int) -> "Divergence":
         """The same with log-ratios held within [-limit, limit]."""
-        generator, slope, weight = self.generator, self.slope, self.weight
-        return Divergence(
-            generator=lambda u: generator(u.clamp(-limit, limit)) * _exp(u - u.clamp(-limit, limit)),
-            slope=lambda u: slope(u.clamp(-limit, limit)),
-            weight=weight and (lambda u: weight(u.clamp(-limit, limit))),
-        )
+
+        def pair(u: Tensor) -> tuple[Tensor, Tensor]:
+            held = u.clamp(-limit, limit)
+            generator, slope = self.both(held)
+            return generator * _exp(u - held), slope
+
+        weight = self.weight
+        return replace(Divergence.of(pair), weight=weight and (lambda u: weight(u.clamp(-limit, limit))))
 
     def offset(self) -> float:
         """f'(1), the constant that `slope` leaves out: over a whole distribution it adds nothing."""
@@ -157,11 +170,12 @@ def jensen_shannon() -> Divergence:
 
     Bounded: no token is rewarded without limit, nor punished beyond log(2) / 2.
     """
-    log_2 = math.log(2)
-    return Divergence(
-        generator=lambda u: ((_exp(u) + 1) * (logsigmoid(u) + log_2) - u) / 2,
-        slope=lambda u: (logsigmoid(u) + log_2) / 2,
-    )
+
+    def pair(u: Tensor) -> tuple[Tensor, Tensor]:
+        slope = (logsigmoid(u) + math.log(2)) / 2
+        return (_exp(u) + 1) * slope - u / 2, slope
+
+    return Divergence.of(pair)
 
 
 def generalized_jensen_shannon(*, beta: Annotated[float | int, Ge(0), Le(1)]) -> Divergence:
@@ -171,20 +185,15 @@ def generalized_jensen_shannon(*, beta: Annotated[float | int, Ge(0), Le(1)]) ->
     where the undivided form fades to 0 at both ends.
     """
 
-    def logs(u: Tensor) -> tuple[Tensor, Tensor]:
-        """log(m / reference) and log(student / m), the smaller one by itself and the other from it."""
-        if beta <= 0.5:
-            student = -_log_mix(-u, beta)
-            return u - student, student
-        reference = _log_mix(u, 1 - beta)
-        return reference, u - reference
+    def pair(u: Tensor) -> tuple[Tensor, Tensor]:
+        # Of log(student / M) and log(M / reference) the smaller one by itself, and the other from it.
+        smaller = -_mix(-u, beta)[0] if beta <= 0.5 else _mix(u, 1 - beta)[0]
+        student, reference = (smaller, u - smaller) if beta <= 0.5 else (u - smaller, smaller)
+        slope = -_expm1(-u) if beta == 0 else student / beta
+        first = _expm1(u) if beta == 0 else _exp(u) * slope
+        return first - (_expm1(u) if beta == 1 else reference / (1 - beta)), slope
 
-    def generator(u: Tensor) -> Tensor:
-        reference, student = logs(u)
-        first = _expm1(u) if beta == 0 else _exp(u) * student / beta
-        return first - (_expm1(u) if beta == 1 else reference / (1 - beta))
-
-    return Divergence(generator, slope=lambda u: -_expm1(-u) if beta == 0 else logs(u)[1] / beta)
+    return Divergence.of(pair)
 
 
 def hellinger() -> Divergence:
@@ -227,20 +236,21 @@ def skew_kl(*, alpha: Annotated[float | int, Ge(0), Lt(1)]) -> Divergence:
     α = 0 is reverse KL; a larger α bounds the loss where the reference gives a token no chance, at -log α.
     """
 
-    def slope(u: Tensor) -> Tensor:
-        log_part = -_log_mix(-u, 1 - alpha)
-        return log_part - alpha * torch.expm1(log_part)
+    def pair(u: Tensor) -> tuple[Tensor, Tensor]:
+        log_m, inverse = _mix(-u, 1 - alpha)
+        return -log_m * _exp(u), -(log_m + alpha * inverse)
 
-    return Divergence(generator=lambda u: -_log_mix(-u, 1 - alpha) * _exp(u), slope=slope)
+    return Divergence.of(pair)
 
 
 def skew_forward_kl(*, alpha: Annotated[float | int, Ge(0), Lt(1)]) -> Divergence:
     """KL(reference || α reference + (1-α) student), f(r) = -log(α + (1-α) r) (DistiLLM's skew KL)."""
 
-    def slope(u: Tensor) -> Tensor:
-        return -(1 - alpha) * _expm1(-_log_mix(u, 1 - alpha))
+    def pair(u: Tensor) -> tuple[Tensor, Tensor]:
+        log_m, inverse = _mix(u, 1 - alpha)
+        return -log_m, -(1 - alpha) * inverse
 
-    return Divergence(generator=lambda u: -_log_mix(u, 1 - alpha), slope=slope)
+    return Divergence.of(pair)
 
 
 def total_variation() -> Divergence:
@@ -273,11 +283,14 @@ def value_weighted(*, of: Divergence) -> Divergence:
     return Divergence(of.generator, of.slope, weight=lambda u: -of.value(u))
 
 
-def _log_mix(u: Tensor, share: float) -> Tensor:
-    """log(1 - share + share · e^u), accurate near u = 0 and near share = 0 and 1."""
+def _mix(u: Tensor, share: float) -> tuple[Tensor, Tensor]:
+    """log m and 1/m - 1 of m = 1 - share + share · e^u, accurate near u = 0 and near share = 0 and 1."""
     if share <= 0.5:
-        return torch.log1p(share * _expm1(u))
-    return u + torch.log1p((1 - share) * _expm1(-u))
+        rise = share * _expm1(u)
+        return torch.log1p(rise), -rise / (1 + rise)
+    fall = _expm1(-u)
+    rest = (1 - share) * fall
+    return u + torch.log1p(rest), share * fall / (1 + rest)
 
 
 def _power_minus_one(u: Tensor, alpha: float) -> Tensor:

@@ -15,7 +15,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.objective.divergence import Divergence
-from opd.objective.logp import accumulate, blocks, even, log_softmax_, logits_into, product
+from opd.objective.logp import (
+    accumulate,
+    add_product_,
+    blocks,
+    even,
+    keep_freed_memory,
+    log_softmax_,
+    logits_into,
+    product,
+)
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
 from opd.objective.vocabulary import add_entropy_, partial_, statistics, whole_
@@ -175,6 +184,7 @@ def _run(hidden: Tensor, head: Tensor, work: _Work, backward: bool) -> tuple[dic
     out = {name: torch.full((num,), torch.nan, **new) for name in list(Measured.__dataclass_fields__)[1:]}
     grad_hidden = torch.empty_like(hidden) if backward else hidden.new_empty(0)
     grad_head = torch.zeros(head.shape if backward else 0, **new)
+    keep_freed_memory()
     buffers = [torch.empty((size, len(head)), **new) for _ in range(2 if len(work.heads) == 1 else 3)]
     for start in range(0, num, size):
         rows = slice(start, min(start + size, num))
@@ -189,7 +199,7 @@ def _run(hidden: Tensor, head: Tensor, work: _Work, backward: bool) -> tuple[dic
                 weight = torch.ones_like(weight)
             scale = weight[:, None] / work.temperature
             # Scaling by rows is left to the narrow side of each product.
-            grad_head.addmm_(reference.T, hidden[rows].to(dtype) * scale)
+            add_product_(grad_head, reference.T, hidden[rows].to(dtype) * scale, head.dtype)
             grad_hidden[rows] = (product(reference, head) * scale).to(hidden.dtype)
     return out, grad_hidden, grad_head
 

@@ -62,18 +62,19 @@ def backward_token_scores(
     grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros(head.shape, dtype=dtype, device=head.device)
     for chunk, logits in logits_chunks(hidden, head, temperature, chunk_size):
         g = grad_logp[chunk].to(dtype)[:, None] / temperature
-        # The onehot part is a lookup, so only -p (times g, which scales rows) needs the vocabulary.
-        scaled = g * hidden[chunk].to(dtype)
-        grad_head.index_add_(0, tokens[chunk], scaled)
-        onehot = g * head[tokens[chunk]].to(dtype)
+        here = tokens[chunk, None]
+        # p - onehot is taken before either product: a product in low precision would round p and leave its error.
         if grad_entropy is None:
             torch.ops.aten._softmax.out(logits, -1, False, out=logits)
-            grad_head.addmm_(logits.T, scaled, alpha=-1)
-            grad_hidden[chunk] = (onehot - g * product(logits, head)).to(hidden.dtype)
+            logits.scatter_add_(-1, here, logits.new_full((), -1.0).expand(len(logits), 1))
+            scale = -g
         else:
             _softmax_terms_(logits, g, grad_entropy[chunk].to(dtype)[:, None] / temperature)
-            grad_head.addmm_(logits.T, hidden[chunk].to(dtype), alpha=-1)
-            grad_hidden[chunk] = (onehot - product(logits, head)).to(hidden.dtype)
+            logits.scatter_add_(-1, here, -g)
+            scale = -torch.ones_like(g)
+        # Scaling by rows is left to the narrow side of each product.
+        add_product_(grad_head, logits.T, hidden[chunk].to(dtype) * scale, head.dtype)
+        grad_hidden[chunk] = (product(logits, head) * scale).to(hidden.dtype)
     return grad_hidden, grad_head
 
 
@@ -90,6 +91,7 @@ def logits_chunks(hidden: Tensor, head: Tensor, temperature: float, chunk_size: 
     """(rows, logits of those rows), in one buffer that the caller may overwrite and that the next chunk reuses."""
     dtype = accumulate(hidden.dtype)
     size = even(len(hidden), chunk_size)
+    keep_freed_memory()
     buffer = torch.empty((size, len(head)), dtype=dtype, device=hidden.device)
     for start in range(0, len(hidden), size):
         chunk = slice(start, min(start + size, len(hidden)))
@@ -105,6 +107,16 @@ def blocks(logits: Tensor) -> Iterator[slice]:
     """Rows to work on at once: few on a CPU, where they should stay in its cache; all on an accelerator."""
     size = len(logits) if logits.is_cuda else max(1, BLOCK // logits.shape[1])
     return (slice(start, min(start + size, len(logits))) for start in range(0, len(logits), max(1, size)))
+
+
+def keep_freed_memory() -> None:
+    """Makes glibc keep what is freed, up to 60 MB, for the next allocation.
+
+    Else it hands the end of its heap back to the system time and again, and what is made between begins with page
+    faults that can cost more than the arithmetic. Freeing one large allocation raises that limit to twice its size
+    (mallopt(3), M_MMAP_THRESHOLD); the memory itself is never touched. Elsewhere this does nothing.
+    """
+    torch.empty(30 << 20, dtype=torch.uint8)
 
 
 def logits_into(out: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
@@ -129,6 +141,14 @@ def product(weights: Tensor, head: Tensor) -> Tensor:
     for part in _parts(head):
         out.addmm_(weights[:, part], head[part].to(weights.dtype))
     return out
+
+
+def add_product_(out: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
+    """In place: out + left @ right, accumulated in the precision of `out` from factors that `dtype` may hold."""
+    if dtype == out.dtype or not out.is_cuda:
+        out.addmm_(left, right)
+    else:
+        torch.addmm(out, left.to(dtype), right.to(dtype), out_dtype=out.dtype, out=out)
 
 
 def log_softmax_(logits: Tensor) -> Tensor:

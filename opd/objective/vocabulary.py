@@ -35,12 +35,13 @@ def whole_(student: LogP, reference: LogP, divergence: Divergence, *, backward: 
             log_q = torch.maximum(log_q, log_p - largest)
             log_p = torch.maximum(log_p, log_q - largest)
             u = log_p - log_q
+        generator, slope = divergence.both(u) if backward else (divergence.generator(u), None)
+        found["divergence"][block] = torch.linalg.vecdot(torch.exp(log_q, out=reference[block]), generator)
+        del generator  # what is freed before the next is made stays in the cache
         p = log_p.exp()
-        found["divergence"][block] = torch.linalg.vecdot(log_q.exp(), divergence.generator(u))
         if clamp is not None:
             found["clamped"][block] = (p * (u.abs() > clamp)).sum(-1)
-        if backward:
-            slope = divergence.slope(u)
+        if slope is not None:
             mean = torch.linalg.vecdot(p, slope)[:, None]
             torch.mul(p, slope.sub_(mean), out=reference[block])
     return found
