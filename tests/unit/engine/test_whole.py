@@ -17,7 +17,7 @@ from opd.objective import divergence, support
 from opd.objective.divergence import Chosen
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
-from tests.unit.engine.conftest import rollout_of, tiny_qwen3
+from tests.unit.engine.conftest import ALONE, rollout_of, root, tiny_qwen3
 
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.7, 1.3
 DIVERGENCES = {
@@ -67,11 +67,11 @@ class World:
     def __init__(self, rollout: Rollout, num_teachers: int, *, micro_batch_tokens: int = 12, logit_chunk: int = 3):
         memory = {"micro_batch_tokens": micro_batch_tokens, "logit_chunk": logit_chunk}
         self.rollout, self.student, self.models = rollout, STUDENT(), [teacher(index) for index in range(num_teachers)]
-        scorers = [Scorer(model, temperature=TEACHER_TEMPERATURE, **memory) for model in self.models]
+        scorers = [Scorer(root(model), ALONE, temperature=TEACHER_TEMPERATURE, **memory) for model in self.models]
         self.teachers = LocalTeachers([lambda one=one: one for one in scorers], keep_hidden=True)
         self.scores = self.teachers.score(rollout, range(num_teachers))
         self.theirs = torch.stack([self.distributions(model, TEACHER_TEMPERATURE) for model in self.models])
-        self.whole = Whole(Policy(self.student, temperature=STUDENT_TEMPERATURE, **memory), self.teachers)
+        self.whole = Whole(Policy(root(self.student), ALONE, temperature=STUDENT_TEMPERATURE, **memory), self.teachers)
 
     def distributions(self, model, temperature: float) -> Tensor:
         """Log-probs [response token, vocabulary], response by response."""
@@ -144,13 +144,13 @@ def compare(
     used = (weight != 0) if entropy_weight is None else (weight != 0) | (entropy_weight != 0)
     at = used[rollout.mask]
     close = partial(torch.testing.assert_close, rtol=1e-5, atol=1e-6)
-    close(found["divergence"][used], expected.detach()[at].float())
+    close(found["divergence"][used], expected.detach()[at])
     if mixture.space != "advantage":
-        picks = [logp.detach().gather(1, tokens[:, None])[at, 0].float() for logp in (student, reference)]
+        picks = [logp.detach().gather(1, tokens[:, None])[at, 0] for logp in (student, reference)]
         close(found["student_logp"][used], picks[0])
         close(found["reference_logp"][used], picks[1])
     if entropy_weight is not None:
-        close(found["student_entropy"][used], student_entropy.detach()[at].float())
+        close(found["student_entropy"][used], student_entropy.detach()[at])
     for numbers in found.values():
         assert numbers[rollout.mask & ~used].isnan().all() and (numbers[~rollout.mask] == 0).all()
 
@@ -196,7 +196,7 @@ def test_a_clamp_acts_on_the_gradient_as_on_policy_gradient_weights(rollout: Rol
     )  # fmt: skip
     for got, want in zip(world.gradients(), wanted, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-8, atol=1e-8 * float(want.abs().max()))
-    beyond = (student.exp() * ((student - reference).abs() > clamp)).sum(-1).detach().float()
+    beyond = (student.exp() * ((student - reference).abs() > clamp)).sum(-1).detach()
     used = weight != 0
     torch.testing.assert_close(found["clamped"][used], beyond[used[rollout.mask]])
     assert 0 < float(beyond.mean()) < 1
@@ -220,7 +220,7 @@ def test_statistics_are_those_of_enumeration_and_leave_no_gradient(mixture: str,
         "divergence": kl,
     }
     for name, numbers in expected.items():
-        torch.testing.assert_close(found[name][rollout.mask], numbers.detach().float(), rtol=1e-5, atol=1e-6, msg=name)
+        torch.testing.assert_close(found[name][rollout.mask], numbers.detach(), rtol=1e-5, atol=1e-6, msg=name)
         assert (found[name][~rollout.mask] == 0).all()
 
 
