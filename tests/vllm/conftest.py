@@ -46,4 +46,5 @@ def start() -> Iterator[Callable[..., Any]]:
 
     yield start
     for sampler in started:
-        sampler.close()
+        if hasattr(sampler, "llm"):
+            sampler.close()

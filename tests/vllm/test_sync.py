@@ -80,6 +80,15 @@ def test_greedy_responses_have_no_drift_to_measure(start):
     ours.sample(prompts(), module.Sampling(1, 5, 0.0, 1.0, 0), key=(1,))
 
 
+def test_an_engine_that_ends_leaves_the_next_one_alone(start):
+    """As the runs of a multirun do, one after another in a process; vLLM would end the process groups of all."""
+    old, new = start(build("qwen3")), start(build("qwen3"))
+    expected = old.sample(prompts(), PLAIN, key=(1,))
+    old.close()
+    assert torch.equal(new.sample(prompts(), PLAIN, key=(1,)).tokens, expected.tokens)
+    new.sync()
+
+
 def test_many_syncs_take_no_more_memory_than_a_few(start):
     model = build("qwen3-tied", hidden_size=256, intermediate_size=1024)
     ours = start(model)
