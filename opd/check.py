@@ -19,15 +19,15 @@ from opd.errors import UserError
 from opd.recipe import Positive
 from opd.refusals import REFUSALS
 
-# A config may name only functions of its group's module: no other `_target_` is ever imported or called.
+# A config may name only functions of its group's modules: no other `_target_` is ever imported or called.
 MODULES = {
-    "divergence": "opd.objective.divergence",
-    "support": "opd.objective.support",
-    "ensemble": "opd.objective.ensemble",
-    "filter": "opd.objective.filter",
-    "rollout_correction": "opd.objective.rollout_correction",
-    "loss": "opd.objective.loss",
-    "rollout": "opd.engine.rollout",
+    "divergence": ("opd.objective.divergence",),
+    "support": ("opd.objective.support",),
+    "ensemble": ("opd.objective.ensemble",),
+    "filter": ("opd.objective.filter",),
+    "rollout_correction": ("opd.objective.rollout_correction",),
+    "loss": ("opd.objective.loss",),
+    "rollout": ("opd.engine.rollout", "opd.engine.vllm"),
 }
 
 
@@ -87,23 +87,26 @@ def selected(config: RunConfig) -> RunConfig:
 
 
 def resolve(group: str, target: str) -> Callable[..., Any]:
-    """The function that a node of `group` names: one of the group's module that a file of the group names too."""
+    """The function that a node of `group` names: one of the group's modules that a file of the group names too."""
     allowed = targets(group)
     if target not in allowed:
         names = ", ".join(sorted(name.rpartition(".")[2] for name in allowed))
-        raise UserError(f"{group}._target_={target!r}: only functions of {MODULES[group]} may stand here: {names}")
-    return getattr(importlib.import_module(MODULES[group]), target.rpartition(".")[2])
+        raise UserError(
+            f"{group}._target_={target!r}: only functions of {' and '.join(MODULES[group])} may stand here: {names}"
+        )
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 @cache
 def targets(group: str) -> frozenset[str]:
-    """The `_target_`s that the files of a config group name, all of its module."""
+    """The `_target_`s that the files of a config group name, all of its modules."""
     found = {
         name
         for file in (CONF / group).glob("*.yaml")
         for name in re.findall(r"^_target_: (\S+)$", file.read_text(), re.M)
     }
-    return frozenset(name for name in found if name.rpartition(".")[0] == MODULES[group])
+    return frozenset(name for name in found if name.rpartition(".")[0] in MODULES[group])
 
 
 def check_node(group: str, node: Node) -> None:

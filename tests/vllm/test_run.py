@@ -1,0 +1,113 @@
+"""Whole runs with rollout=vllm: train, evaluate, checkpoint, resume."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from opd import train as module
+from opd.records import RunDir
+from opd.train import run_dir, train
+from tests.integration.conftest import composed
+from tests.integration.test_resume import content
+
+VLLM = ["rollout=vllm", "rollout.kv_cache_bytes=67108864", "rollout.max_num_seqs=64"]
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Overrides that make scale=tiny a run of four steps on random models whose heads vLLM can do."""
+    from opd.data.tokenizer import build_tokenizer
+    from opd.engine.build import fresh, save
+    from opd.recipe import Architecture
+
+    folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer()
+    for seed, name in enumerate(("student", "teacher")):
+        architecture = Architecture(
+            hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, intermediate_size=48,
+            max_position_embeddings=64, rope_theta=1e4, tie_embeddings=True, init_std=0.3,
+        )  # fmt: skip
+        save(fresh(architecture, tokenizer, seed=seed), tokenizer, folder / name)
+    return [
+        f"student.model={folder / 'student'}", f"scale.teacher={folder / 'teacher'}", "num_steps=4", "batch_size=4",
+        "samples_per_prompt=2", "max_response_length=12", "evaluate.every=2", "evaluate.k=2",
+        "evaluate.sources.arithmetic.num=3", "checkpoint.every=1", "prompts.source.num=32",
+    ]  # fmt: skip
+
+
+@pytest.fixture
+def run(small: list[str], tmp_path: Path):
+    """Trains with these overrides; returns the run directory."""
+
+    def train_with(*overrides: str, outputs: str = "outputs", state: str = "finished") -> RunDir:
+        config = composed([*small, f"paths.outputs={tmp_path / outputs}", *overrides])
+        assert train(config).state == state
+        return run_dir(config)
+
+    return train_with
+
+
+def steps(folder: RunDir) -> list[dict[str, float]]:
+    return [line for line in folder.metrics() if line["step"] > 0]
+
+
+def test_a_run_in_float32_samples_from_the_learner_at_every_step(run):
+    lines = steps(run(*VLLM, "optim.lr=0.01", "rollout.max_logp_drift=1e-4"))
+    assert len(lines) == 4
+    for line in lines:
+        assert line["grad_norm"] > 0
+        assert line["rollout_correction/abs_log_ratio"] < 1e-4
+        assert abs(line["rollout_correction/ratio_max"] - 1) < 1e-3
+        assert line["rollout_correction/masked"] == 0
+
+
+def test_in_bfloat16_sampler_and_learner_disagree_and_mis_masks_what_is_far_off(run):
+    correction = ("rollout_correction=mis", "rollout_correction.low=0.97", "rollout_correction.high=1.03")
+    lines = steps(run(*VLLM, "optim.lr=0.01", "rollout.dtype=bfloat16", "rollout.max_logp_drift=null", *correction))
+    for line in lines:
+        assert 1e-3 < line["rollout_correction/abs_log_ratio"] < 0.3
+        assert 0 < line["rollout_correction/masked"] < 1
+        assert line["filter/kept"] == pytest.approx(1 - line["rollout_correction/masked"])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_run_that_left_and_came_back_ends_as_one_that_stayed(dtype: str, run, monkeypatch: pytest.MonkeyPatch):
+    """Records, answers and weights, bit for bit; the engine that comes back is a new one."""
+    knobs = (*VLLM, f"rollout.dtype={dtype}", "optim.lr=0.01")
+    expected = content(run(*knobs, outputs="stayed"))
+
+    class LeavingAtTwo(module.LeavingOnSignal):
+        def __enter__(self):
+            super().__enter__()
+            asked = iter((False, True))
+            return lambda: next(asked, True)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "LeavingOnSignal", LeavingAtTwo)
+        folder = run(*knobs, outputs="left", state="preempted")
+    assert folder.status().step == 2
+    assert content(run(*knobs, outputs="left")) == expected
+
+
+def test_the_commands_run_say_nothing_on_stderr_and_repeat_the_run(small: list[str], run, tmp_path: Path):
+    def command(*words: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", *words], cwd=Path(__file__).parents[2], capture_output=True, text=True, timeout=300
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        return done.stdout
+
+    here = run(*VLLM, "optim.lr=0.01")
+    said = command("opd.train", *small, *VLLM, "optim.lr=0.01", f"paths.outputs={tmp_path / 'command'}")
+    assert [line.split()[0] for line in said.splitlines()] == ["step"] * 5
+    there = RunDir(tmp_path / "command" / here.path.relative_to(tmp_path / "outputs"))
+    ours, theirs = (load_file(each.checkpoints / "final" / "model.safetensors") for each in (here, there))
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+    scores = command("opd.evaluate", f"run={there.path}", f"paths.outputs={tmp_path / 'evaluated'}")
+    examined = RunDir(Path(scores.splitlines()[-1]))
+    assert len(examined.evaluations()[0].read_text().splitlines()) == 6
+    assert json.loads((examined.path / "manifest.json").read_text())["packages"]["torch"]
