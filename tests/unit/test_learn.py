@@ -24,7 +24,7 @@ from opd.objective.divergence import Divergence, Mixed, share_beyond
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
 from opd.refusals import BIASED
-from tests.unit.engine.conftest import rollout_of, tiny_qwen3
+from tests.unit.engine.conftest import ALONE, rollout_of, root, tiny_qwen3
 
 VOCABULARY, TEMPERATURE = 13, 0.7
 SINGLE = Mixture(torch.ones(1, dtype=torch.float64), "probability")
@@ -74,6 +74,7 @@ def by_hand(
     student = torch.tensor([[-1.0, -2.0], [-0.5, 0.0]])
     fields = {"weight": torch.ones(2, 2), "keep": rollout.mask, "count": rollout.mask, "reward": None} | fields
     return Batch(
+        own=rollout,
         rollout=rollout,
         student=TokenScores(student, torch.zeros(2, 2)),
         teachers=TeacherScores((student - ratio)[None], torch.zeros(1, 2, 2), {}),
@@ -88,7 +89,7 @@ U, ANCHOR = [[1.0, -2.0], [-3.0, 0.0]], [[0.5, -1.0], [-1.0, 0.0]]
 
 
 def prepared(batch: Batch, progress: float = 0.0, shaping: dict[str, Any] | None = None, **changes: Any):
-    return PolicyGradient(config(shaping, **changes), World().policy, MEAN).prepare(batch, progress)
+    return PolicyGradient(config(shaping, **changes), World().policy).prepare(batch, progress)
 
 
 def valid(values: Tensor | None) -> list[float]:
@@ -212,6 +213,15 @@ def responses() -> Rollout:
     return rollout_of(draw([3, 1, 5, 2, 4]), draw([2, 6, 1, 9, 4]))
 
 
+def cut(batch: Batch, num_parts: int) -> list[Batch]:
+    return list(batch.parts(num_parts, ALONE, MEAN))
+
+
+def whole(batch: Batch) -> Batch:
+    """The batch as one update, unless it is a part already."""
+    return batch if batch.num_tokens is not None else cut(batch, 1)[0]
+
+
 class World:
     """A student, its teachers (by their seeds; the student's own is 0), and both learners."""
 
@@ -221,20 +231,21 @@ class World:
             model(),
             [tiny_qwen3(seed=seed) if not seed else model(seed=seed) for seed in teachers],
         )
-        self.policy = Policy(self.student, **memory)
-        scorers = [Scorer(one.requires_grad_(False), **memory) for one in self.models]
+        self.policy = Policy(root(self.student), ALONE, **memory)
+        scorers = [Scorer(root(one.requires_grad_(False)), ALONE, **memory) for one in self.models]
         self.teachers = LocalTeachers([lambda one=one: one for one in scorers], keep_hidden=True)
 
     def learner(self, given: RunConfig, where: Support | None = None) -> Learner:
         if where is None:
-            return PolicyGradient(given, self.policy, MEAN)
-        return Exact(given, Whole(self.policy, self.teachers), where, MEAN)
+            return PolicyGradient(given, self.policy)
+        return Exact(given, Whole(self.policy, self.teachers), where)
 
     def batch(self, rollout: Rollout, one: Divergence | Mixed, mixture: Mixture = SINGLE, **fields: Any) -> Batch:
         hidden = self.teachers.score(rollout, range(len(self.models))).hidden
         plain = [scores_of(each, rollout) for each in self.models]
         logp, entropy = (torch.stack([getattr(each, name) for each in plain]) for name in ("logp", "entropy"))
         batch = Batch(
+            own=rollout,
             rollout=rollout,
             student=scores_of(self.student, rollout),
             teachers=TeacherScores(logp, entropy, hidden),
@@ -251,7 +262,7 @@ class World:
     def learn(self, learner: Learner, batch: Batch) -> tuple[float, list[Tensor]]:
         """The loss, and the gradients of the student's parameters, which are taken from them."""
         self.student.zero_grad(set_to_none=True)
-        found = learner.backward(learner.prepare(batch, 0.0)[0])
+        found = learner.backward(whole(learner.prepare(batch, 0.0)[0]))
         return found["loss"], self.gradients()
 
     def gradients(self) -> list[Tensor]:
@@ -459,7 +470,7 @@ def test_a_clamp_acts_on_the_exact_gradient_and_its_mass_is_a_metric(where: str,
     batch = replace(batch, divergence=batch.divergence.clamped(clamp))
     learner = world.learner(config({"log_ratio_clamp": clamp}), support.topk(k=VOCABULARY, of="union", tail="drop")
                             if where != "full" else support.full())  # fmt: skip
-    metrics = learner.backward(batch)
+    metrics = learner.backward(whole(batch))
     found = world.gradients()
     mine, theirs = (torch.cat(distributions(each, rollout)) for each in (world.student, world.models[0]))
     ratio, p = (mine - theirs).detach(), mine.detach().exp()
@@ -496,7 +507,7 @@ def test_parts_hold_each_response_once_with_its_own_hidden_states(rollout: Rollo
     weights = torch.tensor([[0.9, 0.2, 0.5, 0.0], [0.1, 0.8, 0.5, 1.0]], dtype=torch.float64)
     batch = world.batch(grouped(rollout), divergence_of("split"), Mixture(weights, "probability"))
     batch, _ = world.learner(config(gamma=0.5)).prepare(batch, 0.0)
-    parts = list(batch.parts(1))
+    parts = list(cut(batch, 2))
     assert [len(part.rollout) for part in parts] == [2, 2]
     joined = lambda of: torch.cat([of(part) for part in parts])  # noqa: E731
     for of in (
@@ -513,18 +524,12 @@ def test_parts_hold_each_response_once_with_its_own_hidden_states(rollout: Rollo
             torch.testing.assert_close(part.teachers.hidden[index], alone[index], rtol=1e-10, atol=1e-12)
 
 
-def test_a_batch_that_is_one_update_is_its_own_only_part(rollout: Rollout):
-    batch = World(1).batch(grouped(rollout), divergence.reverse_kl())
-    assert [part is batch for part in batch.parts(2)] == [True]
-    assert [part is batch for part in batch.parts(9)] == [True]
-
-
 @pytest.mark.parametrize("name", ["full", "topk"])
 def test_exact_gradients_of_the_parts_are_those_of_the_parts_by_themselves(name: str, rollout: Rollout):
     world, one = World(1), divergence.hellinger()
     learner = world.learner(config(), LEARNERS[name])
-    whole = world.batch(grouped(rollout), one)
-    for part, rows in zip(whole.parts(1), (slice(0, 2), slice(2, 4)), strict=True):
+    both = world.batch(grouped(rollout), one)
+    for part, rows in zip(cut(both, 2), (slice(0, 2), slice(2, 4)), strict=True):
         alone = world.batch(grouped(rollout).rows(rows), one)
         agree(world.learn(learner, part)[1], world.learn(learner, alone)[1], 1e-10)
 
@@ -537,7 +542,7 @@ def test_the_first_update_is_the_plain_policy_gradient_of_its_part(rollout: Roll
     student = world.policy.scores(grouped(rollout))
     batch = world.batch(grouped(rollout), divergence.hellinger(), student=student)
     one, several = (world.learner(config(**changes)) for changes in ({"batch_size": 1, "mini_batch_size": 1}, SEVERAL))
-    (first, *_) = several.prepare(batch, 0.0)[0].parts(1)
+    (first, *_) = cut(several.prepare(batch, 0.0)[0], 2)
     found = several.backward(first)["loss"], world.gradients()
     expected = one.backward(first)["loss"], world.gradients()
     agree(found[1], expected[1], 1e-6)
@@ -569,7 +574,7 @@ def test_a_later_update_is_clipped_where_the_ratio_has_left_the_range(rollout: R
     expected = -(torch.where(free, ratio * a, 0) * logp).sum() / mask.sum()
     (expected + 0.1 * (mine.exp() * mine).sum() / mask.sum()).backward()
     wanted = world.gradients()
-    metrics = learner.backward(batch)
+    metrics = learner.backward(whole(batch))
     agree(world.gradients(), wanted, 1e-5)
     gain = torch.minimum(ratio * a, ratio.clamp(0.8, 1.3) * a).mean()
     entropy = -(mine.exp() * mine).sum() / mask.sum()
