@@ -46,6 +46,11 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
             f"mini_batch_size={config.mini_batch_size}: must be a multiple of the {ranks.size} ranks, which share its "
             "prompts evenly"
         )
+    if ranks.size > 1 and config.method("rollout") != "TransformersSampler":
+        raise UserError(
+            f"rollout: {config.method('rollout')} samples for one process, not for {ranks.size} ranks, so far; choose "
+            "rollout=transformers, or start one process"
+        )
     ranks.lead(lambda: make_models(config))
     student, tokenizer = load_student(config)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")

@@ -24,7 +24,7 @@ def mean_drift(learner: PreTrainedModel, rollout: Rollout, sampling: Sampling) -
     part = _some(rollout)
     found = []
     for micro in micro_batches(part, max_tokens=TOKENS):
-        hidden = response_hidden(learner, micro)
+        hidden = response_hidden(learner, micro, learner.device)
         head: Any = learner.get_output_embeddings().weight  # pyright: ignore
         theirs = part.rollout_logp[micro.rows][micro.response].to(hidden.device)
         tokens = micro.tokens.to(hidden.device)
