@@ -5,10 +5,12 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import jaxtyping
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -288,6 +290,18 @@ def is_clear(sentence: str) -> bool:
     """Whether it is one sentence that names two keys, or a knob by its full name."""
     keys = {key for key in (*known_keys(), *START) if re.search(rf"\b{re.escape(key)}s?\b", sentence)}
     return "\n" not in sentence and len(sentence) < 400 and (len(keys) > 1 or bool(re.search(r"\w\.\w", sentence)))
+
+
+@contextmanager
+def opened(small_run: list[str], models: Path) -> Iterator[World]:
+    """A world for the tests of a file, without type checks: every function here is run with them elsewhere."""
+    before = jaxtyping.config.jaxtyping_disable
+    jaxtyping.config.update("jaxtyping_disable", True)
+    try:
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            yield World(small_run, models, monkeypatch)
+    finally:
+        jaxtyping.config.update("jaxtyping_disable", before)
 
 
 @cache

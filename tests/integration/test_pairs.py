@@ -7,7 +7,7 @@ import pytest
 
 from opd.errors import UserError
 from tests.integration.conftest import composed
-from tests.integration.pairs import BASE, CHOICES, DOMAINS, KNOBS, SEVERAL, World, is_clear, settings
+from tests.integration.pairs import BASE, CHOICES, DOMAINS, KNOBS, SEVERAL, World, is_clear, opened, settings
 
 METHODS = [choice for choice in CHOICES if choice not in KNOBS]
 # What a bare choice is refused with, where it cannot be without another.
@@ -30,8 +30,8 @@ BARE = {
 
 @pytest.fixture(scope="module")
 def world(models: Path, small_run: list[str]) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        yield World(small_run, models, monkeypatch)
+    with opened(small_run, models) as world:
+        yield world
 
 
 @pytest.mark.parametrize("choice", METHODS)

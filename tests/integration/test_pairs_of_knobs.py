@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.pairs import CHOICES, KNOBS, World
+from tests.integration.pairs import CHOICES, KNOBS, World, opened
 
 
 @pytest.fixture(scope="module")
 def world(models: Path, small_run: list[str]) -> Iterator[World]:
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        yield World(small_run, models, monkeypatch)
+    with opened(small_run, models) as world:
+        yield world
 
 
 @pytest.mark.parametrize("knob", KNOBS)
