@@ -79,7 +79,7 @@ class Divergence:
         return narrow(total, torch.promote_types(student_logp.dtype, torch.float32))
 
     def clamped(self, limit: float | int) -> "Divergence":
-        """The same with log-ratios held within [-limit, limit]."""
+        """The same divergence with log-ratios held within [-limit, limit]."""
 
         def pair(u: Tensor) -> tuple[Tensor, Tensor]:
             held = u.clamp(-limit, limit)
@@ -151,22 +151,29 @@ def share_beyond(
 
 
 def reverse_kl() -> Divergence:
-    """KL(student || reference), f(r) = r log r; weight -log r, the k1 estimator. Mode seeking."""
+    """KL(student || reference), f(r) = r log r; weight -log r, the k1 estimator. Mode seeking.
+    Adventures Eq. 4.
+    """
     return Divergence(generator=lambda u: u * _exp(u), slope=lambda u: u)
 
 
 def forward_kl() -> Divergence:
-    """KL(reference || student), f(r) = -log r; weight 1/r - 1. Mode covering, unbounded where the student misses."""
+    """KL(reference || student), f(r) = -log r; weight 1/r - 1. Mode covering, unbounded where the student misses.
+    Adventures section 5.
+    """
     return Divergence(generator=lambda u: -u, slope=lambda u: -_expm1(-u))
 
 
 def jeffreys() -> Divergence:
-    """Reverse plus forward KL, f(r) = (r - 1) log r; weight 1/r - 1 - log r."""
+    """Reverse plus forward KL, f(r) = (r - 1) log r; weight 1/r - 1 - log r.
+    Adventures section 5.
+    """
     return Divergence(generator=lambda u: u * _expm1(u), slope=lambda u: u - _expm1(-u))
 
 
 def jensen_shannon() -> Divergence:
     """Mean KL to the midpoint, f(r) = (r log r - (r + 1) log((r + 1) / 2)) / 2; weight -log(2r / (1 + r)) / 2.
+    Adventures section 5.
 
     Bounded: no token is rewarded without limit, nor punished beyond log(2) / 2.
     """
@@ -197,12 +204,16 @@ def generalized_jensen_shannon(*, beta: Annotated[float | int, Ge(0), Le(1)]) ->
 
 
 def hellinger() -> Divergence:
-    """Squared Hellinger distance, f(r) = (sqrt(r) - 1)^2; weight r^-1/2 - 1, so no token is punished beyond -1."""
+    """Squared Hellinger distance, f(r) = (sqrt(r) - 1)^2; weight r^-1/2 - 1, so no token is punished beyond -1.
+    Adventures section 5.
+    """
     return Divergence(generator=lambda u: _expm1(u / 2) ** 2, slope=lambda u: -_expm1(-u / 2))
 
 
 def tsallis(*, alpha: Annotated[float | int, Gt(0)]) -> Divergence:
-    """Tsallis, f(r) = (r^α - r) / (α - 1); weight α (1 - r^(α-1)) / (α - 1). α = 1/2 is Hellinger, α → 1 reverse KL."""
+    """Tsallis, f(r) = (r^α - r) / (α - 1); weight α (1 - r^(α-1)) / (α - 1). α = 1/2 is Hellinger, α → 1 reverse KL.
+    Adventures section 5.
+    """
     if alpha == 1:
         return reverse_kl()
     return Divergence(
