@@ -128,7 +128,8 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
             ranks.lead(lambda: folder.update_status(state=state))
             return folder.status()
         finally:
-            dist.stop()
+            if ranks.grouped:  # an engine in this process may have a group of its own
+                dist.stop()
 
 
 def _same_config(folder: RunDir, content: dict[str, Any]) -> None:
