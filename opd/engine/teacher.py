@@ -1,11 +1,12 @@
 """The teachers, in this process: each is loaded when a step first needs it and leaves when a step does not."""
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from torch import Tensor
 
-from opd.batch import Rollout, TeacherScores
+from opd.batch import Rollout, TeacherScores, TokenScores
 from opd.engine.policy import Scorer
 from opd.errors import UserError
 
@@ -31,8 +32,7 @@ class LocalTeachers:
         """
         for index in self._scorers.keys() - set(needed):
             del self._scorers[index]
-        shape = (len(self), *rollout.tokens.shape)
-        logp, entropy = torch.full((2, *shape), torch.nan, dtype=rollout.rollout_logp.dtype)
+        found: dict[int, TokenScores] = {}
         hidden: dict[int, Tensor] = {}
         for index in needed:
             if index not in self._scorers:
@@ -43,9 +43,18 @@ class LocalTeachers:
             scores = scorer.scores(rollout, hidden.get(index))
             if scorer.ranks.any(not bool(torch.isfinite(scores.logp).all())):
                 raise UserError(f"teacher.models.{index}: its log-probabilities are not finite numbers")
-            logp[index], entropy[index] = scores.logp, scores.entropy
-        return TeacherScores(logp, entropy, hidden)
+            found[index] = scores
+        unknown = torch.full(rollout.tokens.shape, torch.nan)
+        rows = [found.get(index, TokenScores(unknown, unknown)) for index in range(len(self))]
+        return TeacherScores(_stacked(row.logp for row in rows), _stacked(row.entropy for row in rows), hidden)
 
     def scorer(self, index: int) -> Scorer:
         """Teacher `index`, which the last `score` needed."""
         return self._scorers[index]
+
+
+def _stacked(rows: Iterable[Tensor]) -> Tensor:
+    """The rows as one tensor, in the widest of their precisions."""
+    rows = list(rows)
+    dtype = functools.reduce(torch.promote_types, (row.dtype for row in rows))
+    return torch.stack([row.to(dtype) for row in rows])

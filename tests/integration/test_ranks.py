@@ -47,7 +47,8 @@ class Scripted:
                 responses.append(torch.randint(low, high, (length,), generator=generator).tolist())
                 groups.append(group)
         rollout = rollout_of(rows, responses)
-        logp = torch.full(rollout.tokens.shape, -2.0, dtype=torch.float64)
+        # Near what random models give a token, so that the rollout correction keeps some and drops some.
+        logp = torch.full(rollout.tokens.shape, -4.2, dtype=torch.float64)
         return replace(rollout, group=torch.tensor(groups), rollout_logp=logp)
 
     def sync(self) -> None: ...

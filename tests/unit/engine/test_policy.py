@@ -34,8 +34,8 @@ def test_scores_are_those_of_an_unpadded_forward(rollout: Rollout, micro_batch_t
     scores = policy(model, micro_batch_tokens=micro_batch_tokens).scores(rollout)
     for row, (logp, entropy) in enumerate(zip(*plain_scores(model, rollout, 0.7), strict=True)):
         mask = rollout.mask[row]
-        torch.testing.assert_close(scores.logp[row][mask], logp.float(), atol=1e-6, rtol=0)
-        torch.testing.assert_close(scores.entropy[row][mask], entropy.float(), atol=1e-6, rtol=0)
+        torch.testing.assert_close(scores.logp[row][mask], logp, atol=1e-10, rtol=0)
+        torch.testing.assert_close(scores.entropy[row][mask], entropy, atol=1e-10, rtol=0)
     assert (scores.logp[~rollout.mask] == 0).all() and (scores.entropy[~rollout.mask] == 0).all()
 
 
