@@ -178,7 +178,7 @@ def time_table(setting: Setting, repeats: int) -> None:
     }
     once: dict[str, Arm] = {"reverse_kl, top 64 + bucket": partial(ours, d=DIVERGENCES["reverse_kl"], where=bucket)}
     once["naive reverse KL"] = naive
-    warm = [judged[LIGER]] * (not missing) if not cuda else [*bases.values(), *judged.values(), *once.values()]
+    warm = [*bases.values(), *judged.values(), *once.values()] if cuda else [judged[LIGER]] if not missing else []
     for arm in warm:
         seconds(case, arm, cuda)
     best = dict.fromkeys([*bases, *judged, *once], float("inf"))
