@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from opd import check, cli, records
 from opd.config import RunConfig
-from opd.engine.dist import world
+from opd.engine.dist import Ranks, world
 from opd.errors import UserError
 from opd.records import RunDir, Status
 from opd.refusals import warnings
@@ -90,46 +90,68 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
 
 def _run(config: RunConfig, folder: RunDir) -> Status:
     # These import torch, which no refusal so far has needed.
+    from opd.engine import dist
+    from opd.engine.roll_call import RanksLost, answering
+
+    with LeavingOnSignal() as stopping:
+        ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
+        attempts = folder.status().attempts  # the main rank said so before it came
+        try:
+            with answering(ranks, timeout=config.compute.rank_timeout, resume=lambda: _where_to_go_on(folder)):
+                return _go(config, folder, ranks, stopping)
+        except RanksLost as error:
+            if error.first and not ranks.main:
+                with suppress(OSError, records.RecordError):
+                    if folder.status().attempts == attempts:  # nobody has begun anew meanwhile
+                        folder.update_status(state="failed", error=str(error))
+            raise
+        finally:
+            if ranks.grouped:  # an engine in this process may have a group of its own
+                dist.stop()
+
+
+def _where_to_go_on(folder: RunDir) -> str:
+    from opd.engine.checkpoint import saved_steps
+
+    saved = saved_steps(folder.checkpoints)
+    return f"the same command goes on from step {saved[-1]}" if saved else "the same command begins again at step 1"
+
+
+def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], bool]) -> Status:
     from opd.assemble import assemble
-    from opd.engine import checkpoint, dist
+    from opd.engine import checkpoint
     from opd.loop import loop
     from opd.manifest import manifest, vocabulary_hash
     from opd.progress import say
 
-    with LeavingOnSignal() as stopping:
-        ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
-        try:
-            run = assemble(config, folder, ranks)
-            vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
-            content = check.as_dict(config)
-            done, best = 0, (None, float("-inf"))
-            if saved := checkpoint.saved_steps(folder.checkpoints):
-                done = saved[-1]
-                kept_in = checkpoint.step_folder(folder.checkpoints, done)
-                state = checkpoint.load(kept_in, run.policy.model, run.optimizer)
-                run.sampler.sync()
-                if state["best_step"] is not None:
-                    best = (state["best_step"], state["best_score"])
+    run = assemble(config, folder, ranks)
+    vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
+    content = check.as_dict(config)
+    done, best = 0, (None, float("-inf"))
+    if saved := checkpoint.saved_steps(folder.checkpoints):
+        done = saved[-1]
+        kept_in = checkpoint.step_folder(folder.checkpoints, done)
+        state = checkpoint.load(kept_in, run.policy.model, run.optimizer)
+        run.sampler.sync()
+        if state["best_step"] is not None:
+            best = (state["best_step"], state["best_score"])
 
-            def begin() -> None:
-                if done:
-                    print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
-                folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
-                folder.rewind(done if done else -1)
-                folder.update_status(step=done, num_steps=run.num_steps)
+    def begin() -> None:
+        if done:
+            print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
+        folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
+        folder.rewind(done if done else -1)
+        folder.update_status(step=done, num_steps=run.num_steps)
 
-            ranks.lead(begin)
-            tell = say if ranks.main else lambda *_: None
-            complete = loop(run, start=done + 1, best=best, stopping=stopping, say=tell)
-            if complete:
-                final = {"step": run.num_steps}
-                checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, final, ranks)
-            state = "finished" if complete else "preempted"
-            ranks.lead(lambda: folder.update_status(state=state))
-            return folder.status()
-        finally:
-            if ranks.grouped:  # an engine in this process may have a group of its own
-                dist.stop()
+    ranks.lead(begin)
+    tell = say if ranks.main else lambda *_: None
+    complete = loop(run, start=done + 1, best=best, stopping=stopping, say=tell)
+    if complete:
+        final = {"step": run.num_steps}
+        checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, final, ranks)
+    state = "finished" if complete else "preempted"
+    ranks.lead(lambda: folder.update_status(state=state))
+    return folder.status()
 
 
 def _same_config(folder: RunDir, content: dict[str, Any]) -> None:

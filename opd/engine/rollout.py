@@ -15,6 +15,7 @@ from opd.engine.continuous import ContinuousBatch
 from opd.engine.kv_cache import Memory
 from opd.engine.lean import is_lean
 from opd.engine.replica import Precision, refresh, replicate
+from opd.engine.sharded import uncompiled
 from opd.errors import UserError
 
 ATTENTION = {"full_attention", "sliding_attention"}
@@ -123,7 +124,7 @@ class TransformersSampler:
         uniform = uniforms(key, prompts, sampling.num_samples, sampling.max_tokens, number)
         if not prompts:
             return uniform.long(), uniform.bool(), uniform
-        with torch.inference_mode(), _evaluating(self.model):
+        with torch.inference_mode(), uncompiled(), _evaluating(self.model):
             batch = ContinuousBatch(
                 self.model,
                 prompts,

@@ -1,7 +1,9 @@
 """A model over the ranks: FSDP2, with the output head whole while its log-probs are made."""
 
+import functools
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from transformers import PreTrainedModel
 from opd.config import Compute
 from opd.engine.dist import Ranks
 from opd.engine.forward import MicroBatch, response_hidden
+from opd.errors import UserError
 
 
 class Root(nn.Module):
@@ -42,8 +45,13 @@ def spread_over(model: PreTrainedModel, ranks: Ranks, compute: Compute, *, learn
     """The model, its layers and then the rest sharded over the ranks where they are a group.
 
     Weights keep their precision; products are made in `compute.dtype`, gradients summed in float32.
+
+    Raises:
+        UserError: for a knob that does nothing here, or cannot.
     """
+    _refuse_idle(model, ranks, compute)
     if compute.compile:
+        _can_compile()
         for layer in layers(model):
             layer.compile()
     if learns and compute.activation_checkpointing:
@@ -63,6 +71,39 @@ def spread_over(model: PreTrainedModel, ranks: Ranks, compute: Compute, *, learn
         # Resharded after each forward: between two of them the weights are read, by the sampler, as they are.
         fully_shard(root, reshard_after_forward=True, **settings)
     return root
+
+
+def uncompiled() -> AbstractContextManager[Any]:
+    """While it holds, layers run as they are written, which serves a growing cache of keys and values better."""
+    # Without a compiler in this process nothing is compiled, and asking would load it.
+    return torch.compiler.set_stance("force_eager") if "torch._dynamo" in sys.modules else nullcontext()
+
+
+def _refuse_idle(model: PreTrainedModel, ranks: Ranks, compute: Compute) -> None:
+    if compute.offload and ranks.device.type == "cpu":
+        raise UserError(
+            "compute.offload=true: the ranks compute on the CPU, where the weights are already; set compute.offload=false"
+        )
+    if compute.activation_checkpointing and not model.supports_gradient_checkpointing:
+        raise UserError(
+            f"compute.activation_checkpointing=true: {type(model).__name__} cannot make activations anew; set "
+            "compute.activation_checkpointing=false"
+        )
+    if compute.compile and not layers(model):
+        raise UserError(
+            f"compute.compile=true: {type(model).__name__} has no list of layers to compile; set compute.compile=false"
+        )
+
+
+@functools.cache
+def _can_compile() -> None:
+    try:
+        torch.compile(lambda x: 2 * x)(torch.zeros(2))
+    except Exception as error:  # a compiler may be missing in many ways; each means the same to the user
+        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__).rstrip(".")
+        raise UserError(
+            f"compute.compile=true: torch cannot compile on this machine ({reason}); set compute.compile=false"
+        ) from error
 
 
 def layers(model: PreTrainedModel) -> list[nn.Module]:

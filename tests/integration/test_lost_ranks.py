@@ -1,0 +1,173 @@
+"""A rank that is killed, hangs or fails ends the others with one sentence and a record, and the same command goes on."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass, field
+from multiprocessing.forkserver import ensure_running as spawn_forkserver
+from pathlib import Path
+
+import pytest
+
+from opd.config import RunConfig
+from opd.records import RunDir
+from tests.integration.conftest import composed
+from tests.integration.test_ranks import free_port
+
+FORK = multiprocessing.get_context("forkserver")
+FORK.set_forkserver_preload(["tests.integration.child"])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forkserver():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
+        spawn_forkserver()
+        yield
+
+
+def work(rank: int, size: int, port: int, config: RunConfig, said: Path, fails: bool) -> None:
+    """One rank, as the command runs it; `fails`: it raises after some steps."""
+    os.environ.update(
+        RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
+    import torch
+
+    from opd import cli, loop, train
+
+    torch.set_num_threads(1)
+    if fails:
+        step, calls = loop.step, []
+
+        def failing(*args):
+            calls.append(None)
+            if len(calls) == 3:
+                raise ValueError("no such luck")
+            return step(*args)
+
+        loop.step = failing
+    cli.main(lambda: train.train(config))
+
+
+@dataclass
+class World:
+    """Ranks of one run, each with a file of what it says."""
+
+    outputs: Path
+    overrides: list[str]
+    size: int = 2
+    fails: int | None = None
+    processes: list = field(default_factory=list)
+
+    def __enter__(self) -> "World":
+        config, port = composed(self.overrides), free_port()
+        for rank in range(self.size):
+            args = (rank, self.size, port, config, self.file(rank), rank == self.fails)
+            self.processes.append(FORK.Process(target=work, args=args))
+            self.processes[-1].start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self.processes:
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+            process.join()
+
+    def file(self, rank: int) -> Path:
+        return self.outputs / f"rank_{rank}.txt"
+
+    @property
+    def folder(self) -> RunDir:
+        return RunDir(next((self.outputs / "main").iterdir()))
+
+    def wait_for_step(self, step: int) -> None:
+        deadline = time.monotonic() + 120
+        while time.monotonic() < deadline:
+            files = list(self.outputs.glob("main/*/status.json"))
+            if files and RunDir(files[0].parent).status().step >= step:
+                return
+            assert all(process.is_alive() for process in self.processes), self.file(0).read_text()
+            time.sleep(0.05)
+        raise AssertionError("no step was made")
+
+    def end_of(self, rank: int, within: float) -> str:
+        """What the rank said; it must have ended, refused, by then."""
+        self.processes[rank].join(within)
+        assert self.processes[rank].exitcode == 2
+        return self.file(rank).read_text()
+
+
+@pytest.fixture
+def endless(small_run: list[str], tmp_path: Path) -> list[str]:
+    """A run that is not over before something happens to it."""
+    return [*small_run, "num_steps=400", "epochs=80", "evaluate.every=0", f"paths.outputs={tmp_path}"]
+
+
+def sentence(said: str) -> str:
+    """The one line of ours, where nothing is a traceback."""
+    assert "Traceback" not in said
+    (ours,) = [line for line in said.splitlines() if line.startswith("opd: ")]
+    return ours
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_a_killed_rank_is_named_by_each_of_the_others(killed: int, endless: list[str], tmp_path: Path):
+    with World(tmp_path, [*endless, "batch_size=6"], size=3) as world:
+        world.wait_for_step(2)
+        os.kill(world.processes[killed].pid, signal.SIGKILL)
+        for rank in {0, 1, 2} - {killed}:
+            said = sentence(world.end_of(rank, within=30))
+            assert f"opd: rank {killed} of 3 left: its process ended or is unreachable; " in said
+            assert "the same command goes on from step " in said
+        status = world.folder.status()
+        assert status.state == "failed" and f"rank {killed} of 3 left" in str(status.error)
+    with World(tmp_path, [*endless, "batch_size=6"], size=3) as world:
+        world.wait_for_step(status.step + 1)
+
+
+@pytest.mark.parametrize("stopped", [0, 1])
+def test_a_hung_rank_is_named_when_its_time_is_over(stopped: int, endless: list[str], tmp_path: Path):
+    with World(tmp_path, [*endless, "compute.rank_timeout=5.0"]) as world:
+        world.wait_for_step(2)
+        os.kill(world.processes[stopped].pid, signal.SIGSTOP)
+        said = sentence(world.end_of(1 - stopped, within=30))
+        assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=5.0; " in said
+        status = world.folder.status()
+        assert status.state == "failed" and f"rank {stopped} of 2 left" in str(status.error)
+
+
+def test_a_rank_that_fails_gives_the_others_its_reason(endless: list[str], tmp_path: Path):
+    with World(tmp_path, endless, fails=1) as world:
+        said = sentence(world.end_of(0, within=120))
+        assert "opd: rank 1 of 2 left: no such luck; the same command goes on from step 2" in said
+        world.processes[1].join(30)
+        assert "ValueError: no such luck" in world.file(1).read_text()
+
+
+def test_torchrun_leaves_no_run_that_says_it_is_running(endless: list[str], tmp_path: Path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "opd.train"]
+    run = subprocess.Popen(
+        [*command, *endless], stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    world = World(tmp_path, endless, processes=[])
+    try:
+        world.wait_for_step(2)
+        children = subprocess.run(
+            ["pgrep", "-P", str(run.pid)], capture_output=True, text=True, check=True
+        ).stdout.split()
+        ranks = {read_rank(int(child)): int(child) for child in children}
+        os.kill(ranks[1], signal.SIGKILL)
+        _, said = run.communicate(timeout=60)
+    finally:
+        run.kill()
+    assert "opd: rank 1 of 2 left: its process ended or is unreachable" in said
+    assert world.folder.status().state == "failed"
+
+
+def read_rank(pid: int) -> int:
+    variables = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    return int(next(each for each in variables if each.startswith(b"RANK="))[5:])
