@@ -82,7 +82,7 @@ def uncompiled() -> AbstractContextManager[Any]:
 def _refuse_idle(model: PreTrainedModel, ranks: Ranks, compute: Compute) -> None:
     if compute.offload and ranks.device.type == "cpu":
         raise UserError(
-            "compute.offload=true: the ranks compute on the CPU, where the weights are already; set compute.offload=false"
+            "compute.offload=true: the ranks compute on the CPU, where the weights are; set compute.offload=false"
         )
     if compute.activation_checkpointing and not model.supports_gradient_checkpointing:
         raise UserError(

@@ -1,4 +1,4 @@
-"""A rank that is killed, hangs or fails ends the others with one sentence and a record, and the same command goes on."""
+"""A rank that is killed, hangs or fails ends the others with one sentence and a record, and its command goes on."""
 
 import multiprocessing
 import os
