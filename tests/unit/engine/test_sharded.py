@@ -53,7 +53,7 @@ def learned(compute: Compute, ranks: Ranks, rows: list[int]) -> dict[str, Any]:
     mine, forwards = rows[ranks.rank :: ranks.size], []
     if not compute.compile:  # a hook would be compiled too
         for layer in layers(model):
-            layer.mlp.register_forward_hook(lambda *_: forwards.append(None))
+            layer.mlp.register_forward_pre_hook(lambda *_: forwards.append(None))
     logp = policy.scores(responses(mine)).logp
     scored = len(forwards)
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
