@@ -121,8 +121,8 @@ class RollCall:
             self.store.set(f"ask/{other}", "")
         self._until_all_heard()
         left = {other: self.store.get(f"left/{other}").decode() for other in self.others if self._has("left", other)}
-        gone = {other: None for other in self.others if not self._has("here", other)}
-        hung = {other: None for other in self.others if not self._has("failed", other)}
+        gone: dict[int, str | None] = {other: None for other in self.others if not self._has("here", other)}
+        hung: dict[int, str | None] = {other: None for other in self.others if not self._has("failed", other)}
         return gone | left or hung
 
     def _leave(self, reason: str) -> None:
