@@ -162,7 +162,7 @@ class VllmSampler:
         tokens, logp = self._generate(every, sampling, seeds(key, every, sampling.num_samples))
         start = sampling.num_samples * sum(len(part) for part in parts[: ranks.rank % size])
         own = slice(start, start + sampling.num_samples * len(prompts))
-        return tokens[own], logp[own]
+        return tokens[own], logp[own, : max(map(len, tokens[own]), default=0)]
 
     def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: Sequence[int]
