@@ -21,7 +21,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
 from opd.batch import Prompt, Sampling, pad
+from opd.engine import dist
 from opd.engine.rollout import TransformersSampler
+from opd.engine.sharded import Root
 
 ARITHMETIC = {"addition": [2, 3], "subtraction": [2, 3], "multiplication": [2, 3], "chain": [3, 4, 5]}
 
@@ -44,7 +46,11 @@ def main() -> None:
     model, prompts, stop_ids, pad_id = trained(args) if args.model else untrained(args)
     sampling = Sampling(args.samples, args.max_tokens, args.temperature, args.top_p, args.top_k)
     sampler = TransformersSampler(
-        model, stop_ids=stop_ids, pad_id=pad_id, dtype=args.dtype, max_batch_tokens=args.max_batch_tokens
+        Root(model, dist.start(timeout=60)),
+        stop_ids=stop_ids,
+        pad_id=pad_id,
+        dtype=args.dtype,
+        max_batch_tokens=args.max_batch_tokens,
     )
     rows = args.generate_rows or len(prompts) * args.samples
 

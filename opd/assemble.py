@@ -21,7 +21,7 @@ from opd.engine.models import load_model, load_tokenizer, max_positions, same_vo
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy, Scorer
 from opd.engine.rollout import Sampler
-from opd.engine.sharded import spread_over
+from opd.engine.sharded import Root, spread_over
 from opd.engine.teacher import LocalTeachers
 from opd.engine.whole import Whole
 from opd.errors import UserError
@@ -46,11 +46,6 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
             f"mini_batch_size={config.mini_batch_size}: must be a multiple of the {ranks.size} ranks, which share its "
             "prompts evenly"
         )
-    if ranks.size > 1 and config.method("rollout") != "TransformersSampler":
-        raise UserError(
-            f"rollout: {config.method('rollout')} samples for one process, not for {ranks.size} ranks, so far; choose "
-            "rollout=transformers, or start one process"
-        )
     ranks.lead(lambda: make_models(config))
     student, tokenizer = load_student(config)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
@@ -73,7 +68,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         tokenizer=tokenizer,
         policy=policy,
         teachers=teachers,
-        sampler=build_sampler(config, student, tokenizer),
+        sampler=build_sampler(config, root, tokenizer),
         optimizer=Optimizer(student, config.optim, num_steps=num_steps),
         rollout=Sampling(
             num_samples=config.samples_per_prompt,
@@ -146,9 +141,9 @@ def steps(config: RunConfig, num_prompts: int) -> int:
     return config.num_steps
 
 
-def build_sampler(config: RunConfig, model: Any, tokenizer: PreTrainedTokenizerBase) -> Sampler:
-    """The engine that samples responses from `model`."""
-    built = {"model": model, "stop_ids": stop_token_ids(model, tokenizer), "pad_id": tokenizer.pad_token_id}
+def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """The engine that samples responses from the learner `root`."""
+    built = {"root": root, "stop_ids": stop_token_ids(root.model, tokenizer), "pad_id": tokenizer.pad_token_id}
     assert built.keys() == BUILT_BY_THE_RUN
     return bind("rollout", config.rollout)(**built)
 

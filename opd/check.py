@@ -145,7 +145,7 @@ def check_node(group: str, node: Node) -> None:
 
 
 # Keyword-only parameters that the run itself fills in, not the config.
-BUILT_BY_THE_RUN = frozenset({"model", "stop_ids", "pad_id"})
+BUILT_BY_THE_RUN = frozenset({"root", "stop_ids", "pad_id"})
 
 # Knobs of a group that the run itself reads, whatever the function: what is sampled is no matter of the engine, nor
 # what may be learned at all of the filter.

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from opd import check, cli, records
 from opd.config import RunConfig
+from opd.engine.dist import world
 from opd.errors import UserError
 from opd.records import RunDir, Status
 
@@ -24,18 +25,23 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from opd.answers import answer_benchmarks, summarize
     from opd.assemble import build_sampler, load_benchmarks, load_student
     from opd.batch import Sampling
+    from opd.engine import dist
+    from opd.engine.sharded import spread_over
     from opd.manifest import manifest, vocabulary_hash
 
     content, settings = check.as_dict(config), config.evaluate
     if not settings.benchmarks:
         raise UserError("evaluate.benchmarks=[]: name at least one benchmark")
     folder = RunDir(Path(config.paths.outputs) / config.study / records.run_id(content))
+    if world()[1] > 1:
+        raise UserError("opd.evaluate works in one process; start it without torchrun, as one task")
+    ranks = dist.start(timeout=config.compute.rank_timeout)
     model, tokenizer = load_student(config)
     benchmarks = load_benchmarks(config, tokenizer, model)
     sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)
     started = records.now()
     samples = answer_benchmarks(
-        build_sampler(config, model, tokenizer),
+        build_sampler(config, spread_over(model, ranks, config.compute, learns=False), tokenizer),
         benchmarks,
         sampling,
         tokenizer,

@@ -1,13 +1,14 @@
 """How far a sampling engine is from the learner: both score the same samples."""
 
-from typing import Any
+import math
 
 import torch
-from transformers import PreTrainedModel
+from torch import Tensor
 
 from opd.batch import Rollout, Sampling
 from opd.engine.choice import truncate
-from opd.engine.forward import micro_batches, response_hidden
+from opd.engine.forward import MicroBatch, micro_batches
+from opd.engine.sharded import Root
 
 ROWS = 16  # responses that are compared; few, so that the check costs little beside the rollout
 TOKENS = 8192  # of a micro-batch
@@ -16,23 +17,29 @@ APART = 10.0  # the most that a token counts: one that only the sampler could dr
 
 
 @torch.no_grad()
-def mean_drift(learner: PreTrainedModel, rollout: Rollout, sampling: Sampling) -> float:
+def mean_drift(learner: Root, rollout: Rollout, sampling: Sampling) -> float:
     """Mean over tokens of |rollout_logp - the learner's log-prob|, both after temperature, top-k and top-p.
 
-    Of some responses, evenly spread. A token counts `APART` at most; NaN where the learner's log-probs are.
+    Of some responses of each rank, evenly spread. A token counts `APART` at most; NaN where the learner's log-probs
+    are, or where no rank has a token. All ranks must ask, also those without a response.
     """
     part = _some(rollout)
-    found = []
-    for micro in micro_batches(part, max_tokens=TOKENS):
-        hidden = response_hidden(learner, micro, learner.device)
-        head: Any = learner.get_output_embeddings().weight  # pyright: ignore
-        theirs = part.rollout_logp[micro.rows][micro.response].to(hidden.device)
-        tokens = micro.tokens.to(hidden.device)
-        for chunk in torch.arange(len(tokens)).split(CHUNK):
-            logits = truncate((hidden[chunk] @ head.T).float(), sampling)
-            ours = logits.log_softmax(-1).gather(-1, tokens[chunk, None])[:, 0]
-            found.append((theirs[chunk] - ours).abs().clamp(max=APART).cpu())
-    return float(torch.cat(found).double().mean())
+    total = {"apart": 0.0, "tokens": 0.0}
+    for micro in micro_batches(part, max_tokens=TOKENS, agreed=learner.ranks.most):
+
+        def apart(hidden: Tensor, head: Tensor, micro: MicroBatch = micro) -> float:
+            theirs = part.rollout_logp[micro.rows][micro.response].to(hidden.device)
+            tokens, found = micro.tokens.to(hidden.device), torch.zeros((), dtype=torch.float64, device=hidden.device)
+            for chunk in torch.arange(len(tokens)).split(CHUNK):
+                logits = truncate((hidden[chunk] @ head.T).float(), sampling)
+                ours = logits.log_softmax(-1).gather(-1, tokens[chunk, None])[:, 0]
+                found += (theirs[chunk] - ours).abs().clamp(max=APART).double().sum()
+            return float(found)
+
+        total["apart"] += learner(micro, apart)
+        total["tokens"] += len(micro.tokens)
+    total = learner.ranks.total(total)
+    return total["apart"] / total["tokens"] if total["tokens"] else math.nan
 
 
 def _some(rollout: Rollout) -> Rollout:

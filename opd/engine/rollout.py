@@ -15,7 +15,7 @@ from opd.engine.continuous import ContinuousBatch
 from opd.engine.kv_cache import Memory
 from opd.engine.lean import is_lean
 from opd.engine.replica import Precision, refresh, replicate
-from opd.engine.sharded import uncompiled
+from opd.engine.sharded import Root, uncompiled
 from opd.errors import UserError
 
 ATTENTION = {"full_attention", "sliding_attention"}
@@ -45,7 +45,7 @@ class TransformersSampler:
     """Samples with a transformers model, in this process, on the device the model is on.
 
     Args:
-        model: the learner, a causal model whose cache holds keys and values only.
+        root: the learner, a causal model whose cache holds keys and values only.
         stop_ids: a response ends with the first of these, which belongs to it.
         pad_id: what the rollout holds where a mask is False.
         dtype: "float32" samples with the learner's own modules, as they are at each call. "bfloat16" and "int8" sample
@@ -54,9 +54,8 @@ class TransformersSampler:
             it may become. The larger the faster; it changes no token (up to rounding in the logits).
     """
 
-    def __init__(
-        self, model: PreTrainedModel, *, stop_ids: Sequence[int], pad_id: int, dtype: Precision, max_batch_tokens: int
-    ):
+    def __init__(self, root: Root, *, stop_ids: Sequence[int], pad_id: int, dtype: Precision, max_batch_tokens: int):
+        model = root.model
         config = model.config.get_text_config()
         if not stop_ids or not 0 <= min(stop_ids) <= max(stop_ids) < config.vocab_size:
             raise UserError(

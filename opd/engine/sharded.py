@@ -23,9 +23,9 @@ class Root(nn.Module):
     Under FSDP the head is whole inside this forward alone; outside it is a shard.
     """
 
-    def __init__(self, model: PreTrainedModel, device: torch.device):
+    def __init__(self, model: PreTrainedModel, ranks: Ranks):
         super().__init__()
-        self.model, self.device = model, device
+        self.model, self.ranks, self.device = model, ranks, ranks.device
 
     @contextmanager
     def remaking_activations(self) -> Iterator[None]:
@@ -56,7 +56,7 @@ def spread_over(model: PreTrainedModel, ranks: Ranks, compute: Compute, *, learn
             layer.compile()
     if learns and compute.activation_checkpointing:
         model.gradient_checkpointing_enable({"use_reentrant": False})
-    root = Root(model if compute.offload else model.to(ranks.device), ranks.device)  # pyright: ignore[reportArgumentType]
+    root = Root(model if compute.offload else model.to(ranks.device), ranks)  # pyright: ignore[reportArgumentType]
     if ranks.grouped:
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard

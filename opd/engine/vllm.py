@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from opd.batch import Prompt, Rollout, Sampling, pad
 from opd.engine.drift import mean_drift
+from opd.engine.sharded import Root
 from opd.engine.vllm_engine import first_line, load_weights, on_cpu, start, stop, untouched
 from opd.errors import UserError
 from opd.recipe import Count, Positive
@@ -25,7 +26,7 @@ class VllmSampler:
     """Samples with vLLM beside the learner, in the learner's process: a `Sampler`.
 
     Args:
-        model: the learner, a causal model of a family that vLLM has.
+        root: the learner, a causal model of a family that vLLM has.
         stop_ids: a response ends with the first of these, which belongs to it.
         pad_id: what the rollout holds where a mask is False.
         dtype: vLLM's weights, activations, keys and values. In bfloat16 it disagrees with a float32 learner, for which
@@ -37,7 +38,7 @@ class VllmSampler:
         max_num_seqs: the most responses that are in the works at a time.
         enforce_eager: no compilation and no CUDA graphs: a start of seconds, slower tokens.
         tensor_parallel_size: over how many ranks of this run (of torchrun's, say) each copy of the model is spread;
-            such ranks must sample the same prompts.
+            such ranks sample the prompts of all of them together.
         sleep: on GPUs, give the memory back between samples and updates: weights wait in the host's memory, keys and
             values are dropped.
         max_logp_drift: after each sample, some of its responses are scored by the learner too, and a mean absolute
@@ -46,7 +47,7 @@ class VllmSampler:
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        root: Root,
         *,
         stop_ids: Sequence[int],
         pad_id: int,
@@ -60,8 +61,15 @@ class VllmSampler:
         sleep: bool,
         max_logp_drift: Positive | None,
     ):
+        model = root.model
         config = model.config.get_text_config()
-        self.learner, self.vocab_size, self.stop_ids, self.pad_id = model, config.vocab_size, tuple(stop_ids), pad_id
+        self.root, self.learner, self.vocab_size, self.stop_ids, self.pad_id = (
+            root,
+            model,
+            config.vocab_size,
+            tuple(stop_ids),
+            pad_id,
+        )
         if not stop_ids or not 0 <= min(stop_ids) <= max(stop_ids) < self.vocab_size:
             raise UserError(
                 f"The stop tokens of {_name(model)} are {list(stop_ids)}; there must be at least one, each of its "
@@ -90,6 +98,7 @@ class VllmSampler:
             tensor_parallel_size=tensor_parallel_size,
             sleep=sleep,
         )
+        self.tensor_parallel_size = tensor_parallel_size
         self._stop = weakref.finalize(self, stop, self.llm, keep_groups)
         self.max_model_len: int = self.llm.llm_engine.model_config.max_model_len
         self.sleeps = sleep and not on_cpu()
@@ -108,7 +117,7 @@ class VllmSampler:
     def close(self) -> None:
         """Give its memory back; it cannot sample afterwards."""
         self._stop()
-        del self.llm, self.learner
+        del self.llm, self.learner, self.root
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, key: tuple[int, ...]) -> Rollout:
         """See `Sampler.sample`; another batch may round otherwise, and so now and then draw another token.
@@ -122,7 +131,7 @@ class VllmSampler:
                 vLLM's log-probabilities are further from the learner's than `max_logp_drift`.
         """
         self._check(prompts, sampling)
-        tokens, logp = self._generate(prompts, sampling, seeds(key, prompts, sampling.num_samples))
+        tokens, logp = self._shared(prompts, sampling, key)
         for row, position in (~logp.isfinite()).nonzero()[:1].tolist():
             raise UserError(
                 f"{_name(self.learner)} gives vLLM a logit that is NaN or infinite at response token {position} of "
@@ -142,6 +151,18 @@ class VllmSampler:
         )
         self._compare(rollout, sampling)
         return rollout
+
+    def _shared(
+        self, prompts: Sequence[Prompt], sampling: Sampling, key: tuple[int, ...]
+    ) -> tuple[list[list[int]], Tensor]:
+        """`_generate` for this rank's prompts, together with the ranks that hold the same copy of the model."""
+        ranks, size = self.root.ranks, self.tensor_parallel_size
+        parts = ranks.collect(list(prompts))[ranks.rank // size * size :][:size] if size > 1 else [prompts]
+        every = [prompt for part in parts for prompt in part]
+        tokens, logp = self._generate(every, sampling, seeds(key, every, sampling.num_samples))
+        start = sampling.num_samples * sum(len(part) for part in parts[: ranks.rank % size])
+        own = slice(start, start + sampling.num_samples * len(prompts))
+        return tokens[own], logp[own, : max(map(len, tokens[own]), default=0)]
 
     def _generate(
         self, prompts: Sequence[Prompt], sampling: Sampling, seed: Sequence[int]
@@ -181,9 +202,9 @@ class VllmSampler:
 
     def _compare(self, rollout: Rollout, sampling: Sampling) -> None:
         """Measures `drift`, vLLM's against the learner's log-probs, where a bound is set and there is something to."""
-        if self.max_logp_drift is None or not len(rollout) or not sampling.temperature:
+        if self.max_logp_drift is None or not sampling.temperature or not self.root.ranks.any(len(rollout) > 0):
             return
-        self.drift = mean_drift(self.learner, rollout, sampling)
+        self.drift = mean_drift(self.root, rollout, sampling)
         if not self.drift <= self.max_logp_drift:
             raise UserError(
                 f"rollout.max_logp_drift={self.max_logp_drift}: vLLM's log-probabilities of what it sampled are "

@@ -14,29 +14,7 @@ from opd.records import RunDir
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 from tests.integration.test_resume import content
-
-VLLM = ["rollout=vllm", "rollout.kv_cache_bytes=67108864", "rollout.max_num_seqs=64"]
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """Overrides that make scale=tiny a run of four steps on random models whose heads vLLM can do."""
-    from opd.data.tokenizer import build_tokenizer
-    from opd.engine.build import fresh, save
-    from opd.recipe import Architecture
-
-    folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer()
-    for seed, name in enumerate(("student", "teacher")):
-        architecture = Architecture(
-            hidden_size=32, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=32, intermediate_size=48,
-            max_position_embeddings=64, rope_theta=1e4, tie_embeddings=True, init_std=0.3,
-        )  # fmt: skip
-        save(fresh(architecture, tokenizer, seed=seed), tokenizer, folder / name)
-    return [
-        f"student.model={folder / 'student'}", f"scale.teacher={folder / 'teacher'}", "num_steps=4", "batch_size=4",
-        "samples_per_prompt=2", "max_response_length=12", "evaluate.every=2", "evaluate.k=2",
-        "evaluate.sources.arithmetic.num=3", "checkpoint.every=1", "prompts.source.num=32",
-    ]  # fmt: skip
+from tests.vllm.conftest import VLLM
 
 
 @pytest.fixture

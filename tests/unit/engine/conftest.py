@@ -11,7 +11,7 @@ ALONE = Ranks(rank=0, size=1, device=torch.device("cpu"), grouped=False)
 
 def root(model) -> Root:
     """The model, unsharded."""
-    return Root(model, ALONE.device)
+    return Root(model, ALONE)
 
 
 def tiny_qwen3(vocab_size: int = 13, *, tie: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64):

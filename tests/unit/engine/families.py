@@ -10,6 +10,7 @@ from transformers.generation.logits_process import TemperatureLogitsWarper, TopK
 
 from opd.batch import Prompt, Sampling
 from opd.engine.rollout import TransformersSampler
+from tests.unit.engine.conftest import root
 
 VOCAB = 13
 PAD, STOPS = 0, (1, 2)
@@ -75,7 +76,7 @@ def prompts(count: int = 7) -> list[Prompt]:
 
 
 def sampler(model: PreTrainedModel, dtype: Any = "float32", max_batch_tokens: int = 10_000) -> TransformersSampler:
-    return TransformersSampler(model, stop_ids=STOPS, pad_id=PAD, dtype=dtype, max_batch_tokens=max_batch_tokens)
+    return TransformersSampler(root(model), stop_ids=STOPS, pad_id=PAD, dtype=dtype, max_batch_tokens=max_batch_tokens)
 
 
 def double_norms(monkeypatch: pytest.MonkeyPatch) -> None:

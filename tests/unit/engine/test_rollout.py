@@ -14,6 +14,7 @@ from opd.engine import continuous
 from opd.engine.lean import is_lean
 from opd.engine.rollout import TransformersSampler
 from opd.errors import UserError
+from tests.unit.engine.conftest import root
 from tests.unit.engine.families import (
     FAMILIES,
     LEAN,
@@ -174,7 +175,7 @@ def test_stop_tokens_end_a_response_and_belong_to_it():
 
 def test_pad_may_be_a_stop_token_or_be_sampled():
     model = build()
-    as_stop = TransformersSampler(model, stop_ids=STOPS, pad_id=1, dtype="float32", max_batch_tokens=10_000)
+    as_stop = TransformersSampler(root(model), stop_ids=STOPS, pad_id=1, dtype="float32", max_batch_tokens=10_000)
     rollout, usual = as_stop.sample(prompts(), PLAIN, key=(1,)), sampler(model).sample(prompts(), PLAIN, key=(1,))
     assert torch.equal(rollout.mask, usual.mask)
     assert torch.equal(rollout.truncated, usual.truncated)
@@ -376,7 +377,7 @@ def test_bad_requests_are_refused(token_ids: tuple[int, ...], changes: dict, say
 @pytest.mark.parametrize("stop_ids", [(), (1, VOCAB)])
 def test_stop_tokens_outside_the_vocabulary_are_refused(stop_ids: tuple[int, ...]):
     with pytest.raises(UserError, match=r"stop tokens of .*Qwen3ForCausalLM"):
-        TransformersSampler(build(), stop_ids=stop_ids, pad_id=0, dtype="float32", max_batch_tokens=100)
+        TransformersSampler(root(build()), stop_ids=stop_ids, pad_id=0, dtype="float32", max_batch_tokens=100)
 
 
 def test_models_with_another_kind_of_state_are_refused():
