@@ -33,7 +33,7 @@ def register_resolvers() -> None:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A composed config as plain data.
+    """A composed config as plain data, without the `sweep` that it may be part of.
 
     Raises:
         UserError: for a value that must be given and was not, or an interpolation that leads nowhere.
@@ -41,7 +41,9 @@ def resolved(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+    register_resolvers()  # in a process of Hydra's launcher nobody has
     try:
+        config = OmegaConf.masked_copy(config, [key for key in config if key != "sweep"])
         if missing := sorted(OmegaConf.missing_keys(config)):
             raise UserError(f"{missing[0]}: has no value and must be given one, as {missing[0]}=VALUE")
         return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
