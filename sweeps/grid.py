@@ -133,11 +133,12 @@ def _blocks(sweep: Sweep) -> Iterator[tuple[str, Axes]]:
 
 
 def _file(name: str) -> dict[str, Any]:
-    import yaml
+    from omegaconf import OmegaConf
 
     if name not in names():
         raise UserError(f"sweep.include: there is no sweep {name!r}; there are {', '.join(names())}")
-    return {"grid": []} | yaml.safe_load((CONF / "sweep" / f"{name}.yaml").read_text())["sweep"]
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / f"{name}.yaml").sweep)
+    return {"grid": []} | node
 
 
 def _product(where: str, block: Mapping[str, Any]) -> Iterator[Arm]:
@@ -149,7 +150,7 @@ def _product(where: str, block: Mapping[str, Any]) -> Iterator[Arm]:
             if bare == "seed":
                 raise UserError(f"{where}: seed is no axis; the seeds of all arms are sweep.seeds")
             if bare in seen or not bare:
-                raise UserError(f"{where}: axes clash: {bare or title!r} stands there twice")
+                raise UserError(f"{where}: axes clash: {bare or title} stands there twice")
             seen.add(bare)
         axes.append(list(_axis(where, title, together, values)))
     for choice in itertools.product(*axes):
@@ -184,10 +185,15 @@ def _hydra_axis(where: str, key: str, text: str) -> list[str]:
         raise UserError(f"{where}: {key}={text} is no axis ({str(error).splitlines()[0]})") from None
 
 
+# Words that Hydra takes for something else than a text.
+_NOT_TEXT = ("null", "true", "false", "nan", "inf")
+
+
 def _text(value: Any) -> str:
     """A value as Hydra's command line reads it."""
     if isinstance(value, str):
-        if value.startswith("${") or re.fullmatch(r"[\w./:@+-]*[A-Za-z_/][\w./:@+-]*", value):
+        word = re.fullmatch(r"[A-Za-z_][\w./:@+-]*", value) and value.lower() not in _NOT_TEXT
+        if word or value.startswith("${"):
             return value
         return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     if isinstance(value, Mapping):

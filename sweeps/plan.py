@@ -43,6 +43,7 @@ def plan(composer: Composer, overrides: Sequence[str], *, ranks: int) -> Plan:
         UserError: for a sweep that cannot be read, or whose axes clash.
     """
     mine, rest = _split(overrides)
+    grid.refuse_clashes(rest, [])
     try:
         sweep = grid.read(_node(composer.composed([*mine, *rest])))
     except UserError:
