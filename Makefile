@@ -1,4 +1,4 @@
-# make demo · make test · make setup · make lint · make bench · make report · make docs
+# make demo · make test · make setup · make lint · make bench · make report · make sweep · make status · make docs
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -8,6 +8,9 @@ EXTRAS ?=
 BENCH ?= sampler
 RUNS ?= outputs
 OUT ?= report
+SWEEP ?= stability
+CLUSTER ?= local
+ARGS ?=
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet
@@ -23,7 +26,7 @@ CUDA_LINKED := torchvision torchaudio torchcodec
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 
-.PHONY: help setup demo test lint bench report docs clean
+.PHONY: help setup demo test lint bench report sweep status docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -61,6 +64,12 @@ bench: setup  ## a benchmark of benchmarks/: BENCH=sampler
 
 report: setup  ## the report of RUNS=outputs into OUT=report
 	$(PYTHON) -m analysis.report runs=$(RUNS) out=$(OUT)
+
+sweep: setup  ## submits SWEEP=stability to CLUSTER=local, with ARGS="scale=… cluster.time=…"
+	$(PYTHON) -m sweeps.submit +sweep=$(SWEEP) cluster=$(CLUSTER) $(ARGS)
+
+status: setup  ## the state of every run
+	$(PYTHON) -m sweeps.status paths.outputs=$(RUNS)
 
 docs: setup  ## the pages of docs/ that are made from the code
 	$(PYTHON) -m docs.tables

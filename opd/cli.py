@@ -33,22 +33,23 @@ def register_resolvers() -> None:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A composed config as plain data.
+    """A composed config as plain data, without the `sweep` that it may be part of.
 
     Raises:
         UserError: for a value that must be given and was not, or an interpolation that leads nowhere.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
+    register_resolvers()  # in a process of Hydra's launcher nobody has
     try:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise UserError(f"{missing[0]}: has no value and must be given one, as {missing[0]}=VALUE")
-        return OmegaConf.to_container(config, resolve=True, throw_on_missing=True)  # pyright: ignore[reportReturnType]
-    except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: has no value and must be given one") from None
+        found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
+        if missing := sorted(OmegaConf.missing_keys(config)):
+            raise UserError(f"{missing[0]}: has no value and must be given one, as {missing[0]}=VALUE") from None
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
+    found.pop("sweep", None)
+    return found
 
 
 def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]] = list) -> None:

@@ -1,6 +1,7 @@
 """What ran: code, packages, hardware. Nothing here imports torch."""
 
 import hashlib
+import json
 import os
 import platform
 import subprocess
@@ -11,12 +12,15 @@ from typing import Any
 
 from opd import records
 
+# Stands beside a copy of the code that a sweep submitted.
+SNAPSHOT = "snapshot.json"
+
 PACKAGES = ("opd", "torch", "transformers", "tokenizers", "vllm", "hydra-core", "math-verify", "numpy")
 
 
 def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[str, str]) -> dict[str, Any]:
     """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary."""
-    commit, dirty = _git()
+    commit, dirty = git_state()
     return {
         "run_id": records.run_id(config),
         "config_hash": records.config_hash(config),
@@ -42,7 +46,16 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _git() -> tuple[str | None, bool | None]:
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit that this code stands at and whether it was edited since; (None, None) outside git.
+
+    A copy of the code that a sweep submitted has it in writing: what lies around the copy may have moved on.
+    """
+    root = Path(__file__).resolve().parent.parent
+    if (root / SNAPSHOT).exists():
+        taken = json.loads((root / SNAPSHOT).read_text())
+        return taken["git_commit"], taken["git_dirty"]
+
     def git(*words: str) -> str:
         return subprocess.run(
             ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10

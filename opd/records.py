@@ -177,12 +177,15 @@ class RunDir:
 
 
 def find_runs(root: Path) -> list[RunDir]:
-    """Every run directory under `root` (one that holds `config.yaml` or `status.json`), sorted by path."""
-    found = {
-        Path(folder)
-        for folder, folders, names in os.walk(root)
-        if {"config.yaml", "status.json"} & set(names) and not folders.sort()
-    }
+    """Every run directory under `root` (one that holds `config.yaml` or `status.json`), sorted by path.
+
+    Hidden folders are left out: a sweep keeps copies of code and config in one.
+    """
+    found = set()
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        if {"config.yaml", "status.json"} & set(names):
+            found.add(Path(folder))
     return [RunDir(path) for path in sorted(found)]
 
 

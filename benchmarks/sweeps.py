@@ -1,0 +1,88 @@
+"""How submitting, status and disk grow with the number of runs: `python -m benchmarks.sweeps [1000 10000]`.
+
+The runs are records, written as runs write them; nothing is trained. The status is asked as a user asks it, in a
+process of its own; composing is of as many runs with three seeds an arm, and all of the checks.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+from opd import records
+from opd.records import RunDir, Status
+from sweeps import compose, state
+from sweeps.handover import environment
+from sweeps.ledger import Ledger, new_id, write_submission
+from sweeps.plan import Plan, plan
+from sweeps.snapshot import ROOT
+
+
+def main(numbers: list[int]) -> None:
+    for number in numbers:
+        with tempfile.TemporaryDirectory() as outputs:
+            started = time.perf_counter()
+            with compose.composer() as composer:
+                arms = -(-number // 3)
+                grid = f"sweep.grid=[{{gamma:{[round(i / arms, 6) for i in range(arms)]}}}]".replace(" ", "")
+                composer.config([])  # torch is imported here, once
+                imported = time.perf_counter() - started
+                started = time.perf_counter()
+                planned = plan(composer, ["+sweep=gamma", grid, f"paths.outputs={outputs}"], ranks=1)
+            composed = time.perf_counter() - started
+            started = time.perf_counter()
+            book = handed_over(planned)
+            written = time.perf_counter() - started
+            records_of_a_week(book, [run.id for run in planned.runs])
+            looked = asked(outputs)
+            size = sum(file.stat().st_size for file in book.folder.rglob("*") if file.is_file())
+            print(
+                f"{len(planned.runs)} runs: composed and checked in {composed:.1f} s (imports {imported:.1f} s), "
+                f"written in {written:.2f} s, status {looked:.2f} s, {size / len(planned.runs) / 1e3:.1f} kB a run",
+                flush=True,
+            )
+
+
+def handed_over(planned: Plan) -> Ledger:
+    """All that a submission writes, without a scheduler to take it."""
+    book, names = Ledger(planned.study), [run.id for run in planned.runs]
+    with book.lock():
+        state.look(book, names)
+        submission, configs = new_id(), [run.config for run in planned.runs]
+        write_submission(book.submission_folder(submission), {"kind": "local"}, names, configs, "0")
+        intent = {"sweep": "gamma", "cluster": "local", "code": "0", "runs": names, "portion": len(names)}
+        book.append("intent", submission=submission, **intent)
+        book.append("submitted", submission=submission, jobs=[], pid=os.getpid(), host=os.uname().nodename)
+    return book
+
+
+def records_of_a_week(book: Ledger, runs: list[str]) -> None:
+    """Two thirds finished, the rest in the midst of it; 100 steps of metrics each."""
+    line = {"step": 100, "time": 60.0, "divergence/reverse_kl": 0.1, "evaluate/mean@8": 0.5, "time/learn": 0.5}
+    text = "".join(json.dumps({**line, "step": step}) + "\n" for step in range(100))
+    for place, run in enumerate(runs):
+        folder = RunDir(book.study / run)
+        folder.path.mkdir()
+        finished = place % 3 > 0
+        status = Status(
+            "finished" if finished else "running", 99, 100, None, records.now(), records.now(), "n", None, 1
+        )
+        folder.status_file.write_text(json.dumps(status.__dict__))
+        folder.metrics_file.write_text(text)
+
+
+def asked(outputs: str) -> float:
+    """Seconds of `python -m sweeps.status`, the best of three."""
+    best = float("inf")
+    for _ in range(3):
+        started = time.perf_counter()
+        command = [sys.executable, "-m", "sweeps.status", f"paths.outputs={outputs}"]
+        subprocess.run(command, check=True, capture_output=True, env=dict(os.environ) | environment(ROOT))
+        best = min(best, time.perf_counter() - started)
+    return best
+
+
+if __name__ == "__main__":
+    main([int(text) for text in sys.argv[1:]] or [1000, 10_000])

@@ -1,0 +1,149 @@
+"""Where runs run: the typed schema of `conf/cluster`."""
+
+import difflib
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import fields
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from opd.config import CONF
+from opd.errors import UserError
+from opd.recipe import STRICT, Count, Text
+
+Number = Annotated[int, Field(ge=0)]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Local:
+    """This machine, in processes that outlive the terminal."""
+
+    kind: Literal["local"]
+    max_parallel: Count
+    ranks: Count
+    max_retries: Number
+
+    @property
+    def gpus(self) -> int:
+        return self.ranks
+
+
+@dataclass(config=STRICT, frozen=True)
+class Slurm:
+    """A SLURM cluster. `sbatch` holds any other options of sbatch, `setup` shell commands before a run."""
+
+    kind: Literal["slurm"]
+    max_parallel: Count
+    nodes: Count
+    ranks_per_node: Count
+    gpus_per_rank: Number
+    cpus_per_rank: Count
+    mem: Text | None
+    time: Count
+    signal_before: Annotated[int, Field(ge=1)]
+    partition: Text | None
+    account: Text | None
+    qos: Text | None
+    constraint: Text | None
+    sbatch: dict[Text, str | int | bool]
+    setup: list[Text]
+    python: Text | None
+    max_retries: Number
+    max_requeues: Number
+
+    @property
+    def ranks(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def gpus(self) -> int:
+        return self.ranks * max(1, self.gpus_per_rank)
+
+
+Cluster = Local | Slurm
+_KINDS: dict[str, Any] = {"local": Local, "slurm": Slurm}
+# Options of sbatch that the submission itself sets.
+_OURS = {
+    "array", "job-name", "output", "error", "open-mode", "requeue", "no-requeue", "signal", "dependency", "nodes",
+    "ntasks", "ntasks-per-node", "time", "partition", "account", "qos", "constraint", "mem", "cpus-per-task",
+    "gpus-per-task", "wrap", "parsable",
+}  # fmt: skip
+
+
+def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """A command's arguments, parted into those of the cluster and the rest."""
+    ours = [text for text in arguments if text.partition("=")[0].lstrip("+").split(".")[0] == "cluster"]
+    return ours, [text for text in arguments if text not in ours]
+
+
+def read(arguments: Sequence[str]) -> Cluster:
+    """The cluster that `cluster=NAME cluster.KEY=VALUE …` choose, `local` without any.
+
+    Raises:
+        UserError: for an unknown name or key, or a value of the wrong type or out of range.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    from sweeps.compose import parse
+
+    given = {override.key_or_group: override.value() for override in parse(arguments)}
+    name = given.pop("cluster", "local")
+    known = sorted(file.stem for file in (CONF / "cluster").glob("*.yaml"))
+    if name not in known:
+        raise UserError(f"cluster={name}: there is no such cluster; conf/cluster has {', '.join(known)}")
+    values = OmegaConf.load(CONF / "cluster" / f"{name}.yaml")
+    try:
+        for key, value in given.items():
+            OmegaConf.update(values, key.removeprefix("cluster."), value, merge=True)
+        return parse_cluster(OmegaConf.to_container(values, resolve=True), name)
+    except OmegaConfBaseException as error:
+        raise UserError(f"cluster: {str(error).splitlines()[0]}") from None
+
+
+def parse_cluster(values: Any, name: str) -> Cluster:
+    """Plain values → a cluster; raises `UserError` with the key that is wrong."""
+    kind = values.get("kind") if isinstance(values, dict) else None
+    if kind not in _KINDS:
+        raise UserError(f"cluster.kind={kind!r}: should be 'local' or 'slurm'")
+    try:
+        found = TypeAdapter(_KINDS[kind]).validate_json(json.dumps(values))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(str(part) for part in first["loc"])
+        if first["type"] == "unexpected_keyword_argument":
+            near = difflib.get_close_matches(key, [field.name for field in fields(_KINDS[kind])], n=1)
+            hint = f"; did you mean cluster.{near[0]}?" if near else ""
+            raise UserError(f"cluster.{key}: cluster={name} has no such key{hint}") from None
+        if first["type"] in ("missing", "missing_argument"):
+            raise UserError(f"cluster.{key}: is missing; give it a value") from None
+        right = first["msg"].replace("Input should", "should", 1)
+        raise UserError(f"cluster.{key}={first['input']!r}: {right[0].lower()}{right[1:]}") from None
+    if isinstance(found, Slurm):
+        _consistent(found)
+    return found
+
+
+def _consistent(slurm: Slurm) -> None:
+    if clash := sorted(_OURS & {key.replace("_", "-") for key in slurm.sbatch}):
+        own = f"set cluster.{clash[0].replace('-', '_')} instead" if hasattr(slurm, clash[0]) else "leave it out"
+        raise UserError(f"cluster.sbatch.{clash[0]}: the submission sets this itself; {own}")
+    if slurm.signal_before >= slurm.time * 60:
+        raise UserError(
+            f"cluster.signal_before={slurm.signal_before}: must be below cluster.time={slurm.time} min, "
+            f"{slurm.time * 60} s, or a run is told to leave before it starts"
+        )
+    if slurm.gpus_per_rank > 1:
+        raise UserError(f"cluster.gpus_per_rank={slurm.gpus_per_rank}: a rank drives one GPU; add ranks_per_node")
+
+
+def hours(seconds: float) -> str:
+    """A length of time to read: `40 s`, `12 min`, `3.5 h`."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

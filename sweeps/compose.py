@@ -1,0 +1,80 @@
+"""Many configs fast: choices of groups are composed by Hydra once, values are set on copies of what it made."""
+
+import copy
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from opd import check, cli
+from opd.config import CONF, RunConfig
+from opd.errors import UserError
+
+
+class Composer:
+    """`python -m opd.train <overrides>`'s checked config, for many lists of overrides."""
+
+    def __init__(self, loader: Any) -> None:
+        self._loader = loader
+        self._composed: dict[tuple[str, ...], Any] = {}
+
+    def config(self, overrides: Sequence[str]) -> RunConfig:
+        """The checked config.
+
+        Raises:
+            UserError: for the first thing wrong with it.
+        """
+        try:
+            return check.prepare(cli.resolved(self.composed(overrides)))
+        except UserError:
+            raise
+        except Exception as error:
+            if said := cli.mendable(error):
+                raise UserError(said) from None
+            raise
+
+    def composed(self, overrides: Sequence[str]) -> Any:
+        """What Hydra composes, unresolved."""
+        from hydra import compose
+
+        parsed = parse(overrides)
+        choosing = tuple(text for text, override in zip(overrides, parsed, strict=True) if not _sets_value(override))
+        if choosing not in self._composed:
+            self._composed[choosing] = compose("config", overrides=list(choosing))
+        config = copy.deepcopy(self._composed[choosing])
+        self._loader._apply_overrides_to_config([override for override in parsed if _sets_value(override)], config)
+        return config
+
+
+@contextmanager
+def composer() -> Iterator[Composer]:
+    """A composer; composition works only inside the block."""
+    from hydra import initialize_config_dir
+    from hydra._internal.config_loader_impl import ConfigLoaderImpl
+
+    cli.register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield Composer(ConfigLoaderImpl)
+
+
+def parse(overrides: Sequence[str]) -> list[Any]:
+    """Hydra's reading of overrides.
+
+    Raises:
+        UserError: for one that cannot be read.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser, found = OverridesParser.create(), []
+    for text in overrides:
+        try:
+            found.append(parser.parse_override(text))
+        except HydraException:
+            raise UserError(f"{text}: cannot be read; give KEY=VALUE, GROUP=NAME or +experiment=NAME") from None
+    return found
+
+
+def _sets_value(override: Any) -> bool:
+    """Whether it only sets a value that is there already: such are applied last, by Hydra too."""
+    plain = not (override.is_add() or override.is_delete() or override.is_force_add())
+    return plain and not override.package and not (CONF / override.key_or_group).is_dir()

@@ -1,0 +1,203 @@
+"""A sweep as data: the `sweep` node of `conf/sweep/NAME.yaml`, and the arms that its grid expands to. No torch here.
+
+    grid:                                                      arms are the union of these blocks
+      - {+experiment: [mis, naive]}                            a list
+      - {gamma: "range(0, 1, 0.25)", whitening: [none, batch]}   a product; a string is an axis in Hydra's own syntax
+      - {"name, optim.lr": [[low, 1.0e-6], [high, 1.0e-4]]}    axes that go along together
+    include: [stability]                                       the arms of another sweep too
+
+An axis that makes sense only beside certain choices stands in a block with them.
+"""
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Annotated, Any
+
+from pydantic import Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from opd.config import CONF, Name
+from opd.errors import UserError
+from opd.recipe import STRICT, Text
+
+Metric = Annotated[str, Field(pattern=r"^(mean|best|maj)@[1-9][0-9]* (max|last)$|^report only$")]
+Axes = dict[Text, list[Any] | Text]
+
+# Overrides that make one arm of the default config, as they would be typed.
+Arm = tuple[str, ...]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Sweep:
+    """What a published figure or table compares.
+
+    `baseline` is the `name` that the runs of the arm to compare with bear, `claims` are ids of published claims that
+    the sweep tests, `metric` decides them. Every arm is run with each of `seeds`.
+    """
+
+    name: Name
+    baseline: Name
+    claims: list[Name]
+    metric: Metric
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
+    grid: list[Axes]
+    include: list[Name]
+
+
+def read(node: Any) -> Sweep:
+    """The `sweep` node of a composed config.
+
+    Raises:
+        UserError: for the first thing wrong with it, by its key.
+    """
+    if node is None:
+        raise UserError("sweep: no sweep is chosen; choose one with +sweep=NAME, of " + ", ".join(names()))
+    try:
+        sweep = TypeAdapter(Sweep).validate_json(json.dumps(node))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        key = ".".join(["sweep", *map(str, first["loc"])])
+        if first["type"] == "unexpected_keyword_argument":
+            raise UserError(f"{key}: a sweep has no such key") from None
+        if first["type"] in ("missing", "missing_argument"):
+            raise UserError(f"{key}: is missing; give it a value") from None
+        right = first["msg"].replace("Input should", "should", 1)
+        raise UserError(f"{key}={first['input']!r}: {right[0].lower()}{right[1:]}") from None
+    if len(set(sweep.seeds)) < len(sweep.seeds):
+        raise UserError(f"sweep.seeds={sweep.seeds}: names a seed twice")
+    return sweep
+
+
+def names() -> list[str]:
+    """The sweeps that there are."""
+    return sorted(file.stem for file in (CONF / "sweep").glob("*.yaml") if file.stem != "base")
+
+
+def arms(sweep: Sweep) -> list[Arm]:
+    """The arms, each once, in the order of the file and then of what it includes.
+
+    Raises:
+        UserError: for an axis that clashes with another or has no values, or a sweep that has no arms.
+    """
+    found: dict[Arm, None] = {}
+    for where, block in _blocks(sweep):
+        for arm in _product(where, block):
+            found.setdefault(arm, None)
+    if not found:
+        raise UserError(f"sweep.grid: sweep={sweep.name} has no arms; give it axes, or another sweep to include")
+    return list(found)
+
+
+def keys(arms: list[Arm]) -> set[str]:
+    """The config keys and groups that some arm sets."""
+    return {key_of(override) for arm in arms for override in arm}
+
+
+def key_of(override: str) -> str:
+    """The key or group that an override sets: `gamma` of `+gamma=0.5`."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
+
+
+def refuse_clashes(overrides: Sequence[str], arms: list[Arm]) -> None:
+    """Holds a command's own overrides against the axes of its sweep.
+
+    Raises:
+        UserError: for one that sets what the arms or seeds set, or that is a list itself.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    axes = keys(arms)
+    for text in overrides:
+        key = key_of(text)
+        if key == "seed":
+            raise UserError(f"{text}: axes clash: the seeds of a sweep are sweep.seeds=[…]")
+        if key in axes:
+            raise UserError(f"{text}: axes clash: {key} is an axis of the sweep, and an arm would lose its own value")
+        if "," in text and OverridesParser.create().parse_override(text).is_sweep_override():
+            raise UserError(f"{text}: gives several values; write the axis into sweep.grid")
+
+
+def _blocks(sweep: Sweep) -> Iterator[tuple[str, Axes]]:
+    yield from ((f"sweep.grid[{place}]", block) for place, block in enumerate(sweep.grid))
+    seen, waiting = {sweep.name}, list(sweep.include)
+    while waiting:
+        name = waiting.pop(0)
+        if name in seen:
+            continue
+        seen.add(name)
+        node = _file(name)
+        waiting += node.get("include", [])
+        yield from ((f"conf/sweep/{name}.yaml: grid[{place}]", block) for place, block in enumerate(node["grid"]))
+
+
+def _file(name: str) -> dict[str, Any]:
+    from omegaconf import OmegaConf
+
+    if name not in names():
+        raise UserError(f"sweep.include: there is no sweep {name!r}; there are {', '.join(names())}")
+    node: Any = OmegaConf.to_container(OmegaConf.load(CONF / "sweep" / f"{name}.yaml").sweep)
+    return {"grid": []} | node
+
+
+def _product(where: str, block: Mapping[str, Any]) -> Iterator[Arm]:
+    axes, seen = [], set()
+    for title, values in block.items():
+        together = [key.strip() for key in title.split(",")]
+        for key in together:
+            bare = key_of(key)
+            if bare == "seed":
+                raise UserError(f"{where}: seed is no axis; the seeds of all arms are sweep.seeds")
+            if bare in seen or not bare:
+                raise UserError(f"{where}: axes clash: {bare or title} stands there twice")
+            seen.add(bare)
+        axes.append(list(_axis(where, title, together, values)))
+    for choice in itertools.product(*axes):
+        yield tuple(override for part in choice for override in part)
+
+
+def _axis(where: str, title: str, together: list[str], values: Any) -> Iterator[Arm]:
+    if isinstance(values, str):
+        if len(together) > 1:
+            raise UserError(f"{where}: axes that go along together ({title}) need a list of lists")
+        yield from ((override,) for override in _hydra_axis(where, title, values))
+        return
+    if not values:
+        raise UserError(f"{where}: axis {title} has no values")
+    for value in values:
+        row = value if len(together) > 1 else [value]
+        if not isinstance(row, list) or len(row) != len(together):
+            raise UserError(f"{where}: {title} is {len(together)} axes, and {value!r} gives no value to each")
+        yield tuple(f"{key}={_text(inner)}" for key, inner in zip(together, row, strict=True))
+
+
+def _hydra_axis(where: str, key: str, text: str) -> list[str]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        override = OverridesParser.create().parse_override(f"{key}={text}")
+        if not override.is_discrete_sweep():
+            raise UserError(f"{where}: {key}={text} is one value; an axis is a list, as [A, B] or range(0, 1, 0.1)")
+        return [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise UserError(f"{where}: {key}={text} is no axis ({str(error).splitlines()[0]})") from None
+
+
+# Words that Hydra takes for something else than a text.
+_NOT_TEXT = ("null", "true", "false", "nan", "inf")
+
+
+def _text(value: Any) -> str:
+    """A value as Hydra's command line reads it."""
+    if isinstance(value, str):
+        word = re.fullmatch(r"[A-Za-z_][\w./:@+-]*", value) and value.lower() not in _NOT_TEXT
+        if word or value.startswith("${"):
+            return value
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(_text, value)) + "]"
+    return json.dumps(value)

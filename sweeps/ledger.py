@@ -1,0 +1,161 @@
+"""What was submitted: `outputs/<study>/.sweep/`, which every command of this package reads and only a holder of its
+lock writes.
+
+    ledger.jsonl                   one event a line: intent, submitted, abandoned, cancelled
+    code/<hash>/                   the code and config of submissions; queued runs run from here
+    submissions/<id>/
+      cluster.json tasks.json      where, and the runs by their place in the array
+      configs/<run_id>.yaml        their resolved configs
+      attempts/<run_id>.jsonl      what became of each attempt
+      logs/                        what they printed
+
+An `intent` is written before anything is handed to a scheduler and `submitted` after, so that a submission that died
+between them is found and settled by the next command.
+"""
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from opd import records
+from opd.errors import UserError
+
+
+@dataclass
+class Submission:
+    """One submission, as the ledger tells it.
+
+    `jobs` are (job id, first run, number of runs), empty until submitted; each is an array of at most `portion` runs.
+    """
+
+    id: str
+    sweep: str
+    cluster: str
+    code: str
+    time: str
+    runs: list[str]
+    portion: int
+    jobs: list[tuple[str, int, int]] = field(default_factory=list)
+    pid: int | None = None
+    host: str | None = None
+    abandoned: str | None = None
+    cancelled: set[str] = field(default_factory=set)
+
+    @property
+    def submitted(self) -> bool:
+        return bool(self.jobs) or self.pid is not None
+
+    def job_of(self, place: int) -> str | None:
+        """SLURM's name of the run at `place`: `<array job>_<task>`."""
+        for job, first, number in self.jobs:
+            if first <= place < first + number:
+                return f"{job}_{place - first}"
+        return None
+
+
+@dataclass(frozen=True)
+class Ledger:
+    """The submissions of one study."""
+
+    study: Path
+
+    @property
+    def folder(self) -> Path:
+        return self.study / ".sweep"
+
+    @property
+    def file(self) -> Path:
+        return self.folder / "ledger.jsonl"
+
+    def submission_folder(self, submission: str) -> Path:
+        return self.folder / "submissions" / submission
+
+    @contextmanager
+    def lock(self, timeout: float = 120.0) -> Iterator[None]:
+        """Holds the study's lock: one submits at a time.
+
+        Raises:
+            UserError: where another command holds it for longer than `timeout` seconds.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(self.folder / "lock", timeout=timeout):
+                yield
+        except Timeout:
+            raise UserError(
+                f"{self.folder / 'lock'}: another command has held it for {timeout:.0f} s; let it end"
+            ) from None
+
+    def append(self, event: str, **content: Any) -> None:
+        """Writes one event, whole and to disk. A torn last line of a writer that died is ended first."""
+        line = json.dumps({"event": event, "time": records.now(), **content}) + "\n"
+        content_before = self.file.read_bytes() if self.file.exists() else b""
+        torn = bool(content_before) and not content_before.endswith(b"\n")
+        with open(self.file, "ab") as file:
+            file.write((("\n" if torn else "") + line).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def submissions(self) -> list[Submission]:
+        """Every submission, oldest first.
+
+        Raises:
+            RecordError: for a ledger that cannot be read.
+        """
+        found: dict[str, Submission] = {}
+        for event in self._events():
+            known = found.get(event.get("submission", ""))
+            match event["event"]:
+                case "intent":
+                    keys = ("sweep", "cluster", "code", "time", "runs", "portion")
+                    found[event["submission"]] = Submission(event["submission"], **{key: event[key] for key in keys})
+                case "submitted" if known:
+                    known.jobs = [(str(job), first, number) for job, first, number in event["jobs"]]
+                    known.pid, known.host = event["pid"], event["host"]
+                case "abandoned" if known:
+                    known.abandoned = event["reason"]
+                case "cancelled" if known:
+                    known.cancelled |= set(event["runs"])
+        return list(found.values())
+
+    def _events(self) -> Iterator[dict[str, Any]]:
+        if not self.file.exists():
+            return
+        for line in self.file.read_bytes().split(b"\n"):
+            try:
+                event = json.loads(line)
+            except ValueError:
+                continue  # a torn line: its writer died, and what it was about to say is settled from the rest
+            if isinstance(event, dict) and "event" in event:
+                yield event
+
+
+def new_id() -> str:
+    """A name that no other submission has."""
+    return time.strftime("%Y%m%d-%H%M%S-") + os.urandom(3).hex()
+
+
+def write_submission(
+    folder: Path, cluster: Mapping[str, Any], runs: Sequence[str], configs: Sequence[Mapping[str, Any]], code: str
+) -> None:
+    """Writes what the tasks of a submission read; the ledger does not know of it yet."""
+    for name in ("configs", "attempts", "logs"):
+        (folder / name).mkdir(parents=True)
+    for run, config in zip(runs, configs, strict=True):
+        # JSON is YAML, and fast to write.
+        (folder / "configs" / f"{run}.yaml").write_text(json.dumps(config))
+    (folder / "cluster.json").write_text(json.dumps({**cluster, "code": code}))
+    records.write_whole(folder / "tasks.json", json.dumps(list(runs)))
+
+
+def attempts(folder: Path, run: str) -> list[dict[str, Any]]:
+    """The events of a run's attempts under one submission, oldest first."""
+    file = folder / "attempts" / f"{run}.jsonl"
+    return list(records.read_lines(file)) if file.exists() else []

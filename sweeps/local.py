@@ -1,0 +1,104 @@
+"""Runs of a submission on this machine: `python -m sweeps.local SUBMISSION` outlives the terminal that started it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from opd.errors import UserError
+from sweeps.ledger import Ledger
+
+POLL = 0.2  # seconds between looks at the processes
+
+
+def start(submission: Path, environment: dict[str, str]) -> int:
+    """Starts the runner of a submission, detached; returns its process id."""
+    with open(submission / "logs" / "runner.log", "ab") as log:
+        runner = subprocess.Popen(
+            [sys.executable, "-P", "-m", "sweeps.local", str(submission)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+            env=environment,
+        )
+    return runner.pid
+
+
+def alive(submission: Path, pid: int | None, host: str | None) -> bool:
+    """Whether the runner of a submission runs, or is about to."""
+    try:
+        with FileLock(submission / "runner.lock", timeout=0):
+            pass
+    except Timeout:
+        return True
+    except OSError:
+        return False
+    if pid is None or host != os.uname().nodename:
+        return False
+    try:
+        return submission.name.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return False
+
+
+def run(submission: Path) -> None:
+    """Runs what is to run, `max_parallel` at once; one that fails does not hold up the rest.
+
+    SIGTERM ends the runs, each with a checkpoint; a `cancelled` file names runs that are not to run any more.
+    """
+    ledger = Ledger(submission.parent.parent.parent)
+    with ledger.lock():
+        mine = {found.id: found for found in ledger.submissions()}.get(submission.name)
+        if mine is None or mine.abandoned:
+            return  # the command that started us died, and another has settled what it left
+        lock = FileLock(submission / "runner.lock", timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(f"{submission}: has a runner already") from None
+    runs = json.loads((submission / "tasks.json").read_text())
+    limit = json.loads((submission / "cluster.json").read_text())["max_parallel"]
+    waiting, running, leaving = list(range(len(runs))), {}, []
+    signal.signal(signal.SIGTERM, lambda number, _: leaving.append(number))
+    while waiting or running:
+        unwanted = cancelled(submission)
+        if leaving:
+            waiting.clear()
+        while waiting and len(running) < limit:
+            place = waiting.pop(0)
+            if runs[place] not in unwanted:
+                running[place] = _start(submission, place, runs[place])
+        for place, task in list(running.items()):
+            if task.poll() is not None:
+                del running[place]
+            elif (leaving or runs[place] in unwanted) and not getattr(task, "told", False):
+                task.told = True  # pyright: ignore[reportAttributeAccessIssue]
+                task.terminate()
+        time.sleep(POLL)
+
+
+def cancelled(submission: Path) -> set[str]:
+    """The runs of a submission that are not to run any more."""
+    file = submission / "cancelled"
+    return set(file.read_text().split()) if file.exists() else set()
+
+
+def _start(submission: Path, place: int, run: str) -> subprocess.Popen:
+    with open(submission / "logs" / f"{run}.log", "ab") as log:
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "sweeps.task", str(submission), str(place)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    run(Path(sys.argv[1]))

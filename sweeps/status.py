@@ -1,0 +1,89 @@
+"""The state of every run: `python -m sweeps.status [study=NAME] [paths.outputs=DIR] [state=…] [name=…] [seed=…]`.
+
+By the runs' own records, checked against SLURM's. Where the two disagree the table says so, and the records of a run
+that has ended without a word are set right.
+"""
+
+import json
+import sys
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from opd.cli import key_values
+from sweeps import cli, state
+from sweeps.cluster import hours
+from sweeps.state import Seen
+
+FLAGS = {"--watch": "shows the table anew every few seconds", "--json": "prints one JSON object a run"}
+KEYS = ("study", "paths.outputs", "state", "name", "seed", "run")
+INTERVAL = 5.0
+
+
+def main(arguments: Sequence[str]) -> None:
+    """The command; raises `UserError`."""
+    flags, rest = cli.flags(arguments, FLAGS)
+    given = key_values(rest, KEYS)
+    while True:
+        seen, troubles = gather(given)
+        if "--json" in flags:
+            print("\n".join(json.dumps(state.as_record(one)) for one in seen))
+        else:
+            if "--watch" in flags:
+                print("\x1b[2J\x1b[H", end="")
+            print(table(seen))
+        for trouble in troubles:
+            print(f"opd: warning: {trouble}", file=sys.stderr)
+        if "--watch" not in flags:
+            return
+        time.sleep(INTERVAL)
+
+
+def gather(given: Mapping[str, str]) -> tuple[list[Seen], list[str]]:
+    """The runs that the filters leave, and what could not be found out; settles what it finds settled."""
+    seen, troubles = [], []
+    for book in cli.studies(given.get("paths.outputs", "outputs"), given.get("study")):
+        found = state.look(book)
+        state.settle(book, found.runs)
+        seen += found.runs
+        troubles += found.troubles
+    return cli.chosen(seen, given), troubles
+
+
+COLUMNS = ("run", "state", "step", "mean@k", "reverse_kl", "left", "job", "node", "tries", "")
+
+
+def table(seen: Sequence[Seen]) -> str:
+    """A line a run, and how many are in which state."""
+    if not seen:
+        return "no runs"
+    several = len({one.study for one in seen}) > 1
+    rows = [COLUMNS, *(_row(one, several) for one in seen)]
+    widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS) - 1)]
+    lines = [
+        "  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
+    ]
+    counts = Counter(one.state for one in seen)
+    total = ", ".join(f"{counts[name]} {name}" for name in state.STATES if counts[name])
+    return "\n".join([*lines, "", f"{len(seen)} runs: {total}"])
+
+
+def _row(one: Seen, several: bool) -> tuple[str, ...]:
+    mean = next((f"{100 * value:.1f} %" for key, value in one.metrics.items() if "/mean@" in key), "")
+    kl = one.metrics.get("divergence/reverse_kl")
+    return (
+        f"{one.study}/{one.run}" if several else one.run,
+        one.state,
+        f"{one.step}/{one.num_steps}" if one.num_steps else "",
+        mean,
+        "" if kl is None else f"{kl:.4f}",
+        "" if one.left is None else hours(one.left),
+        one.job or "",
+        one.node or "",
+        str(one.attempts or ""),
+        "; ".join(text for text in (one.error, one.note) if text),
+    )
+
+
+if __name__ == "__main__":
+    cli.run(main)

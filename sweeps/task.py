@@ -1,0 +1,150 @@
+"""One run of a submission, watched: `python -m sweeps.task SUBMISSION FIRST [TASK]`, on the node that it was given.
+
+The run is the one at place FIRST + TASK of the submission.
+
+Starts the run's ranks, waits, writes down what became of them, and decides what is next: a run that was preempted or
+whose time was up goes back to the queue, one whose process was killed is tried again, one that was refused is not.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from opd import records
+from opd.records import RunDir
+from sweeps import slurm
+from sweeps.ledger import Ledger, attempts
+
+PREEMPTED, REFUSED = 75, 2  # opd.train's exit statuses
+
+Verdict = Literal["finished", "left", "requeue", "retry", "refused", "failed"]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A run at a place of a submission."""
+
+    submission: Path
+    run: str
+    config: Path
+    folder: RunDir
+    cluster: dict[str, Any]
+
+    @classmethod
+    def read(cls, submission: Path, place: int) -> "Task":
+        run = json.loads((submission / "tasks.json").read_text())[place]
+        config = submission / "configs" / f"{run}.yaml"
+        content = json.loads(config.read_text())
+        folder = Path(content["paths"]["outputs"]) / content["study"] / run
+        return cls(submission, run, config, RunDir(folder), json.loads((submission / "cluster.json").read_text()))
+
+    def command(self) -> list[str]:
+        """What starts the run's ranks."""
+        start = ["-P", "-m", "opd.train", f"config={self.config}"]
+        if self.cluster["kind"] == "slurm":
+            python = self.cluster["python"] or sys.executable
+            return ["srun", "--unbuffered", "--kill-on-bad-exit=1", python, *start]
+        if self.cluster["ranks"] > 1:
+            ranks = f"--nproc-per-node={self.cluster['ranks']}"
+            return [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", ranks, *start[1:]]
+        return [sys.executable, *start]
+
+    def note(self, event: str, **content: Any) -> None:
+        """Appends to the run's attempts."""
+        line = {"event": event, "time": records.now(), "host": socket.gethostname(), **content}
+        with open(self.submission / "attempts" / f"{self.run}.jsonl", "ab") as file:
+            file.write((json.dumps(line) + "\n").encode())
+
+    def state(self) -> tuple[str, int]:
+        """State and step by the run's own records."""
+        try:
+            status = self.folder.status()
+        except records.RecordError:
+            return "", 0
+        return status.state, status.step
+
+
+def verdict(task: Task, status: int, *, ended_from_outside: bool, progress: bool) -> Verdict:
+    """What is to be done about an attempt that ended with this exit status (negative for a signal)."""
+    state = task.state()[0]
+    past = [line["verdict"] for line in attempts(task.submission, task.run) if line["event"] == "end"]
+    if state == "finished":
+        return "finished"
+    if ended_from_outside:
+        return "left"
+    if status == PREEMPTED or state == "preempted":
+        limit = task.cluster.get("max_requeues", 0)
+        return "requeue" if past.count("requeue") < limit else "left"
+    if status == REFUSED:
+        return "refused"
+    killed = status < 0 or status > 128 or state != "failed"
+    return "retry" if (killed or progress) and past.count("retry") < task.cluster["max_retries"] else "failed"
+
+
+def attempt(task: Task, asked: list[int]) -> Verdict:
+    """One attempt; `asked` are the signals so far that ask to leave, which are passed on to the run."""
+    # SLURM signals a job's steps itself, and this process beside them when it ends the job.
+    on_slurm, child = task.cluster["kind"] == "slurm", None
+
+    def note(number: int, _: object) -> None:
+        asked.append(number)
+        if child is not None and not on_slurm:
+            os.killpg(child.pid, number)
+
+    for number in (signal.SIGTERM, signal.SIGUSR2):
+        signal.signal(number, note)
+    before = task.state()[1]
+    task.note("start", pid=os.getpid(), job_id=os.environ.get("SLURM_JOB_ID"))
+    child = subprocess.Popen(task.command(), stdin=subprocess.DEVNULL, start_new_session=not on_slurm)
+    if asked and not on_slurm:
+        os.killpg(child.pid, asked[0])
+    status = child.wait()
+    found = verdict(task, status, ended_from_outside=signal.SIGTERM in asked, progress=task.state()[1] > before)
+    task.note("end", status=status, verdict=found, step=task.state()[1])
+    if found in ("retry", "failed") and task.state()[0] == "running":
+        _settle(task, status)
+    return found
+
+
+def _settle(task: Task, status: int) -> None:
+    """Its records still call a run running that has ended without a word."""
+    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+    task.folder.update_status(state="failed", error=f"lost: its process ended with {how}, without a word")
+
+
+def abandoned(submission: Path) -> bool:
+    """Whether the command that made this submission died, and a later one has settled what it left."""
+    found = {one.id: one for one in Ledger(submission.parent.parent.parent).submissions()}.get(submission.name)
+    return found is None or found.abandoned is not None
+
+
+def main(submission: Path, place: int) -> int:
+    """Attempts until there is nothing more to do here; returns the exit status of the job."""
+    task, asked = Task.read(submission, place), []
+    if abandoned(submission):
+        print(f"sweeps: {task.run}: its submission was given up; another holds it", flush=True)
+        return 0
+    while True:
+        found = attempt(task, asked)
+        print(f"sweeps: {task.run}: {found}", flush=True)
+        if found not in ("requeue", "retry"):
+            return {"finished": 0, "left": PREEMPTED, "refused": REFUSED, "failed": 1}[found]
+        if task.cluster["kind"] == "slurm":
+            try:
+                slurm.requeue_this_job()
+                time.sleep(60)  # SLURM ends this process; to leave by itself would end the job
+                return PREEMPTED
+            except slurm.Unanswered as error:
+                print(f"sweeps: {task.run}: cannot be requeued ({error}); going on here", flush=True)
+                time.sleep(5)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), sum(map(int, sys.argv[2:]))))

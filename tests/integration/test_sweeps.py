@@ -1,0 +1,146 @@
+"""A sweep on this machine, from one command to finished runs: real runs, a runner of its own, a poisoned arm."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from opd.records import RunDir
+from sweeps.ledger import Ledger
+
+ROOT = Path(__file__).parents[2]
+
+
+def command(module: str, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess:
+    done = subprocess.run(
+        [sys.executable, "-m", f"sweeps.{module}", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+    )
+    assert (done.returncode == 0) is ok, done.stdout + done.stderr
+    return done
+
+
+def status(outputs: Path, *filters: str) -> dict[str, dict]:
+    lines = command("status", f"paths.outputs={outputs}", "--json", *filters).stdout.splitlines()
+    return {run["name"]: run for run in map(json.loads, lines)}
+
+
+def until(outputs: Path, holds: Callable[[dict[str, dict]], bool], seconds: float = 240) -> dict[str, dict]:
+    limit = time.monotonic() + seconds
+    while not holds(seen := status(outputs)):
+        assert time.monotonic() < limit, seen
+        time.sleep(0.5)
+    return seen
+
+
+@pytest.fixture(scope="module")
+def swept(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], Path]:
+    """A sweep of a good and a poisoned run that has ended; the command's arguments, and its outputs."""
+    outputs = tmp_path_factory.mktemp("swept")
+    given = [text for text in small_run if not text.startswith("student.model")]
+    student = next(text for text in small_run if text.startswith("student.model")).partition("=")[2]
+    grid = f"sweep.grid=[{{'name,student.model':[[good,{student}],[poisoned,/nowhere]]}}]"
+    arguments = ["+sweep=epochs", "sweep.seeds=[0]", grid, *given, f"paths.outputs={outputs}"]
+    planned = command("submit", *arguments, "--dry-run")
+    assert "2 arms × 1 seeds, 2 runs" in planned.stdout and not list(outputs.iterdir())
+    first = subprocess.Popen(
+        [sys.executable, "-m", "sweeps.submit", *arguments, "cluster.max_parallel=2"],
+        cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    second = command("submit", *arguments, "cluster.max_parallel=2")
+    said, _ = first.communicate(timeout=300)
+    # Two shells at once: one of them submitted, the other saw it.
+    assert sorted("to do      2" in text for text in (said, second.stdout)) == [False, True], (said, second)
+    until(outputs, lambda seen: len(seen) == 2 and {run["state"] for run in seen.values()} == {"finished", "refused"})
+    return arguments, outputs
+
+
+def test_a_poisoned_run_is_refused_with_its_reason_and_holds_up_nobody(swept):
+    seen = status(swept[1])
+    assert seen["good"]["state"] == "finished" and seen["good"]["step"] == 4
+    assert seen["poisoned"]["state"] == "refused" and "/nowhere" in seen["poisoned"]["error"]
+    assert seen["poisoned"]["attempts"] == 1
+    table = command("status", f"paths.outputs={swept[1]}").stdout
+    assert "2 runs: 1 finished, 1 refused" in table and seen["poisoned"]["error"] in table
+
+
+def test_a_second_submission_has_nothing_to_do(swept):
+    assert "to do      0" in command("submit", *swept[0]).stdout
+    assert len(Ledger(swept[1] / "main").submissions()) == 1
+
+
+def test_a_refused_run_is_not_tried_again_unasked(swept):
+    assert "nothing to do" in command("resubmit", f"paths.outputs={swept[1]}").stdout
+    named = command("resubmit", f"paths.outputs={swept[1]}", "state=refused", "--dry-run").stdout
+    assert named.startswith("  poisoned-")
+
+
+def test_the_log_of_a_run_is_found_by_the_start_of_its_id(swept):
+    assert "step 4/4" in command("logs", "good", f"paths.outputs={swept[1]}").stdout
+    assert "/nowhere" in command("logs", "poisoned", f"paths.outputs={swept[1]}").stdout
+
+
+def test_only_finished_runs_lose_checkpoints_and_only_the_periodic(swept):
+    folder = next(RunDir(path) for path in (swept[1] / "main").glob("good-*"))
+    there = {path.name for path in folder.checkpoints.iterdir()}
+    assert "would free" in command("prune", f"paths.outputs={swept[1]}", "--dry-run").stdout
+    assert {path.name for path in folder.checkpoints.iterdir()} == there
+    command("prune", f"paths.outputs={swept[1]}")
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"final"} < there
+
+
+def test_a_study_is_not_continued_with_other_code_unasked(swept, tmp_path: Path):
+    book = Ledger(swept[1] / "main")
+    before = book.file.read_bytes()
+    try:
+        book.file.write_bytes(before.replace(book.submissions()[-1].code.encode(), b"0123456789ab"))
+        refused = command("submit", *swept[0], "name=another", "sweep.grid=[{gamma:[0.0]}]", ok=False)
+        assert "was of other code" in refused.stderr and refused.stderr.count("\n") == 1
+    finally:
+        book.file.write_bytes(before)
+
+
+def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(small_run: list[str], tmp_path: Path):
+    steps = ["num_steps=60", "evaluate.every=0", "evaluate.at_start=false", f"paths.outputs={tmp_path}"]
+    arguments = ["+sweep=epochs", "sweep.seeds=[0]", "sweep.grid=[{name:[long]},{name:[never]}]", *small_run, *steps]
+    command("submit", *arguments)
+    until(tmp_path, lambda seen: seen["long"]["step"] >= 2)
+    assert "ended 2 runs" in command("cancel", "study=main", f"paths.outputs={tmp_path}").stdout
+    seen = until(tmp_path, lambda seen: {run["state"] for run in seen.values()} == {"cancelled"})
+    assert 2 <= seen["long"]["step"] < 60 and seen["never"]["attempts"] == 0
+    (folder,) = (tmp_path / "main").glob("long-*")
+    assert RunDir(folder).status().state == "preempted"
+    command("submit", *arguments, "sweep.grid=[{name:[long]}]")
+    until(tmp_path, lambda seen: seen["long"]["state"] == "finished")
+    assert [line["step"] for line in RunDir(folder).metrics()] == list(range(1, 61))
+
+
+def test_a_run_whose_runner_was_killed_is_lost_and_goes_on_when_it_is_resubmitted(small_run: list[str], tmp_path: Path):
+    steps = ["num_steps=40", "evaluate.every=0", "evaluate.at_start=false", f"paths.outputs={tmp_path}"]
+    command("submit", "+sweep=epochs", "sweep.seeds=[0]", "sweep.grid=[{name:[only]}]", *small_run, *steps)
+    until(tmp_path, lambda seen: seen["only"]["step"] >= 1)
+    (one,) = Ledger(tmp_path / "main").submissions()
+    assert one.pid is not None
+    for pid in [one.pid, *descendants(one.pid)]:
+        os.kill(pid, 9)
+    seen = until(tmp_path, lambda seen: seen["only"]["state"] != "running", 30)
+    assert seen["only"]["state"] == "lost"
+    (folder,) = (tmp_path / "main").glob("only-*")
+    assert RunDir(folder).status().state == "failed"  # settled: its records no longer call it running
+    command("resubmit", f"paths.outputs={tmp_path}")
+    until(tmp_path, lambda seen: seen["only"]["state"] == "finished")
+    assert [line["step"] for line in RunDir(folder).metrics()] == list(range(1, 41))
+
+
+def descendants(pid: int) -> list[int]:
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [found for child in map(int, children) for found in [child, *descendants(child)]]

@@ -1,0 +1,90 @@
+"""A plan: every run composed as `opd.train` composes it, checked, and there once."""
+
+import re
+
+import pytest
+
+from opd import check, records
+from opd.errors import UserError
+from sweeps.compose import Composer, composer
+from sweeps.plan import plan
+from tests.integration.conftest import composed
+
+
+@pytest.fixture(scope="module")
+def compose():
+    with composer() as found:
+        yield found
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["+experiment=tsallis", "gamma=0.0", "divergence.alpha=1.5"],
+        ["scale=qwen3_4b", "+experiment=kl_0_30", "optim.betas=[0.8,0.9]", "filter.p_max=40"],
+        ["max_response_length=50", "batch_size=8", "+experiment=half_length", "evaluate.benchmarks=[]"],
+        ["+recipes.more=${recipes.small}", "num_steps=3", "clip={low:null,high:null}"],
+    ],
+)
+def test_a_config_is_what_hydra_composes(overrides: list[str], compose: Composer):
+    ours = check.as_dict(compose.config(overrides))
+    # Composed again in a block of its own, so that nothing is shared.
+    from hydra.core.global_hydra import GlobalHydra
+
+    held = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    assert ours == check.as_dict(composed(overrides))
+    GlobalHydra.instance().initialize(held)
+
+
+def test_runs_that_two_sweeps_share_are_one_run(compose: Composer):
+    plans = [plan(compose, [f"+sweep={name}"], ranks=1) for name in ("stability", "gamma", "everything")]
+    ids = [{run.id for run in found.runs} for found in plans]
+    assert {run.rsplit("-", 2)[0] for run in ids[0] & ids[1]} == {"mis"} and len(ids[0] & ids[1]) == 3
+    assert ids[0] | ids[1] <= ids[2] and all(found.study == plans[0].study for found in plans)
+
+
+def test_each_arm_has_every_seed_and_its_own_identity(compose: Composer):
+    found = plan(compose, ["+sweep=gamma", "sweep.seeds=[3,5]"], ranks=1)
+    assert [(run.config["name"], run.config["seed"]) for run in found.runs] == [
+        (name, seed) for name in ("mis", "gamma_0_1", "gamma_0_5") for seed in (3, 5)
+    ]
+    assert all(run.id == records.run_id(run.config) for run in found.runs)
+
+
+def test_all_bad_arms_are_listed(compose: Composer):
+    found = plan(compose, ["+sweep=gamma", "shaping.anchor=x"], ranks=1)
+    assert len(found.bad) == 3 and all("shaping.anchor" in reason for _, reason in found.bad)
+
+
+def test_arms_that_differ_in_nothing_but_their_name_are_told(compose: Composer):
+    assert plan(compose, ["+sweep=epochs", "epochs=3"], ranks=1).twins == [("mis", "two_epochs")]
+    assert plan(compose, ["+sweep=epochs"], ranks=1).twins == []
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([], "sweep: no sweep is chosen; choose one with +sweep=NAME, of credit, "),
+        (["+sweep=nonsense"], "sweep=nonsense: there is no such choice"),
+        (["+sweep=gamma", "sweep.nonsense=1"], "sweep.nonsense: there is no such key"),
+        (["+sweep=gamma", "seed=1"], "seed=1: axes clash: the seeds of a sweep are sweep.seeds=[…]"),
+        (["+sweep=gamma", "+experiment=mis"], "+experiment=mis: axes clash: experiment is an axis"),
+        (["+sweep=gamma", "epochs=1,2"], "epochs=1,2: gives several values; write the axis into sweep.grid"),
+        (["+sweep=gamma", "hydra/launcher=basic"], "hydra/launcher=basic: belongs to python -m opd.train -m"),
+        (["+sweep=gamma", "epochs"], "epochs: cannot be read; give KEY=VALUE"),
+        (["+sweep=gamma", "sweep.grid=[{study:[a,b]}]"], "study: is no axis"),
+        (["+sweep=gamma", "scale=nonsense"], "scale=nonsense: there is no such choice"),
+        (["+sweep=gamma", "nonsense=1"], "nonsense: there is no such key"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused_in_one_sentence(overrides: list[str], said: str, compose: Composer):
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        found = plan(compose, overrides, ranks=1)
+        raise UserError(found.bad[0][1])
+    assert "\n" not in str(refused.value)
+
+
+def test_a_batch_that_the_ranks_cannot_share_is_refused_before_it_is_queued(compose: Composer):
+    (bad, *_) = plan(compose, ["+sweep=epochs", "batch_size=5"], ranks=2).bad
+    assert "mini_batch_size=5: must be a multiple of the 2 ranks" in bad[1]
