@@ -72,7 +72,7 @@ def test_after_a_server_that_never_came_back_the_same_command_goes_on(
 
     with monkeypatch.context() as patch:
         patch.setattr(ServerTeachers, "score", dying)
-        with pytest.raises(UserError, match="did not answer within the teacher.server.patience of 1 s") as refused:
+        with pytest.raises(UserError, match=r"did not answer within the teacher.server.patience of 1 s") as refused:
             train(disturbed)
     status = run_dir(disturbed).status()
     assert (status.state, status.step, status.error) == ("failed", 2, str(refused.value))
@@ -90,7 +90,7 @@ def test_a_key_is_in_no_record_and_no_message(
 ):
     server, key = serve(key="sk-8cbe1f"), ["teacher.server.api_key_env=OPD_TEST_KEY", "num_steps=1"]
     with pytest.raises(
-        UserError, match="teacher.server.api_key_env=OPD_TEST_KEY: that environment variable is not set"
+        UserError, match=r"teacher.server.api_key_env=OPD_TEST_KEY: that environment variable is not set"
     ):
         train(config(*served(server, *key)))
     monkeypatch.setenv("OPD_TEST_KEY", "sk-wrong")
