@@ -113,7 +113,7 @@ ENGINES = {
     "teacher.engine=server teacher.server.urls=[http://h:1]": "teacher.server.urls.0='http://h:1': should be a valid",
     f"{SERVED} teacher=ladder ensemble=arithmetic": "teacher.server.urls has 1 entries for 3 teachers",
     "teacher.engine=server teacher.server.urls=[[http://me:hush@h]]": "without user, password or query",
-    "teacher.engine=server teacher.server.urls=[[http://h/?api_key=hush]]": "without user, password or query",
+    'teacher.engine=server teacher.server.urls=[["http://h/?api_key=hush"]]': "without user, password or query",
     "teacher.engine=server teacher.server.urls=[[host:8000]]": "must be like [http://host:8000]",
     "teacher.engine=server teacher.server.urls=[[http://h,http://h/v1]]": "teacher.server.urls.0 names a server twice",
     "teacher.server.urls=[[http://h:1]]": "teacher.engine=local does not use it; set teacher.engine=server",
@@ -126,7 +126,7 @@ ENGINES = {
     f"{SERVED} rollout.temperature=0.7": "set rollout.temperature=1.0, which teacher.temperature (now 0.7) follows",
     f"{SERVED} support=full whitening=none": "set support=sampled, or teacher.engine=local",
     f"{SERVED} filter=exact_kl filter.p_min=70": "set filter=kl, or teacher.engine=local",
-    f"{SERVED} filter=teacher_entropy filter.p_min=70": "gives the log-probabilities of the sampled tokens and no entropies",
+    f"{SERVED} filter=teacher_entropy filter.p_max=20": "set filter=student_entropy or filter=kl, or",
     f"{SERVED} divergence=entropy_aware": "set another divergence, or teacher.engine=local",
     "teacher.engine=vllm ensemble=best_of teacher=ladder ensemble.by=entropy": "set ensemble.by=likelihood, or",
     "teacher.engine=vllm teacher.temperature=2.0": "teacher.temperature (now 2.0)",
@@ -141,6 +141,7 @@ def test_a_bad_config_is_refused_in_one_sentence(arguments: str, command):
     status, error = command(*arguments.split())
     assert status == 2
     assert (CONFIG | ENGINES)[arguments] in one_sentence(error)
+    assert "hush" not in error, "what was given in the place of a key is not repeated"
 
 
 @pytest.mark.parametrize(

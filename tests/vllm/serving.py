@@ -10,7 +10,7 @@ from pathlib import Path
 
 import httpx2
 
-SECONDS = 240  # that a start may take
+SECONDS = 600  # that a start may take
 
 
 class VllmServer:

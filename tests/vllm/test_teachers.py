@@ -77,7 +77,7 @@ def local(models: Path, *names: str) -> LocalTeachers:
 
 
 def on(server: VllmServer, models: Path, *, longest: int = 230) -> Server:
-    replicas = Replicas([server.url], name="teacher.server.urls.0", timeout=60, patience=5, key=server.key)
+    replicas = Replicas([server.url], name="teacher.server.urls.0", timeout=60.0, patience=5.0, key=server.key)
     return Server(str(models / "teacher"), replicas, longest=longest, responses_per_request=3, concurrency=2)
 
 
@@ -126,7 +126,7 @@ def test_engines_in_this_process_agree_and_one_is_held_at_a_time(models: Path, r
 
 def test_what_cannot_be_asked_is_refused(models: Path, server: VllmServer, rollout: Rollout):
     def refusal(model: str, longest: int, key: str | None) -> str:
-        replicas = Replicas([server.url], name="teacher.server.urls.0", timeout=60, patience=0, key=key)
+        replicas = Replicas([server.url], name="teacher.server.urls.0", timeout=60.0, patience=0.0, key=key)
         teacher = Server(model, replicas, longest=longest, responses_per_request=3, concurrency=2)
         with pytest.raises(UserError) as refused:
             asyncio.run(teacher.check())
@@ -141,10 +141,10 @@ def test_what_cannot_be_asked_is_refused(models: Path, server: VllmServer, rollo
     )
     assert refusal(here, 9, "sk-wrong").endswith("refuses /v1/models with status 401: Unauthorized")
     too_long = rollout_of([[3] * 200], [[4] * 57])
-    with pytest.raises(UserError, match="refuses /v1/completions with status 400: .*256"):
+    with pytest.raises(UserError, match=r"refuses /v1/completions with status 400: .*256"):
         ServerTeachers([on(server, models)], ALONE).score(too_long, [0])
     foreign = rollout_of([[3]], [[10_000]])
-    with pytest.raises(UserError, match="refuses /v1/completions with status 400: .*vocabulary"):
+    with pytest.raises(UserError, match=r"refuses /v1/completions with status 400: .*vocabulary"):
         ServerTeachers([on(server, models)], ALONE).score(foreign, [0])
     with pytest.raises(UserError, match=r"teacher.vllm.max_model_len: .* takes 256 tokens, and the longest .* are 257"):
         in_process(models, "teacher", longest=256).score(rollout, [0])
