@@ -141,7 +141,8 @@ class Replicas:
         """What an error's body says, as the rest of a clause."""
         try:
             content = answer.json()
-            said = (content.get("error") or content)["message"]
+            said = content.get("error") or content
+            said = said if isinstance(said, str) else said["message"]
         except (ValueError, LookupError, AttributeError, TypeError):
             return ""
         return f": {self._said(said)}" if isinstance(said, str) else ""

@@ -32,10 +32,13 @@ class Teachers(Protocol):
 
 
 class Held(Generic[T]):
-    """What this process holds of the teachers: each is loaded when first needed and leaves when it is not."""
+    """What this process holds of the teachers: each is loaded when first needed and leaves when it is not.
 
-    def __init__(self, load: Sequence[Callable[[], T]]):
-        self._load = load
+    `release` is called with one that leaves.
+    """
+
+    def __init__(self, load: Sequence[Callable[[], T]], release: Callable[[T], None] = lambda _: None):
+        self._load, self._release = load, release
         self._there: dict[int, T] = {}
 
     def __len__(self) -> int:
@@ -48,7 +51,7 @@ class Held(Generic[T]):
     def need(self, needed: Sequence[int]) -> Iterator[tuple[int, T]]:
         """The needed teachers, each with its index; the others leave first."""
         for index in self._there.keys() - set(needed):
-            del self._there[index]
+            self._release(self._there.pop(index))
         for index in needed:
             if index not in self._there:
                 self._there[index] = self._load[index]()

@@ -40,6 +40,10 @@ class VllmScorer:
             self._stop()
             raise
 
+    def close(self) -> None:
+        """Give its memory back."""
+        self._stop()
+
     def _check(self, name: str, longest: int) -> None:
         most = self.llm.llm_engine.model_config.max_model_len
         if most < longest + 1:
@@ -74,7 +78,7 @@ class VllmTeachers:
     """Teachers held in this process on vLLM; `load[i]()` starts that of teacher i."""
 
     def __init__(self, load: Sequence[Callable[[], VllmScorer]], ranks: Ranks):
-        self._held, self._ranks = Held(load), ranks
+        self._held, self._ranks = Held(load, VllmScorer.close), ranks
 
     def __len__(self) -> int:
         return len(self._held)

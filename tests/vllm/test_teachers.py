@@ -120,7 +120,7 @@ def test_engines_in_this_process_agree_and_one_is_held_at_a_time(models: Path, r
     assert len(ENGINES) == 2
     for index, name in enumerate(("teacher", "other")):
         agree(both, local(models, name).score(rollout, [0]), rollout, index)
-    del teachers
+    teachers.score(rollout, [])
     assert not ENGINES
 
 
