@@ -99,6 +99,7 @@ REFUSALS_REST = """\
 Before the first step a run is also refused where
 
 - a teacher's or anchor's vocabulary is not the student's, token for token: the same width is not enough;
+- a teacher's server cannot be reached, serves another model, or takes shorter sequences than the run has;
 - a model is missing or damaged, its output head has a bias, or it scales or caps its logits;
 - the tokenizer has no end-of-text token, or cannot tell the control tokens of two teachers apart;
 - the longest prompt and `max_response_length` together are more than the student's positions (a prompt longer than
@@ -110,7 +111,8 @@ Before the first step a run is also refused where
 - the run directory holds a run of another config, or another process is writing to it.
 
 While it runs, a loss, gradient, logit or log-probability that is not a finite number ends it; the student and its
-checkpoints stay as they were before that update.
+checkpoints stay as they were before that update. So does a teacher's server that does not answer within
+`teacher.server.patience`; the same command then goes on from the last checkpoint.
 
 ## What cannot be written at all
 

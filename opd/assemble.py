@@ -17,13 +17,11 @@ from opd.config import Arithmetic, Dataset, Node, RunConfig
 from opd.data import arithmetic, control, prompts
 from opd.data.control import Control
 from opd.engine.dist import Ranks
-from opd.engine.models import load_model, load_tokenizer, max_positions, same_vocabulary, stop_token_ids
+from opd.engine.models import load_model, load_tokenizer, max_positions, stop_token_ids
 from opd.engine.optim import Optimizer
-from opd.engine.policy import Policy, Scorer
+from opd.engine.policy import Policy
 from opd.engine.rollout import Sampler
 from opd.engine.sharded import Root, spread_over
-from opd.engine.teacher import LocalTeachers
-from opd.engine.whole import Whole
 from opd.errors import UserError
 from opd.learn import Exact, PolicyGradient
 from opd.objective.filter import eligible
@@ -31,8 +29,8 @@ from opd.objective.mixture import BoundEnsemble
 from opd.objective.support import Support
 from opd.records import RunDir
 from opd.run import Run
-from opd.sft import ensure_models
 from opd.stages import Anchor, Rewards, WholeReference, sampled_reference
+from opd.teachers import build_teachers, load_anchor, locate, make_models, whole
 
 
 def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
@@ -55,10 +53,8 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
     support: Support = bind("support", config.support)()
     root = spread_over(student, ranks, config.compute, learns=True)
     policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
-    teachers = LocalTeachers(
-        _teacher_loaders(config, tokenizer, ranks), keep_hidden=config.uses_vocabulary or support.kind != "sampled"
-    )
-    whole = Whole(policy, teachers)
+    longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
+    teachers = build_teachers(config, tokenizer, ranks, longest=longest)
     return Run(
         config=config,
         folder=folder,
@@ -80,13 +76,15 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         control=tokens,
         divergence=bind("divergence", config.divergence)(),
         ensemble=bound_ensemble(config),
-        reference=WholeReference(whole) if config.uses_vocabulary else sampled_reference,
+        reference=WholeReference(whole(policy, teachers)) if config.uses_vocabulary else sampled_reference,
         eligible=_eligible(config, student, tokenizer),
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
-        anchor=Anchor(_load_anchor(config, tokenizer, ranks) if config.shaping.uses_anchor else None),
+        anchor=Anchor(load_anchor(config, tokenizer, ranks) if config.shaping.uses_anchor else None),
         reward=Rewards(config.shaping, tokenizer, config.evaluate.grading_timeout),
-        learner=PolicyGradient(config, policy) if support.kind == "sampled" else Exact(config, whole, support),
+        learner=PolicyGradient(config, policy)
+        if support.kind == "sampled"
+        else Exact(config, whole(policy, teachers), support),
         divisor=bind("loss", config.loss),
         ranks=ranks,
     )
@@ -99,7 +97,7 @@ def load_student(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    path, revision = _locate(config.student.model, config), config.student.revision
+    path, revision = locate(config.student.model, config), config.student.revision
     tokenizer = load_tokenizer(path, revision=revision, key="student.model")
     return load_model(path, revision=revision, dtype="float32", key="student.model"), tokenizer
 
@@ -226,43 +224,3 @@ def fits(key: str, length: int, shown: list[Prompt], student: PreTrainedModel, b
             f"{key}={length}: with the longest prompt ({longest} tokens) it is more than the student's "
             f"{positions} positions; at most {positions - longest} fits"
         )
-
-
-def _locate(model: str, config: RunConfig) -> str:
-    if not model.startswith("sft:"):
-        return model
-    return str(ensure_models(config.recipes, Path(config.paths.models))[model.removeprefix("sft:")])
-
-
-def make_models(config: RunConfig) -> None:
-    """Makes the models of the config's recipes that are not there yet."""
-    if config.recipes:
-        ensure_models(config.recipes, Path(config.paths.models))
-
-
-def _teacher_loaders(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> list[Callable[[], Scorer]]:
-    return [
-        _scorer_loader(model, config, tokenizer, ranks, f"teacher.models.{index}")
-        for index, model in enumerate(config.teacher.models)
-    ]
-
-
-def _load_anchor(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Scorer:
-    return _scorer_loader(config.shaping.anchor, config, tokenizer, ranks, "shaping.anchor")()
-
-
-def _scorer_loader(
-    model: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, key: str
-) -> Callable[[], Scorer]:
-    if model == "self":
-        path, revision = _locate(config.student.model, config), config.student.revision
-    else:
-        path, revision = _locate(model, config), None
-        same_vocabulary(tokenizer, load_tokenizer(path, revision=None, key=key), key=f"{key}={model!r}")
-
-    def load() -> Scorer:
-        loaded = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key).requires_grad_(False)
-        root = spread_over(loaded, ranks, config.compute, learns=False)
-        return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))
-
-    return load

@@ -18,6 +18,7 @@ from opd.config import CONF, Node, Probability, RunConfig, parse
 from opd.errors import UserError
 from opd.recipe import Positive
 from opd.refusals import REFUSALS
+from opd.teacher_rules import with_own_settings
 
 # A config may name only functions of its group's modules: no other `_target_` is ever imported or called.
 MODULES = {
@@ -58,10 +59,11 @@ def check(config: RunConfig) -> None:
 
 
 def selected(config: RunConfig) -> RunConfig:
-    """The config with only the benchmark sources and model recipes that it uses, so that its hash is of what it does.
+    """The config with only the benchmark sources, model recipes and engine settings that it uses, so that its hash is
+    of what it does.
 
     Raises:
-        UserError: for a benchmark without a source, or an `sft:` model without a recipe.
+        UserError: for a benchmark without a source, an `sft:` model without a recipe, or settings of another engine.
     """
     evaluate = config.evaluate
     for name in evaluate.benchmarks:
@@ -83,7 +85,8 @@ def selected(config: RunConfig) -> RunConfig:
                 raise UserError(f"{key}: {model!r} names no recipe; recipes of scale={config.scale.name}: {known}")
             recipes[name] = config.recipes[name]
     sources = {name: evaluate.sources[name] for name in evaluate.benchmarks}
-    return replace(config, evaluate=replace(evaluate, sources=sources), recipes=recipes)
+    teacher = with_own_settings(config.teacher)
+    return replace(config, evaluate=replace(evaluate, sources=sources), recipes=recipes, teacher=teacher)
 
 
 def resolve(group: str, target: str) -> Callable[..., Any]:

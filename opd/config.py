@@ -10,7 +10,8 @@ import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -82,13 +83,53 @@ class Student:
 
 
 @dataclass(config=STRICT, frozen=True)
+class TeacherServer:
+    """How teachers on vLLM's OpenAI-compatible servers are asked; it changes no number. Times are in seconds.
+
+    `urls` has those of each teacher in turn, one or several that serve the same. Each rank has `concurrency` requests a
+    teacher under way, of `responses_per_request` responses each. A request that fails is tried again, here and there,
+    for `patience`. `api_key_env` names the environment variable that holds the key.
+    """
+
+    urls: list[Annotated[list[Text], Field(min_length=1)]]
+    responses_per_request: Count
+    concurrency: Count
+    timeout: Positive
+    patience: NonNegative
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class TeacherVllm:
+    """A vLLM engine for each teacher that a step needs, in this process.
+
+    `max_model_len` bounds prompt and response together (null: the model's positions), `max_num_batched_tokens` those
+    whose logits exist at once. The engine's cache has `kv_cache_bytes` or, on a GPU, what `gpu_memory_utilization` of
+    it leaves.
+    """
+
+    max_model_len: Count | None
+    max_num_batched_tokens: Count
+    max_num_seqs: Count
+    kv_cache_bytes: Count | None
+    gpu_memory_utilization: Probability | None
+    enforce_eager: bool
+
+
+@dataclass(config=STRICT, frozen=True)
 class Teacher:
-    """The models that score, smallest first: as `student.model`, or `self` for the student's own starting weights."""
+    """The models that score, smallest first: as `student.model`, or `self` for the student's own starting weights.
+
+    `dtype` is of models that this process loads. `server` and `vllm` are for the engines of these names, and null for
+    another.
+    """
 
     models: Annotated[list[Text], Field(min_length=1)]
-    engine: Literal["local"]
+    engine: Literal["local", "server", "vllm"]
     dtype: Literal["float32", "bfloat16"]
     temperature: Positive
+    server: TeacherServer | None
+    vllm: TeacherVllm | None
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -311,8 +352,9 @@ def known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
     """Every dotted key that the schema names."""
     found = []
     for entry in fields(kind):
-        name = prefix + entry.name
-        found += [name, *(known_keys(entry.type, name + ".") if is_dataclass(entry.type) else [])]
+        found.append(prefix + entry.name)
+        for inner in get_args(entry.type) if isinstance(entry.type, UnionType) else (entry.type,):
+            found += known_keys(inner, f"{prefix}{entry.name}.") if is_dataclass(inner) else []
     return found
 
 

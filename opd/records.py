@@ -20,8 +20,8 @@ from typing import Any, Literal, get_args
 
 State = Literal["pending", "running", "preempted", "finished", "failed"]
 
-# What changes where a run is kept, watched or repeated, but not what it computes.
-NOT_HASHED = ("paths", "study", "tracker", "seed")
+# What changes where a run is kept, watched or repeated, or whom it asks, but not what it computes.
+NOT_HASHED = ("paths", "study", "tracker", "seed", "teacher.server")
 
 
 @dataclass(frozen=True)
@@ -191,8 +191,20 @@ def find_runs(root: Path) -> list[RunDir]:
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """SHA-256 over the resolved config as sorted JSON, without `NOT_HASHED`."""
-    hashed = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    return hashlib.sha256(json.dumps(hashed, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(_hashed(config), sort_keys=True).encode()).hexdigest()
+
+
+def is_hashed(key: str) -> bool:
+    """Whether a dotted key is part of a run's identity."""
+    return not any(key == name or key.startswith(name + ".") for name in NOT_HASHED)
+
+
+def _hashed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    return {
+        key: _hashed(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        for key, value in config.items()
+        if is_hashed(prefix + key)
+    }
 
 
 def run_id(config: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from opd import teacher_rules
 from opd.config import RunConfig
 
 BIASED = ("k2_naive", "k3_naive", "value_weighted")
@@ -283,6 +284,36 @@ REFUSALS = [
         ("support.tail", "rollout"),
         "tail=sampled stands for the rest of the vocabulary only where tokens are drawn from all of it",
         _truncated_tail,
+    ),
+    Refusal(
+        ("teacher.engine", "support", "filter"),
+        "vLLM gives the log-probabilities of the sampled tokens and no distributions",
+        teacher_rules.distributions,
+    ),
+    Refusal(
+        ("teacher.engine", "filter", "divergence", "ensemble"),
+        "vLLM gives the log-probabilities of the sampled tokens and no entropies",
+        teacher_rules.entropies,
+    ),
+    Refusal(
+        ("teacher.engine", "teacher.temperature"),
+        "vLLM gives the log-probabilities of given tokens at temperature 1",
+        teacher_rules.temperature,
+    ),
+    Refusal(
+        ("teacher.engine", "teacher.dtype"),
+        "a server has loaded its model in a precision of its own",
+        teacher_rules.precision,
+    ),
+    Refusal(
+        ("teacher.engine", "teacher.server.urls"),
+        "each teacher is asked at servers of its own, whose URLs are recorded",
+        teacher_rules.urls,
+    ),
+    Refusal(
+        ("teacher.vllm.kv_cache_bytes", "teacher.vllm.gpu_memory_utilization"),
+        "an engine has one bound of its memory",
+        teacher_rules.engine_memory,
     ),
     Refusal(
         ("gamma", "divergence"),

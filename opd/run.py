@@ -15,7 +15,7 @@ from opd.engine.dist import Ranks
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy
 from opd.engine.rollout import Sampler
-from opd.engine.teacher import LocalTeachers
+from opd.engine.teacher import Teachers
 from opd.learn import Learner
 from opd.objective.divergence import Divergence, Mixed
 from opd.objective.mixture import BoundEnsemble, Mixture
@@ -37,7 +37,7 @@ class Run:
     benchmarks: dict[str, list[Prompt]]
     tokenizer: PreTrainedTokenizerBase
     policy: Policy
-    teachers: LocalTeachers
+    teachers: Teachers
     sampler: Sampler
     optimizer: Optimizer
     rollout: Sampling

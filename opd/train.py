@@ -158,7 +158,7 @@ def _same_config(folder: RunDir, content: dict[str, Any]) -> None:
     if not folder.config_file.exists():
         return
     old = folder.config()
-    changed = [key for key in records.changed_keys(old, content) if key.split(".")[0] not in records.NOT_HASHED]
+    changed = [key for key in records.changed_keys(old, content) if records.is_hashed(key)]
     if changed:
         raise UserError(
             f"{folder.path}: holds a run with another config, which differs in {', '.join(changed)}; "

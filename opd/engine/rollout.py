@@ -1,6 +1,6 @@
 """Prompts → responses: the sampler that rollouts and evaluation share, on transformers models."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Protocol, runtime_checkable
 
@@ -57,15 +57,11 @@ class TransformersSampler:
     def __init__(self, root: Root, *, stop_ids: Sequence[int], pad_id: int, dtype: Precision, max_batch_tokens: int):
         model = root.model
         config = model.config.get_text_config()
-        if not stop_ids or not 0 <= min(stop_ids) <= max(stop_ids) < config.vocab_size:
-            raise UserError(
-                f"The stop tokens of {_name(model)} are {list(stop_ids)}; there must be at least one, each of its "
-                f"vocabulary (0 to {config.vocab_size - 1})."
-            )
+        check_stops(stop_ids, config.vocab_size, name_of(model))
         if other := set(getattr(config, "layer_types", None) or ()) - ATTENTION:
             raise UserError(
-                f"{_name(model)} has layers of kind {', '.join(sorted(other))}, whose state this sampler cannot hold; "
-                f"it samples models whose layers are {' or '.join(sorted(ATTENTION))}."
+                f"{name_of(model)} has layers of kind {', '.join(sorted(other))}, whose state this sampler cannot "
+                f"hold; it samples models whose layers are {' or '.join(sorted(ATTENTION))}."
             )
         self.learner = model
         self.dtype: Precision = dtype
@@ -94,13 +90,17 @@ class TransformersSampler:
                 leaves no room for a response within the model's positions or `max_batch_tokens`; the model gives a
                 logit that is NaN or infinite.
         """
-        self._check(prompts, sampling)
+        config, name = self.model.config.get_text_config(), name_of(self.learner)
+        positions = getattr(config, "max_position_embeddings", None)
+        room = {f"the {self.max_batch_tokens} max_batch_tokens of the sampler": self.max_batch_tokens}
+        room |= {} if positions is None else {f"the {positions} positions of {name}": positions}
+        check_request(prompts, sampling, vocab_size=config.vocab_size, name=name, room=room)
         tokens, mask, logp = self._run(prompts, sampling, key)
         width = int(mask.sum(1).max()) if len(prompts) else 0
         tokens, mask, logp = tokens[:, :width], mask[:, :width], logp[:, :width]
         for row, position in (mask & ~logp.isfinite()).nonzero()[:1].tolist():
             raise UserError(
-                f"{_name(self.learner)} gives a logit that is NaN or infinite, or none that is finite, at response "
+                f"{name_of(self.learner)} gives a logit that is NaN or infinite, or none that is finite, at response "
                 f"token {position} of prompt {prompts[row // sampling.num_samples].id}: its weights have diverged, so "
                 "lower the learning rate, or the checkpoint is damaged."
             )
@@ -139,28 +139,46 @@ class TransformersSampler:
         # Cloned out here: a tensor of inference mode could not be saved for a backward pass.
         return tokens.clone().cpu(), mask.clone().cpu(), logp.clone().cpu()
 
-    def _check(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        if sampling.num_samples < 1 or sampling.max_tokens < 1 or sampling.temperature < 0 or sampling.top_k < 0:
-            raise UserError(f"{sampling} is out of range: counts must be at least 1, temperature and top_k at least 0.")
-        if not 0 < sampling.top_p <= 1:
-            raise UserError(f"top_p is {sampling.top_p}; it must be above 0 and at most 1, which switches it off.")
-        config, name = self.model.config.get_text_config(), _name(self.learner)
-        positions = getattr(config, "max_position_embeddings", None)
-        room = {"max_batch_tokens of the sampler": self.max_batch_tokens, f"positions of {name}": positions}
-        for prompt in prompts:
-            if not prompt.token_ids:
-                raise UserError(f"Prompt {prompt.id} has no tokens; a model needs at least one to continue.")
-            if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < config.vocab_size:
+
+def check_stops(stop_ids: Sequence[int], vocab_size: int, name: str) -> None:
+    """Refuses stop tokens that the model `name` does not have.
+
+    Raises:
+        UserError: with those that there are.
+    """
+    if not stop_ids or not 0 <= min(stop_ids) <= max(stop_ids) < vocab_size:
+        raise UserError(
+            f"The stop tokens of {name} are {list(stop_ids)}; there must be at least one, each of its vocabulary (0 to "
+            f"{vocab_size - 1})."
+        )
+
+
+def check_request(
+    prompts: Sequence[Prompt], sampling: Sampling, *, vocab_size: int, name: str, room: Mapping[str, int]
+) -> None:
+    """Refuses what cannot be sampled from the model `name`; `room` has the most tokens that each limit allows.
+
+    Raises:
+        UserError: a sampling value is out of range, or a prompt is empty, of another vocabulary or too long.
+    """
+    if sampling.num_samples < 1 or sampling.max_tokens < 1 or sampling.temperature < 0 or sampling.top_k < 0:
+        raise UserError(f"{sampling} is out of range: counts must be at least 1, temperature and top_k at least 0.")
+    if not 0 < sampling.top_p <= 1:
+        raise UserError(f"top_p is {sampling.top_p}; it must be above 0 and at most 1, which switches it off.")
+    for prompt in prompts:
+        if not prompt.token_ids:
+            raise UserError(f"Prompt {prompt.id} has no tokens; a model needs at least one to continue.")
+        if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < vocab_size:
+            raise UserError(
+                f"Prompt {prompt.id} holds a token id outside the vocabulary of {name} (0 to {vocab_size - 1}): "
+                "tokenizer and model do not belong together."
+            )
+        for limit, most in room.items():
+            if len(prompt.token_ids) + sampling.max_tokens > most:
                 raise UserError(
-                    f"Prompt {prompt.id} holds a token id outside the vocabulary of {name} (0 to "
-                    f"{config.vocab_size - 1}): tokenizer and model do not belong together."
+                    f"Prompt {prompt.id} has {len(prompt.token_ids)} tokens and a response may have "
+                    f"{sampling.max_tokens}, more together than {limit}."
                 )
-            for limit, most in room.items():
-                if most is not None and len(prompt.token_ids) + sampling.max_tokens > most:
-                    raise UserError(
-                        f"Prompt {prompt.id} has {len(prompt.token_ids)} tokens and a response may have "
-                        f"{sampling.max_tokens}, more together than the {most} {limit}."
-                    )
 
 
 @contextmanager
@@ -176,6 +194,7 @@ def _evaluating(model: PreTrainedModel) -> Iterator[None]:
         model.train()
 
 
-def _name(model: PreTrainedModel) -> str:
+def name_of(model: PreTrainedModel) -> str:
+    """The model's class, and where it is from."""
     path = model.config._name_or_path
-    return f"{type(model).__name__} ({path})" if path else f"The model {type(model).__name__}"
+    return f"{type(model).__name__} ({path})" if path else f"the model {type(model).__name__}"

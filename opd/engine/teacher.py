@@ -1,60 +1,130 @@
-"""The teachers, in this process: each is loaded when a step first needs it and leaves when a step does not."""
+"""The teachers: engines that score a rollout's tokens. `LocalTeachers` are transformers models in this process."""
 
 import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Generic, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from opd.batch import Rollout, TeacherScores, TokenScores
+from opd.engine.dist import Ranks
 from opd.engine.policy import Scorer
 from opd.errors import UserError
 
+T = TypeVar("T")
+
+
+@runtime_checkable
+class Teachers(Protocol):
+    """The teachers of a run, smallest first."""
+
+    def __len__(self) -> int: ...
+
+    def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
+        """Scores by the needed teachers, at their temperature. NaN: the rows of the others, and entropies that the
+        engine cannot give.
+
+        Raises:
+            UserError: where a teacher does not answer, or its log-probabilities are not finite numbers.
+        """
+        ...
+
+
+class Held(Generic[T]):
+    """What this process holds of the teachers: each is loaded when first needed and leaves when it is not.
+
+    `release` is called with one that leaves.
+    """
+
+    def __init__(self, load: Sequence[Callable[[], T]], release: Callable[[T], None] = lambda _: None):
+        self._load, self._release = load, release
+        self._there: dict[int, T] = {}
+
+    def __len__(self) -> int:
+        return len(self._load)
+
+    def __getitem__(self, index: int) -> T:
+        """Teacher `index`, which the last `need` named."""
+        return self._there[index]
+
+    def need(self, needed: Sequence[int]) -> Iterator[tuple[int, T]]:
+        """The needed teachers, each with its index; the others leave first."""
+        for index in self._there.keys() - set(needed):
+            self._release(self._there.pop(index))
+        for index in needed:
+            if index not in self._there:
+                self._there[index] = self._load[index]()
+            yield index, self._there[index]
+
 
 class LocalTeachers:
-    """Teachers held in this process; `load[i]()` gives the scorer of teacher i, smallest first.
+    """Teachers held in this process, as transformers models; `load[i]()` gives the scorer of teacher i.
 
     `keep_hidden`: their scores come with hidden states, from which whole distributions can be made again.
     """
 
     def __init__(self, load: Sequence[Callable[[], Scorer]], *, keep_hidden: bool = False):
-        self._load, self.keep_hidden = load, keep_hidden
-        self._scorers: dict[int, Scorer] = {}
+        self._held, self.keep_hidden = Held(load), keep_hidden
 
     def __len__(self) -> int:
-        return len(self._load)
+        return len(self._held)
 
     def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
-        """Scores by the needed teachers, at their temperature; the rows of the others are NaN.
-
-        Raises:
-            UserError: where a teacher's log-probabilities are not finite numbers.
-        """
-        for index in self._scorers.keys() - set(needed):
-            del self._scorers[index]
+        """See `Teachers.score`."""
         found: dict[int, TokenScores] = {}
         hidden: dict[int, Tensor] = {}
-        for index in needed:
-            if index not in self._scorers:
-                self._scorers[index] = self._load[index]()
-            scorer = self._scorers[index]
+        for index, scorer in self._held.need(needed):
             if self.keep_hidden:
                 hidden[index] = scorer.empty_hidden(rollout)
-            scores = scorer.scores(rollout, hidden.get(index))
-            if scorer.ranks.any(not bool(torch.isfinite(scores.logp).all())):
-                raise UserError(f"teacher.models.{index}: its log-probabilities are not finite numbers")
-            found[index] = scores
-        unknown = torch.full(rollout.tokens.shape, torch.nan)
-        rows = [found.get(index, TokenScores(unknown, unknown)) for index in range(len(self))]
-        return TeacherScores(_stacked(row.logp for row in rows), _stacked(row.entropy for row in rows), hidden)
+            found[index] = finite(scorer.scores(rollout, hidden.get(index)), index, scorer.ranks)
+        return table(rollout, len(self), found, hidden)
 
     def scorer(self, index: int) -> Scorer:
         """Teacher `index`, which the last `score` needed."""
-        return self._scorers[index]
+        return self._held[index]
 
 
-def _stacked(rows: Iterable[Tensor]) -> Tensor:
-    """The rows as one tensor, in the widest of their precisions."""
-    rows = list(rows)
-    dtype = functools.reduce(torch.promote_types, (row.dtype for row in rows))
-    return torch.stack([row.to(dtype) for row in rows])
+def finite(scores: TokenScores, index: int, ranks: Ranks) -> TokenScores:
+    """The scores that teacher `index` gave; every rank must ask.
+
+    Raises:
+        UserError: where a log-probability of any rank is not a finite number.
+    """
+    if ranks.any(not bool(torch.isfinite(scores.logp).all())):
+        raise UserError(f"teacher.models.{index}: its log-probabilities are not finite numbers")
+    return scores
+
+
+def table(
+    rollout: Rollout, num_teachers: int, found: Mapping[int, TokenScores], hidden: dict[int, Tensor] | None = None
+) -> TeacherScores:
+    """What the teachers that were asked say, in the widest of their precisions; the others' rows are NaN."""
+    unknown = torch.full(rollout.tokens.shape, torch.nan)
+    rows = [found.get(index, TokenScores(unknown, unknown)) for index in range(num_teachers)]
+    dtype = functools.reduce(torch.promote_types, (row.logp.dtype for row in rows))
+    logp, entropy = (torch.stack([getattr(row, name).to(dtype) for row in rows]) for name in ("logp", "entropy"))
+    return TeacherScores(logp, entropy, hidden or {})
+
+
+# ---- engines that take sequences and say the log-probability of each token after the ones before it
+
+
+def sequences(rollout: Rollout) -> list[list[int]]:
+    """The token ids of each row: its prompt, then its response."""
+    prompts, responses = (rollout.prompt, rollout.prompt_mask), (rollout.tokens, rollout.mask)
+    return [
+        prompts[0][row][prompts[1][row]].tolist() + responses[0][row][responses[1][row]].tolist()
+        for row in range(len(rollout))
+    ]
+
+
+def sampled(rollout: Rollout, logp: Sequence[Tensor]) -> TokenScores:
+    """The part of the sequences' log-probs that is the responses', in the rollout's layout; entropies are NaN.
+
+    `logp[row]`, of one axis, has a number for each token of the row's sequence but the first, which nothing precedes.
+    """
+    spread, lengths = torch.zeros(rollout.tokens.shape), rollout.mask.sum(1).tolist()
+    for row, length in enumerate(lengths):
+        spread[row, :length] = logp[row][len(logp[row]) - length :]
+    return TokenScores(spread, torch.where(rollout.mask, torch.nan, 0.0))

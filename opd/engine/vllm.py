@@ -13,10 +13,13 @@ from transformers import PreTrainedModel
 
 from opd.batch import Prompt, Rollout, Sampling, pad
 from opd.engine.drift import mean_drift
+from opd.engine.rollout import check_request, check_stops, name_of
 from opd.engine.sharded import Root
-from opd.engine.vllm_engine import first_line, load_weights, on_cpu, start, stop, untouched
+from opd.engine.vllm_engine import Asker, architecture, first_line, load_weights, on_cpu, start, stop, untouched
 from opd.errors import UserError
 from opd.recipe import Count, Positive
+
+ROLLOUT = Asker(knobs="rollout", choice="rollout=vllm", otherwise="rollout=transformers")
 
 # vLLM raises a lower temperature, other than 0, to this one.
 LOWEST_TEMPERATURE = 0.01
@@ -63,22 +66,13 @@ class VllmSampler:
     ):
         model = root.model
         config = model.config.get_text_config()
-        self.root, self.learner, self.vocab_size, self.stop_ids, self.pad_id = (
-            root,
-            model,
-            config.vocab_size,
-            tuple(stop_ids),
-            pad_id,
-        )
-        if not stop_ids or not 0 <= min(stop_ids) <= max(stop_ids) < self.vocab_size:
-            raise UserError(
-                f"The stop tokens of {_name(model)} are {list(stop_ids)}; there must be at least one, each of its "
-                f"vocabulary (0 to {self.vocab_size - 1})."
-            )
+        self.root, self.learner, self.vocab_size = root, model, config.vocab_size
+        self.stop_ids, self.pad_id = tuple(stop_ids), pad_id
+        check_stops(stop_ids, self.vocab_size, name_of(model))
         positions = getattr(config, "max_position_embeddings", None)
         if max_model_len is not None and positions is not None and max_model_len > positions:
             raise UserError(
-                f"rollout.max_model_len={max_model_len}: {_name(model)} has {positions} positions; set at most that, "
+                f"rollout.max_model_len={max_model_len}: {name_of(model)} has {positions} positions; set at most that, "
                 "or null"
             )
         if (kv_cache_bytes is None) == (gpu_memory_utilization is None):
@@ -87,17 +81,21 @@ class VllmSampler:
             )
         self.max_logp_drift, self.drift = max_logp_drift, float("nan")
         keep_groups = torch.distributed.is_initialized()
-        self.llm = start(
-            model,
-            dtype=dtype,
-            max_model_len=max_model_len,
-            kv_cache_bytes=kv_cache_bytes,
-            gpu_memory_utilization=gpu_memory_utilization,
-            max_num_seqs=max_num_seqs,
-            enforce_eager=enforce_eager,
-            tensor_parallel_size=tensor_parallel_size,
-            sleep=sleep,
-        )
+        with architecture(model) as folder:
+            self.llm = start(
+                folder,
+                ROLLOUT,
+                name=type(model).__name__,
+                load_format="dummy",  # its weights come from `sync`
+                dtype=dtype,
+                max_model_len=max_model_len,
+                kv_cache_bytes=kv_cache_bytes,
+                gpu_memory_utilization=gpu_memory_utilization,
+                max_num_seqs=max_num_seqs,
+                enforce_eager=enforce_eager,
+                tensor_parallel_size=tensor_parallel_size,
+                sleep=sleep,
+            )
         self.tensor_parallel_size = tensor_parallel_size
         self._stop = weakref.finalize(self, stop, self.llm, keep_groups)
         self.max_model_len: int = self.llm.llm_engine.model_config.max_model_len
@@ -130,11 +128,21 @@ class VllmSampler:
                 leaves no room for a response within `max_model_len`; the model gives a logit that is NaN or infinite;
                 vLLM's log-probabilities are further from the learner's than `max_logp_drift`.
         """
-        self._check(prompts, sampling)
+        check_request(
+            prompts,
+            sampling,
+            vocab_size=self.vocab_size,
+            name=name_of(self.learner),
+            room={f"rollout.max_model_len, {self.max_model_len}": self.max_model_len},
+        )
+        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
+            raise UserError(
+                f"temperature is {sampling.temperature}; with rollout=vllm it is 0 or at least {LOWEST_TEMPERATURE}."
+            )
         tokens, logp = self._shared(prompts, sampling, key)
         for row, position in (~logp.isfinite()).nonzero()[:1].tolist():
             raise UserError(
-                f"{_name(self.learner)} gives vLLM a logit that is NaN or infinite at response token {position} of "
+                f"{name_of(self.learner)} gives vLLM a logit that is NaN or infinite at response token {position} of "
                 f"prompt {prompts[row // sampling.num_samples].id}: its weights have diverged, so lower the learning "
                 "rate, or the checkpoint is damaged."
             )
@@ -240,32 +248,9 @@ class VllmSampler:
         try:
             self._generate([probe], Sampling(1, 1, 1.0, 1.0, 0), [0])
         except Exception as error:  # vLLM raises many kinds here; each means the same to the user
-            said = f"rollout=vllm: vLLM cannot run {_name(self.learner)} here ({first_line(error)}); "
+            said = f"rollout=vllm: vLLM cannot run {name_of(self.learner)} here ({first_line(error)}); "
             self.close()
             raise UserError(said + "sample with rollout=transformers") from error
-
-    def _check(self, prompts: Sequence[Prompt], sampling: Sampling) -> None:
-        if sampling.num_samples < 1 or sampling.max_tokens < 1 or sampling.temperature < 0 or sampling.top_k < 0:
-            raise UserError(f"{sampling} is out of range: counts must be at least 1, temperature and top_k at least 0.")
-        if not 0 < sampling.top_p <= 1:
-            raise UserError(f"top_p is {sampling.top_p}; it must be above 0 and at most 1, which switches it off.")
-        if 0 < sampling.temperature < LOWEST_TEMPERATURE:
-            raise UserError(
-                f"temperature is {sampling.temperature}; with rollout=vllm it is 0 or at least {LOWEST_TEMPERATURE}."
-            )
-        for prompt in prompts:
-            if not prompt.token_ids:
-                raise UserError(f"Prompt {prompt.id} has no tokens; a model needs at least one to continue.")
-            if not 0 <= min(prompt.token_ids) <= max(prompt.token_ids) < self.vocab_size:
-                raise UserError(
-                    f"Prompt {prompt.id} holds a token id outside the vocabulary of {_name(self.learner)} (0 to "
-                    f"{self.vocab_size - 1}): tokenizer and model do not belong together."
-                )
-            if len(prompt.token_ids) + sampling.max_tokens > self.max_model_len:
-                raise UserError(
-                    f"Prompt {prompt.id} has {len(prompt.token_ids)} tokens and a response may have "
-                    f"{sampling.max_tokens}, more together than rollout.max_model_len, {self.max_model_len}."
-                )
 
 
 def seeds(key: tuple[int, ...], prompts: Sequence[Prompt], num_samples: int) -> list[int]:
@@ -277,8 +262,3 @@ def seeds(key: tuple[int, ...], prompts: Sequence[Prompt], num_samples: int) -> 
             name = repr((tuple(map(int, key)), prompt.id, repeat, sample)).encode()
             found.append(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1)
     return found
-
-
-def _name(model: PreTrainedModel) -> str:
-    path = model.config._name_or_path
-    return f"{type(model).__name__} ({path})" if path else f"the model {type(model).__name__}"

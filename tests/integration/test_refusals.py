@@ -106,11 +106,42 @@ CONFIG = {
 }
 
 
-@pytest.mark.parametrize("arguments", CONFIG)
+SERVED = "teacher.engine=server teacher.server.urls=[[http://h:1]]"
+ENGINES = {
+    "teacher.engine=remote": "teacher.engine='remote': should be 'local', 'server' or 'vllm'",
+    "teacher.engine=server": "teacher.server.urls has 0 entries for 1 teachers; give [[URL]]",
+    "teacher.engine=server teacher.server.urls=[http://h:1]": "teacher.server.urls.0='http://h:1': should be a valid",
+    f"{SERVED} teacher=ladder ensemble=arithmetic": "teacher.server.urls has 1 entries for 3 teachers",
+    "teacher.engine=server teacher.server.urls=[[http://me:hush@h]]": "without user, password or query",
+    'teacher.engine=server teacher.server.urls=[["http://h/?api_key=hush"]]': "without user, password or query",
+    "teacher.engine=server teacher.server.urls=[[host:8000]]": "must be like [http://host:8000]",
+    "teacher.engine=server teacher.server.urls=[[http://h,http://h/v1]]": "teacher.server.urls.0 names a server twice",
+    "teacher.server.urls=[[http://h:1]]": "teacher.engine=local does not use it; set teacher.engine=server",
+    "teacher.server.patience=5": "teacher.server.patience and teacher.engine: teacher.engine=local does not use it",
+    "teacher.vllm.max_num_seqs=5": "set teacher.engine=vllm, or leave it out",
+    f"{SERVED} teacher.server=null": "teacher.server: is null, and teacher.engine=server needs it",
+    f"{SERVED} teacher.server.concurency=5": "did you mean teacher.server.concurrency?",
+    f"{SERVED} teacher.server.api_key_env=sk-8": "teacher.server.api_key_env='sk-8'",
+    f"{SERVED} teacher.dtype=bfloat16": "leave out teacher.dtype=bfloat16, and give it to the server",
+    f"{SERVED} rollout.temperature=0.7": "set rollout.temperature=1.0, which teacher.temperature (now 0.7) follows",
+    f"{SERVED} support=full whitening=none": "set support=sampled, or teacher.engine=local",
+    f"{SERVED} filter=exact_kl filter.p_min=70": "set filter=kl, or teacher.engine=local",
+    f"{SERVED} filter=teacher_entropy filter.p_max=20": "set filter=student_entropy or filter=kl, or",
+    f"{SERVED} divergence=entropy_aware": "set another divergence, or teacher.engine=local",
+    "teacher.engine=vllm ensemble=best_of teacher=ladder ensemble.by=entropy": "set ensemble.by=likelihood, or",
+    "teacher.engine=vllm teacher.temperature=2.0": "teacher.temperature (now 2.0)",
+    "teacher.engine=vllm teacher.vllm.gpu_memory_utilization=0.5": "give one of the two, and null for the other",
+    "teacher.engine=vllm support=topk whitening=none": "set support=sampled, or teacher.engine=local",
+    "teacher.engine=server teacher.server.urls=[[http://127.0.0.1:9]]": "http://127.0.0.1:9 cannot be reached",
+}
+
+
+@pytest.mark.parametrize("arguments", CONFIG | ENGINES)
 def test_a_bad_config_is_refused_in_one_sentence(arguments: str, command):
     status, error = command(*arguments.split())
     assert status == 2
-    assert CONFIG[arguments] in one_sentence(error)
+    assert (CONFIG | ENGINES)[arguments] in one_sentence(error)
+    assert "hush" not in error, "what was given in the place of a key is not repeated"
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,11 @@ def test_hash_ignores_order_and_where_a_run_is_kept_but_no_value():
     }
     moved = {"optim": {"b": 2, "lr": 1}, "name": "a", "seed": 7, "study": "y", "paths": {}, "tracker": "wandb"}
     assert config_hash(config) == config_hash(moved)
+    asked = [
+        {**config, "teacher": {"engine": "server", "server": {"urls": [[url]]}}} for url in ("http://a", "http://b")
+    ]
+    assert config_hash(asked[0]) == config_hash(asked[1])
+    assert config_hash(asked[0]) != config_hash({**config, "teacher": {"engine": "vllm", "server": None}})
     assert config_hash(config) != config_hash({**config, "optim": {"lr": 2, "b": 2}})
     assert config_hash(config) != config_hash({**config, "name": "b"})
     assert run_id(moved) == f"a-{config_hash(moved)[:8]}-s7"

@@ -1,0 +1,89 @@
+"""Teachers in this process on vLLM engines, which score given tokens by `prompt_logprobs`."""
+
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from opd.batch import Rollout, TeacherScores, TokenScores
+from opd.engine.dist import Ranks
+from opd.engine.teacher import Held, finite, sampled, sequences, table
+from opd.engine.vllm_engine import Asker, first_line, start, stop, untouched
+from opd.errors import UserError
+
+TEACHER = Asker(knobs="teacher.vllm", choice="teacher.engine=vllm", otherwise="teacher.engine=local")
+
+
+class VllmScorer:
+    """One teacher on an engine of its own, until it is forgotten.
+
+    Args:
+        source: the teacher's directory or hub id.
+        revision: of the hub's; null for the newest.
+        longest: the tokens of the longest sequence that it will be asked about.
+        dtype: of weights, activations, keys and values.
+        key: the config key to name in a refusal.
+        knobs: those of `opd.config.TeacherVllm`.
+    """
+
+    def __init__(self, source: str, *, revision: str | None, longest: int, dtype: str, key: str, **knobs: Any):
+        keep_groups = torch.distributed.is_initialized()
+        name = f"{key}={source!r}"
+        self.llm = start(
+            source, TEACHER, name=name, revision=revision, tokenizer_revision=revision, dtype=dtype, **knobs
+        )
+        self._stop = weakref.finalize(self, stop, self.llm, keep_groups)
+        try:
+            self._check(name, longest)
+        except UserError:
+            self._stop()
+            raise
+
+    def close(self) -> None:
+        """Give its memory back."""
+        self._stop()
+
+    def _check(self, name: str, longest: int) -> None:
+        most = self.llm.llm_engine.model_config.max_model_len
+        if most < longest + 1:
+            raise UserError(
+                f"teacher.vllm.max_model_len: {name} takes {most} tokens, and the longest prompt, "
+                f"max_response_length and one more are {longest + 1}; set that many, or shorter responses"
+            )
+        try:
+            self._logp([[0, 0]])
+        except Exception as error:  # some families load and have no kernel on this device; vLLM raises many kinds here
+            raise UserError(
+                f"teacher.engine=vllm: vLLM cannot run {name} here ({first_line(error)}); use teacher.engine=local"
+            ) from error
+
+    def scores(self, rollout: Rollout) -> TokenScores:
+        """log π(token) of each response token at temperature 1, on the CPU; entropies are NaN."""
+        return sampled(rollout, self._logp(sequences(rollout)))
+
+    def _logp(self, rows: Sequence[list[int]]) -> list[torch.Tensor]:
+        """log π(token) of all tokens of each row but the first."""
+        from vllm import SamplingParams  # pyright: ignore
+
+        asked = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        with untouched():
+            outputs = self.llm.generate([{"prompt_token_ids": row} for row in rows], asked, use_tqdm=False)
+        for row, output in zip(rows, outputs, strict=True):
+            assert output.prompt_logprobs.token_ids == row[1:]
+        return [torch.tensor(output.prompt_logprobs.logprobs) for output in outputs]
+
+
+class VllmTeachers:
+    """Teachers held in this process on vLLM; `load[i]()` starts that of teacher i."""
+
+    def __init__(self, load: Sequence[Callable[[], VllmScorer]], ranks: Ranks):
+        self._held, self._ranks = Held(load, VllmScorer.close), ranks
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
+        """See `Teachers.score`; there are no entropies."""
+        found = {i: finite(scorer.scores(rollout), i, self._ranks) for i, scorer in self._held.need(needed)}
+        return table(rollout, len(self), found)

@@ -1,0 +1,166 @@
+"""From a checked config to the models that score: the teachers, on the engine that is named, and the anchor."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from opd.config import RunConfig
+from opd.engine.dist import Ranks
+from opd.engine.models import load_model, load_tokenizer, same_vocabulary
+from opd.engine.policy import Policy, Scorer
+from opd.engine.sharded import spread_over
+from opd.engine.teacher import LocalTeachers, Teachers
+from opd.engine.whole import Whole
+from opd.errors import UserError
+from opd.sft import ensure_models
+
+
+def build_teachers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, *, longest: int) -> Teachers:
+    """The run's teachers; `longest` is the most tokens that a prompt and its response have.
+
+    Raises:
+        UserError: one is missing, cannot be reached, or does not fit the student or the engine.
+    """
+    return ENGINES[config.teacher.engine](config, tokenizer, ranks, longest)
+
+
+def whole(policy: Policy, teachers: Teachers) -> Whole:
+    """Student and teachers, able to compare whole distributions; refusals have left only an engine that can."""
+    assert isinstance(teachers, LocalTeachers)
+    return Whole(policy, teachers)
+
+
+def _local(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
+    return LocalTeachers(
+        [_scorer_loader(model, config, tokenizer, ranks, key) for key, model in _named(config)],
+        keep_hidden=config.uses_vocabulary or config.method("support") != "sampled",
+    )
+
+
+def _on_servers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
+    from opd.engine.replicas import Replicas
+    from opd.engine.teacher_server import Server, ServerTeachers, ask_all
+
+    settings = config.teacher.server
+    assert settings is not None
+    if ranks.size > 1 and settings.patience + settings.timeout >= config.compute.rank_timeout:
+        raise UserError(
+            f"teacher.server.patience={settings.patience:g} and teacher.server.timeout={settings.timeout:g}: together "
+            f"they must be below compute.rank_timeout={config.compute.rank_timeout:g}, which the other ranks wait"
+        )
+    key = None if settings.api_key_env is None else os.environ.get(settings.api_key_env)
+    if settings.api_key_env is not None and not key:
+        raise UserError(
+            f"teacher.server.api_key_env={settings.api_key_env}: that environment variable is not set; set it to the "
+            "servers' key, or set teacher.server.api_key_env=null"
+        )
+    servers = [
+        Server(
+            model=_source(model, config)[0],
+            replicas=Replicas(
+                urls, name=f"teacher.server.urls.{index}", timeout=settings.timeout, patience=settings.patience, key=key
+            ),
+            longest=longest,
+            responses_per_request=settings.responses_per_request,
+            concurrency=settings.concurrency,
+        )
+        for index, (model, urls) in enumerate(zip(config.teacher.models, settings.urls, strict=True))
+    ]
+    loaded_from = ask_all([server.check() for server in servers], ranks)
+    for (key, model), server, roots in zip(_named(config), servers, loaded_from, strict=True):
+        _compare_vocabulary(tokenizer, [server.model, *roots], key=f"{key}={model!r}", say=ranks.main)
+    return ServerTeachers(servers, ranks)
+
+
+def _on_vllm(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
+    from opd.engine.teacher_vllm import VllmScorer, VllmTeachers
+
+    settings = config.teacher.vllm
+    assert settings is not None
+    if ranks.size > 1:
+        raise UserError(
+            f"teacher.engine=vllm: scores for one process, not for {ranks.size} ranks, so far; choose "
+            "teacher.engine=local or server, or start one process"
+        )
+
+    def loader(key: str, model: str) -> Callable[[], VllmScorer]:
+        source, revision = _source(model, config)
+        if model != "self":
+            same_vocabulary(tokenizer, load_tokenizer(source, revision=revision, key=key), key=f"{key}={model!r}")
+        knobs = {"dtype": config.teacher.dtype, **asdict(settings)}
+        return lambda: VllmScorer(source, revision=revision, longest=longest, key=key, **knobs)
+
+    return VllmTeachers([loader(key, model) for key, model in _named(config)], ranks)
+
+
+# By `teacher.engine`.
+ENGINES: dict[str, Callable[[RunConfig, PreTrainedTokenizerBase, Ranks, int], Teachers]] = {
+    "local": _local,
+    "server": _on_servers,
+    "vllm": _on_vllm,
+}
+
+
+def load_anchor(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Scorer:
+    """The model of `shaping.anchor`, always held in this process."""
+    return _scorer_loader(config.shaping.anchor, config, tokenizer, ranks, "shaping.anchor")()
+
+
+def locate(model: str, config: RunConfig) -> str:
+    """A model's directory or hub id; a recipe that is not built yet is."""
+    if not model.startswith("sft:"):
+        return model
+    return str(ensure_models(config.recipes, Path(config.paths.models))[model.removeprefix("sft:")])
+
+
+def make_models(config: RunConfig) -> None:
+    """Makes the models of the config's recipes that are not there yet."""
+    if config.recipes:
+        ensure_models(config.recipes, Path(config.paths.models))
+
+
+def _named(config: RunConfig) -> list[tuple[str, str]]:
+    """The teachers, each with its config key."""
+    return [(f"teacher.models.{index}", model) for index, model in enumerate(config.teacher.models)]
+
+
+def _source(model: str, config: RunConfig) -> tuple[str, str | None]:
+    """Where a teacher or anchor comes from, and its revision there."""
+    if model == "self":
+        return locate(config.student.model, config), config.student.revision
+    return locate(model, config), None
+
+
+def _scorer_loader(
+    model: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, key: str
+) -> Callable[[], Scorer]:
+    path, revision = _source(model, config)
+    if model != "self":
+        same_vocabulary(tokenizer, load_tokenizer(path, revision=revision, key=key), key=f"{key}={model!r}")
+
+    def load() -> Scorer:
+        loaded = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key).requires_grad_(False)
+        root = spread_over(loaded, ranks, config.compute, learns=False)
+        return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))
+
+    return load
+
+
+def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, key: str, say: bool) -> None:
+    """Compares the student's vocabulary with that at the first of `places` which can be loaded here."""
+    for place in dict.fromkeys(places):
+        try:
+            theirs = load_tokenizer(place, revision=None, key=key)
+        except UserError:
+            continue
+        return same_vocabulary(student, theirs, key=key)
+    if say:
+        print(
+            f"opd: warning: {key}: its tokenizer cannot be loaded here, so its vocabulary is not compared with the "
+            "student's",
+            file=sys.stderr,
+        )

@@ -1,0 +1,115 @@
+"""Whole runs with a teacher on a server: the numbers of a local one, restarts, and a key that stays out of records."""
+
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from opd import cli
+from opd import train as module
+from opd.engine.models import load_model
+from opd.engine.teacher_server import ServerTeachers
+from opd.errors import UserError
+from opd.records import RunDir
+from opd.train import run_dir, train
+from tests.integration.conftest import composed
+from tests.integration.test_resume import content
+from tests.unit.engine.tiny_server import TinyServer
+
+
+@pytest.fixture
+def serve(models: Path) -> Iterator[Callable[..., TinyServer]]:
+    """Starts a server of the teacher; all stop at the end of the test."""
+    started, path = [], str(models / "large")
+    teacher = load_model(path, revision=None, dtype="float32", key="teacher")
+
+    def serve(**knobs) -> TinyServer:
+        started.append(TinyServer(teacher, **({"name": path} | knobs)))
+        return started[-1]
+
+    yield serve
+    for server in started:
+        server.stop()
+
+
+def served(server: TinyServer, *more: str) -> list[str]:
+    return ["teacher.engine=server", f"teacher.server.urls=[[{server.url}]]", "teacher.server.patience=1.0", *more]
+
+
+@pytest.fixture
+def config(small_run: list[str], tmp_path: Path):
+    """The config with these overrides."""
+    return lambda *overrides, to="outputs": composed([*small_run, f"paths.outputs={tmp_path / to}", *overrides])
+
+
+def lines(folder: RunDir) -> list[dict[str, float]]:
+    return [line for line in folder.metrics() if line["step"] > 0]
+
+
+def test_a_run_has_the_numbers_of_one_with_a_local_teacher(serve: Callable[..., TinyServer], config):
+    local, on_server = config(to="local"), config(*served(serve()))
+    for each in (local, on_server):
+        assert train(each).state == "finished"
+    for ours, theirs in zip(lines(run_dir(local)), lines(run_dir(on_server)), strict=True):
+        assert theirs["entropy/teacher"] is None
+        for name in ("loss", "grad_norm", "divergence/reverse_kl", "whitening/std", "response/tokens"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+
+def test_after_a_server_that_never_came_back_the_same_command_goes_on(
+    serve: Callable[..., TinyServer], config, monkeypatch: pytest.MonkeyPatch
+):
+    server = serve()
+    undisturbed = config(*served(server), to="undisturbed")
+    train(undisturbed)
+    disturbed, score = config(*served(server)), ServerTeachers.score
+
+    def dying(self, rollout, needed):
+        if run_dir(disturbed).status().step == 2:
+            server.stop()
+        return score(self, rollout, needed)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ServerTeachers, "score", dying)
+        with pytest.raises(UserError, match=r"did not answer within the teacher.server.patience of 1 s") as refused:
+            train(disturbed)
+    status = run_dir(disturbed).status()
+    assert (status.state, status.step, status.error) == ("failed", 2, str(refused.value))
+    with pytest.raises(UserError, match=f"{server.url} cannot be reached"):
+        train(disturbed)
+    moved = serve()
+    elsewhere = config(*served(moved))
+    assert run_dir(elsewhere) == run_dir(disturbed), "where a server is does not make another run"
+    assert train(elsewhere).state == "finished"
+    assert content(run_dir(elsewhere)) == content(run_dir(undisturbed))
+
+
+def test_a_key_is_in_no_record_and_no_message(
+    serve: Callable[..., TinyServer], config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+):
+    server, key = serve(key="sk-8cbe1f"), ["teacher.server.api_key_env=OPD_TEST_KEY", "num_steps=1"]
+    with pytest.raises(
+        UserError, match=r"teacher.server.api_key_env=OPD_TEST_KEY: that environment variable is not set"
+    ):
+        train(config(*served(server, *key)))
+    monkeypatch.setenv("OPD_TEST_KEY", "sk-wrong")
+    with pytest.raises(UserError, match="status 401"):
+        train(config(*served(server, *key)))
+    monkeypatch.setenv("OPD_TEST_KEY", "sk-8cbe1f")
+    finished = config(*served(server, *key))
+    assert train(finished).state == "finished"
+    files = [file for file in run_dir(finished).path.rglob("*") if file.is_file()]
+    said = capfd.readouterr()
+    assert len(files) > 8
+    assert not [file for file in files if b"sk-" in file.read_bytes()] and "sk-" not in said.out + said.err
+
+
+def test_the_command_says_nothing_but_its_steps(
+    serve: Callable[..., TinyServer], small_run, tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture[str]
+):
+    words = [*small_run, f"paths.outputs={tmp_path}", *served(serve()), "evaluate.at_start=false"]
+    monkeypatch.setattr(sys, "argv", ["opd", *words])
+    cli.main(module._main, cli.recorded)
+    said = capfd.readouterr()
+    assert said.err == "" and [line.split()[0] for line in said.out.splitlines()] == ["step"] * 4
