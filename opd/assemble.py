@@ -29,10 +29,12 @@ from opd.learn import Exact, PolicyGradient
 from opd.objective.filter import eligible
 from opd.objective.mixture import BoundEnsemble
 from opd.objective.support import Support
+from opd.pages import Pages
 from opd.records import RunDir
 from opd.run import Run
 from opd.sft import ensure_models
 from opd.stages import Anchor, Rewards, WholeReference, sampled_reference
+from opd.throughput import Meter
 
 
 def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
@@ -94,6 +96,8 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         learner=PolicyGradient(config, policy) if support.kind == "sampled" else Exact(config, whole, support),
         divisor=bind("loss", config.loss),
         ranks=ranks,
+        meter=Meter(student, ranks, config.compute.dtype),
+        pages=Pages(folder, tokenizer, config.rollouts, main=ranks.main),
     )
 
 

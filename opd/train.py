@@ -94,11 +94,20 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
     from opd.engine import checkpoint, dist
     from opd.loop import loop
     from opd.manifest import manifest, vocabulary_hash
-    from opd.progress import say
+    from opd.tracker import Nothing, Tracker, track
+    from opd.watch import watching
 
     with LeavingOnSignal() as stopping:
         ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
+        tracker: Tracker = Nothing()
+        state = "failed"
+
+        def follow() -> None:
+            nonlocal tracker
+            tracker = track(config, folder)
+
         try:
+            ranks.lead(follow)
             run = assemble(config, folder, ranks)
             vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
             content = check.as_dict(config)
@@ -119,8 +128,8 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
                 folder.update_status(step=done, num_steps=run.num_steps)
 
             ranks.lead(begin)
-            tell = say if ranks.main else lambda *_: None
-            complete = loop(run, start=done + 1, best=best, stopping=stopping, say=tell)
+            with watching(run, tracker) as say:
+                complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
             if complete:
                 final = {"step": run.num_steps}
                 checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, final, ranks)
@@ -128,6 +137,7 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
             ranks.lead(lambda: folder.update_status(state=state))
             return folder.status()
         finally:
+            tracker.finish(failed=state == "failed")
             if ranks.grouped:  # an engine in this process may have a group of its own
                 dist.stop()
 
