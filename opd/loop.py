@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -151,7 +152,7 @@ def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Call
     """
     config, began = run.config, time.time()
 
-    def record(number: int, metrics: dict[str, float]) -> dict[str, float]:
+    def record(number: int, metrics: dict[str, float]) -> dict[str, Any]:
         line = {"step": number, "time": time.time() - began, **metrics, **run.seconds}
         if run.ranks.main:
             run.folder.append_metrics(line)

@@ -6,15 +6,16 @@ import sys
 from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 RECENT = 20  # steps, and evaluations, whose mean is what the next one is expected to take
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Someone who is told of every step, and of every stage within it."""
 
-    def say(self, run: Any, number: int, metrics: Mapping[str, float]) -> None:
+    def say(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
         """Step `number` has been made (0: the evaluation before the first)."""
         ...
 
@@ -26,7 +27,7 @@ class Progress(Protocol):
 class Lines:
     """A line a step, on stdout."""
 
-    def say(self, run: Any, number: int, metrics: Mapping[str, float]) -> None:
+    def say(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
         print(line(run, number, metrics), flush=True)
 
     @contextmanager
@@ -47,12 +48,13 @@ class Live:
             get_renderable=self._shown, console=Console(), refresh_per_second=4, redirect_stderr=True, transient=False
         )
 
-    def say(self, run: Any, number: int, metrics: Mapping[str, float]) -> None:
+    def say(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
         self.number = number
         self.metrics |= metrics
+        self.stages[0] = "done" if number == self.num_steps else "saving"
         self.left.note(number, metrics.get("time/step"), run.seconds.get("time/evaluate"))
         if any(name.startswith("evaluate/") for name in metrics):
-            self.display.console.print(line(run, number, metrics), highlight=False, markup=False)
+            self.display.console.print(line(run, number, metrics), highlight=False, markup=False, soft_wrap=True)
         self.display.refresh()
 
     @contextmanager
@@ -124,7 +126,7 @@ def shown(num_steps: int, every: int) -> Iterator[Progress]:
         yield live
 
 
-def line(run: Any, number: int, metrics: Mapping[str, float]) -> str:
+def line(run: Any, number: int, metrics: Mapping[str, Any]) -> str:
     """Step `number` in one line."""
     parts = [f"step {number:>{len(str(run.num_steps))}}/{run.num_steps}"]
     if number:

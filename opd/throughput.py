@@ -69,7 +69,7 @@ class Work:
 def work_of(model: PreTrainedModel) -> Work | None:
     """The FLOPs of `model`; None where its tokens take different ways (experts), which no count of weights tells."""
     config = model.config.get_text_config()
-    if any(weight.ndim > 2 for weight in model.parameters()) or any("expert" in key for key in vars(config)):
+    if any(re.match(r"num_.*experts", key) for key in vars(config)):
         return None
     blocks, heads = layers(model), config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads

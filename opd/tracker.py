@@ -5,7 +5,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from opd import check, records
 from opd.config import RunConfig, Wandb
@@ -20,6 +20,7 @@ USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 PATIENCE = 60.0  # seconds that a tracker may take to begin, and to send what is left at the end
 
 
+@runtime_checkable
 class Tracker(Protocol):
     """Takes what metrics.jsonl takes, by the same names."""
 
@@ -76,7 +77,7 @@ class WandbTracker:
         )
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
-        where = self.run.url or f"{knobs.mode}, in {self.run.dir}"
+        where = self.run.url if knobs.mode == "online" else f"{knobs.mode}, in {folder.path / 'wandb'}"
         print(f"{folder.path}: followed by wandb, {where}", flush=True)
 
     def log(self, line: Mapping[str, Any]) -> None:

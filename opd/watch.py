@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from typing import Any
 
 from opd.profile import profiled
 from opd.progress import shown
@@ -10,9 +11,9 @@ from opd.tracker import Tracker
 
 
 @contextmanager
-def watching(run: Run, tracker: Tracker) -> Iterator[Callable[[Run, int, Mapping[str, float]], None]]:
+def watching(run: Run, tracker: Tracker) -> Iterator[Callable[[Run, int, Mapping[str, Any]], None]]:
     """While it holds, the run is watched; what it gives is to be called with every line of metrics that is recorded."""
-    tell: list[Callable[[Run, int, Mapping[str, float]], None]] = []
+    tell: list[Callable[[Run, int, Mapping[str, Any]], None]] = []
     with ExitStack() as held:
         if run.config.profile:
             after = held.enter_context(profiled(run, run.folder.trace_file(run.ranks.rank)))
@@ -23,7 +24,7 @@ def watching(run: Run, tracker: Tracker) -> Iterator[Callable[[Run, int, Mapping
             run.pages.listeners.append(tracker.page)
             tell += [progress.say, lambda run, number, line: tracker.log(line)]
 
-        def say(run: Run, number: int, line: Mapping[str, float]) -> None:
+        def say(run: Run, number: int, line: Mapping[str, Any]) -> None:
             for each in tell:
                 each(run, number, line)
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from opd.batch import Prompt, Rollout
 from opd.config import Rollouts
@@ -14,11 +16,11 @@ from opd.records import RunDir
 HOSTILE = "<script>alert('1')</script>&"
 
 
-class Words:
-    """A tokenizer whose tokens are hostile."""
-
-    def decode(self, ids: list[int]) -> str:
-        return ["pad", HOSTILE, "line\nbreak", '" onmouseover="x', "plain"][ids[0]]
+def hostile() -> PreTrainedTokenizerFast:
+    """A tokenizer whose tokens would be HTML."""
+    words = ["pad", HOSTILE, "line\nbreak", '" onmouseover="x', "plain"]
+    table = {word: index for index, word in enumerate(words)}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.WordLevel(table, "pad")))
 
 
 @pytest.fixture
@@ -40,7 +42,7 @@ def batch() -> tuple[list[Prompt], Rollout, torch.Tensor, torch.Tensor]:
 
 
 def pages(folder: Path, every: int = 2, num: int = 8, main: bool = True) -> Pages:
-    return Pages(RunDir(folder), Words(), Rollouts(every=every, num=num), main)  # pyright: ignore
+    return Pages(RunDir(folder), hostile(), Rollouts(every=every, num=num), main)
 
 
 @pytest.fixture
@@ -49,9 +51,11 @@ def page(batch, tmp_path: Path) -> str:
 
 
 def test_nothing_that_a_model_or_prompt_says_becomes_html(page: str):
-    assert "<script" not in page and "onmouseover=" not in re.sub(r"&quot;|&#x27;", "", page).replace(
-        " onmouseover=x", ""
-    )
+    tags = set(re.findall(r"<(/?[a-z0-9!]+)", page))
+    assert tags <= {
+        *("!doctype", "html", "meta", "title", "style", "table", "tr", "th", "td", "h1", "p", "span", "s"),
+        *("/html", "/title", "/style", "/table", "/tr", "/th", "/td", "/h1", "/p", "/span", "/s"),
+    }
     assert page.count("&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;&amp;") == 3  # two problems, one token
     assert "&quot; onmouseover=&quot;x" in page
 
