@@ -27,10 +27,12 @@ from opd.learn import Exact, PolicyGradient
 from opd.objective.filter import eligible
 from opd.objective.mixture import BoundEnsemble
 from opd.objective.support import Support
+from opd.pages import Pages
 from opd.records import RunDir
 from opd.run import Run
 from opd.stages import Anchor, Rewards, WholeReference, sampled_reference
 from opd.teachers import build_teachers, load_anchor, locate, make_models, whole
+from opd.throughput import Meter
 
 
 def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
@@ -87,6 +89,8 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         else Exact(config, whole(policy, teachers), support),
         divisor=bind("loss", config.loss),
         ranks=ranks,
+        meter=Meter(student, ranks, config.compute.dtype),
+        pages=Pages(folder, tokenizer, config.rollouts, main=ranks.main),
     )
 
 

@@ -249,6 +249,32 @@ class Scale:
 
 
 @dataclass(config=STRICT, frozen=True)
+class NoTracker:
+    """The run's own records alone."""
+
+    kind: Literal["none"]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Wandb:
+    """Weights & Biases too; see `opd.tracker`. Not part of a run's identity."""
+
+    kind: Literal["wandb"]
+    project: Text
+    entity: Text | None
+    tags: list[Text]
+    mode: Literal["online", "offline", "disabled"]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Rollouts:
+    """A page of the first `num` responses of every `every`-th step (0: none). Not part of a run's identity."""
+
+    every: Annotated[int, Field(ge=0)]
+    num: Count
+
+
+@dataclass(config=STRICT, frozen=True)
 class Paths:
     """Where things lie on this machine. Not part of a run's identity."""
 
@@ -266,7 +292,7 @@ class RunConfig:
     `allow_heuristic` lets through what is no gradient of anything, with a warning.
 
     `threads` bounds the CPU's: small models are faster on one, and then give the same numbers on any number of cores;
-    null leaves it to torch.
+    null leaves it to torch. `profile` traces a few steps; see `opd.profile`.
     """
 
     name: Name
@@ -303,6 +329,9 @@ class RunConfig:
     checkpoint: Checkpoint
     scale: Scale
     paths: Paths
+    tracker: Annotated[NoTracker | Wandb, Field(discriminator="kind")]
+    rollouts: Rollouts
+    profile: bool
     recipes: dict[Name, Recipe]
 
     @property

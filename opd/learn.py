@@ -64,6 +64,10 @@ class Batch:
             yield replace(self._rows(among, self.own.rows(here), slice(before, after)), num_tokens=num_tokens[mine])
             before = after
 
+    def signal(self, log_ratio: PerToken) -> PerToken:
+        """Each token's advantage: as prepared, or, where the divergence itself is differentiated, its own."""
+        return self.divergence.advantage(log_ratio) if self.advantage is None else self.advantage
+
     def _rows(self, rows: slice, own: Rollout, tokens: slice) -> "Batch":
         hidden = {index: states[tokens] for index, states in self.teachers.hidden.items()}
         return replace(

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 from torch import Tensor
 
@@ -61,6 +62,8 @@ def step(run: Run, number: int) -> dict[str, float]:
     metrics = update(run, batch, number) | prepared | rewarded
     with run.clock("rollout"):
         run.sampler.sync()
+    run.meter.learns(own.rollout)
+    run.pages.write(number, prompts, rollout, batch.signal(log_ratio), batch.keep)
 
     metrics |= {
         "divergence/reverse_kl": _mean(log_ratio, rollout.mask),
@@ -149,28 +152,33 @@ def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Call
     """
     config, began = run.config, time.time()
 
-    def record(number: int, metrics: dict[str, float]) -> None:
+    def record(number: int, metrics: dict[str, float]) -> dict[str, Any]:
+        line = {"step": number, "time": time.time() - began, **metrics, **run.seconds}
         if run.ranks.main:
-            run.folder.append_metrics({"step": number, "time": time.time() - began, **metrics, **run.seconds})
+            run.folder.append_metrics(line)
             run.folder.update_status(step=number)
+        return line
 
     if start == 1 and config.evaluate.at_start and run.benchmarks:
-        metrics, _ = examine(run, 0)
-        record(0, metrics)
-        say(run, 0, metrics)
+        with run.clock("evaluate"):
+            metrics, _ = examine(run, 0)
+        say(run, 0, record(0, metrics))
     for number in range(start, run.num_steps + 1):
         run.seconds.clear()
+        run.meter.begin()
         metrics = step(run, number)
+        metrics |= run.meter.metrics(metrics["response/tokens"], run.seconds)
         last, leaving, better = number == run.num_steps, run.ranks.any(stopping()), False
         if run.benchmarks and (last or (config.evaluate.every and number % config.evaluate.every == 0)):
-            scores, mean = examine(run, number)
+            with run.clock("evaluate"):
+                scores, mean = examine(run, number)
             metrics |= scores
             if better := mean > best[1]:
                 best = (number, mean)
-        record(number, metrics)
+        line = record(number, metrics)
         if last or leaving or better or (config.checkpoint.every and number % config.checkpoint.every == 0):
             save(run, number, best)
-        say(run, number, metrics)
+        say(run, number, line)
         if leaving and not last:
             return False
     return True

@@ -2,6 +2,7 @@
 
     outputs/<study>/<name>-<8 hex of the config hash>-s<seed>/
       config.yaml  status.json  manifest.json  metrics.jsonl  evaluate/step_000100.jsonl  checkpoints/
+      rollouts/step_000100.html  profile/rank_0.json.gz
 
 Every file is written whole and renamed, or appended a line at a time. A torn last line is dropped on reading.
 """
@@ -21,7 +22,7 @@ from typing import Any, Literal, get_args
 State = Literal["pending", "running", "preempted", "finished", "failed"]
 
 # What changes where a run is kept, watched or repeated, or whom it asks, but not what it computes.
-NOT_HASHED = ("paths", "study", "tracker", "seed", "teacher.server")
+NOT_HASHED = ("paths", "study", "tracker", "rollouts", "profile", "seed", "teacher.server")
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ class RunDir:
     def samples_file(self, step: int) -> Path:
         return self.path / "evaluate" / f"step_{step:06d}.jsonl"
 
+    def rollouts_file(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step_{step:06d}.html"
+
+    def trace_file(self, rank: int) -> Path:
+        """What torch's profiler saw of a rank, in Chrome's format."""
+        return self.path / "profile" / f"rank_{rank}.json.gz"
+
     # ---- reading
 
     def config(self) -> dict[str, Any]:
@@ -127,9 +135,16 @@ class RunDir:
 
     def evaluations(self) -> dict[int, Path]:
         """Evaluated step → its samples file, in order of steps."""
+        return self._by_step("evaluate", "jsonl")
+
+    def pages(self) -> dict[int, Path]:
+        """Step → its page of rollouts, in order of steps."""
+        return self._by_step("rollouts", "html")
+
+    def _by_step(self, folder: str, kind: str) -> dict[int, Path]:
         found = {}
-        for file in (self.path / "evaluate").glob("step_*.jsonl"):
-            if match := re.fullmatch(r"step_(\d{6,})\.jsonl", file.name):
+        for file in (self.path / folder).glob(f"step_*.{kind}"):
+            if match := re.fullmatch(rf"step_(\d{{6,}})\.{kind}", file.name):
                 found[int(match[1])] = file
         return dict(sorted(found.items()))
 
@@ -168,24 +183,29 @@ class RunDir:
         kept = [line for line in self.metrics() if line["step"] <= step]
         if self.metrics_file.exists():
             write_whole(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
-        for evaluated, file in self.evaluations().items():
-            if evaluated > step:
+        for written, file in [*self.evaluations().items(), *self.pages().items()]:
+            if written > step:
                 file.unlink()
 
     def write_samples(self, step: int, samples: Iterable[Sample]) -> None:
         write_whole(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
+    def write_rollouts(self, step: int, page: str) -> None:
+        write_whole(self.rollouts_file(step), page)
+
 
 def find_runs(root: Path) -> list[RunDir]:
     """Every run directory under `root` (one that holds `config.yaml` or `status.json`), sorted by path.
 
-    Hidden folders are left out: a sweep keeps copies of code and config in one.
+    Hidden folders are left out: a sweep keeps copies of code and config in one. A run holds no other: what a tracker
+    keeps inside it may look like one.
     """
-    found = set()
+    found = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if {"config.yaml", "status.json"} & set(names):
-            found.add(Path(folder))
+            found.append(Path(folder))
+            folders.clear()
     return [RunDir(path) for path in sorted(found)]
 
 

@@ -2,8 +2,9 @@
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -19,7 +20,9 @@ from opd.engine.teacher import Teachers
 from opd.learn import Learner
 from opd.objective.divergence import Divergence, Mixed
 from opd.objective.mixture import BoundEnsemble, Mixture
+from opd.pages import Pages
 from opd.records import RunDir
+from opd.throughput import Meter
 
 
 @dataclass
@@ -27,7 +30,8 @@ class Run:
     """Everything that a step uses. The method's stages carry the names of their config groups.
 
     `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
-    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it.
+    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it. Each of `entering`
+    is told of every stage that begins, and holds while it lasts.
     """
 
     config: RunConfig
@@ -53,7 +57,10 @@ class Run:
     divisor: Callable[..., Tensor]
     learner: Learner
     ranks: Ranks
+    meter: Meter
+    pages: Pages
     seconds: dict[str, float] = field(default_factory=dict)
+    entering: list[Callable[[str], AbstractContextManager[Any]]] = field(default_factory=list)
 
     @property
     def num_updates(self) -> int:
@@ -64,5 +71,8 @@ class Run:
     def clock(self, stage: str) -> Iterator[None]:
         """Adds the wall time of the block to `time/<stage>` of this step."""
         start = time.perf_counter()
-        yield
+        with ExitStack() as watching:
+            for enter in self.entering:
+                watching.enter_context(enter(stage))
+            yield
         self.seconds[f"time/{stage}"] = self.seconds.get(f"time/{stage}", 0.0) + time.perf_counter() - start

@@ -122,36 +122,48 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
     from opd.engine import checkpoint
     from opd.loop import loop
     from opd.manifest import manifest, vocabulary_hash
-    from opd.progress import say
+    from opd.tracker import Nothing, Tracker, track
+    from opd.watch import watching
 
-    run = assemble(config, folder, ranks)
-    vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
-    content = check.as_dict(config)
-    done, best = 0, (None, float("-inf"))
-    if saved := checkpoint.saved_steps(folder.checkpoints):
-        done = saved[-1]
-        kept_in = checkpoint.step_folder(folder.checkpoints, done)
-        state = checkpoint.load(kept_in, run.policy.model, run.optimizer)
-        run.sampler.sync()
-        if state["best_step"] is not None:
-            best = (state["best_step"], state["best_score"])
+    tracker: Tracker = Nothing()
+    outcome = "failed"
 
-    def begin() -> None:
-        if done:
-            print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
-        folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
-        folder.rewind(done if done else -1)
-        folder.update_status(step=done, num_steps=run.num_steps)
+    def follow() -> None:
+        nonlocal tracker
+        tracker = track(config, folder)
 
-    ranks.lead(begin)
-    tell = say if ranks.main else lambda *_: None
-    complete = loop(run, start=done + 1, best=best, stopping=stopping, say=tell)
-    if complete:
-        final = {"step": run.num_steps}
-        checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, final, ranks)
-    state = "finished" if complete else "preempted"
-    ranks.lead(lambda: folder.update_status(state=state))
-    return folder.status()
+    try:
+        ranks.lead(follow)
+        run = assemble(config, folder, ranks)
+        vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
+        content = check.as_dict(config)
+        done, best = 0, (None, float("-inf"))
+        if saved := checkpoint.saved_steps(folder.checkpoints):
+            done = saved[-1]
+            kept_in = checkpoint.step_folder(folder.checkpoints, done)
+            state = checkpoint.load(kept_in, run.policy.model, run.optimizer)
+            run.sampler.sync()
+            if state["best_step"] is not None:
+                best = (state["best_step"], state["best_score"])
+
+        def begin() -> None:
+            if done:
+                print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
+            folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
+            folder.rewind(done if done else -1)
+            folder.update_status(step=done, num_steps=run.num_steps)
+
+        ranks.lead(begin)
+        with watching(run, tracker) as say:
+            complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
+        if complete:
+            final = {"step": run.num_steps}
+            checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, final, ranks)
+        outcome = "finished" if complete else "preempted"
+        ranks.lead(lambda: folder.update_status(state=outcome))
+        return folder.status()
+    finally:
+        tracker.finish(failed=outcome == "failed")
 
 
 def _same_config(folder: RunDir, content: dict[str, Any]) -> None:

@@ -9,7 +9,6 @@ from typing import Annotated, Literal
 import torch
 from pydantic import Field
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from opd.batch import Prompt, Rollout, Sampling, pad
 from opd.engine.drift import mean_drift
