@@ -197,15 +197,15 @@ class RunDir:
 def find_runs(root: Path) -> list[RunDir]:
     """Every run directory under `root` (one that holds `config.yaml` or `status.json`), sorted by path.
 
-    Hidden folders are left out: a sweep keeps copies of code and config in one. A run holds no other: what a tracker
-    keeps inside it may look like one.
+    Hidden folders are left out: a sweep keeps copies of code and config in one. What wandb keeps inside a run, which
+    looks like one, is none.
     """
     found = []
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if {"config.yaml", "status.json"} & set(names):
             found.append(Path(folder))
-            folders.clear()
+            folders[:] = [name for name in folders if name != "wandb"]
     return [RunDir(path) for path in sorted(found)]
 
 

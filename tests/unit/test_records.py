@@ -164,6 +164,13 @@ def test_find_runs_is_sorted_and_takes_either_file(tmp_path):
     assert find_runs(tmp_path / "nowhere") == []
 
 
+def test_what_wandb_keeps_inside_a_run_is_no_run(tmp_path):
+    for name in ("study/run", "study/run/wandb/offline-run-1/files", "wandb/run"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "config.yaml").touch()
+    assert [run.path.relative_to(tmp_path).as_posix() for run in find_runs(tmp_path)] == ["study/run", "wandb/run"]
+
+
 def test_hash_ignores_order_and_where_a_run_is_kept_but_no_value():
     config = {
         "name": "a",
