@@ -108,6 +108,9 @@ Before the first step a run is also refused where
 - `batch_size` is more than there are prompts, `num_steps` more than the epochs give, or `optim.warmup_steps` not fewer
   than the steps;
 - `filter.exclude_ids` names no token of the student;
+- `student.lora.target_modules` names no layer, or one that is not a linear layer below the output head;
+- `compute.offload` on ranks that compute on the CPU, `compute.compile` where torch finds no compiler, or
+  `compute.activation_checkpointing` of a model that cannot make its activations anew;
 - the run directory holds a run of another config, or another process is writing to it.
 
 While it runs, a loss, gradient, logit or log-probability that is not a finite number ends it; the student and its

@@ -16,7 +16,10 @@ from opd.check import BUILT_BY_THE_RUN, COMMON_KNOBS, resolve
 from opd.config import Arithmetic, Dataset, Node, RunConfig
 from opd.data import arithmetic, control, prompts
 from opd.data.control import Control
+from opd.engine.background import Background
+from opd.engine.checkpoint import Learned
 from opd.engine.dist import Ranks
+from opd.engine.lora import add_adapters
 from opd.engine.models import load_model, load_tokenizer, max_positions, stop_token_ids
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy
@@ -53,6 +56,9 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
     fits("max_response_length", config.max_response_length, training, student, before=tokens.longest)
     num_steps = steps(config, len(training))
     support: Support = bind("support", config.support)()
+    benchmarks, allowed = load_benchmarks(config, tokenizer, student), _eligible(config, student, tokenizer)
+    if config.student.lora is not None:
+        add_adapters(student, config.student.lora, seed=config.seed)
     root = spread_over(student, ranks, config.compute, learns=True)
     policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
     longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
@@ -62,12 +68,16 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         folder=folder,
         num_steps=num_steps,
         prompts=training,
-        benchmarks=load_benchmarks(config, tokenizer, student),
-        tokenizer=tokenizer,
+        benchmarks=benchmarks,
+        learned=Learned(
+            student,
+            base=locate(config.student.model, config),
+            tokenizer=tokenizer,
+            optimizer=Optimizer(student, config.optim, num_steps=num_steps),
+        ),
         policy=policy,
         teachers=teachers,
         sampler=build_sampler(config, root, tokenizer),
-        optimizer=Optimizer(student, config.optim, num_steps=num_steps),
         rollout=Sampling(
             num_samples=config.samples_per_prompt,
             max_tokens=config.max_response_length,
@@ -79,7 +89,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         divergence=bind("divergence", config.divergence)(),
         ensemble=bound_ensemble(config),
         reference=WholeReference(whole(policy, teachers)) if config.uses_vocabulary else sampled_reference,
-        eligible=_eligible(config, student, tokenizer),
+        eligible=allowed,
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
         anchor=Anchor(load_anchor(config, tokenizer, ranks) if config.shaping.uses_anchor else None),
@@ -91,6 +101,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         ranks=ranks,
         meter=Meter(student, ranks, config.compute.dtype),
         pages=Pages(folder, tokenizer, config.rollouts, main=ranks.main),
+        background=Background(asynchronous=config.checkpoint.asynchronous),
     )
 
 

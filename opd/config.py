@@ -75,11 +75,24 @@ class Prompts:
 
 
 @dataclass(config=STRICT, frozen=True)
+class Lora:
+    """Low-rank adapters, which learn in the place of the weights; see `opd.engine.lora`.
+
+    `target_modules` names linear layers by the last part of their names, or is all-linear: all but the output head.
+    """
+
+    rank: Count
+    alpha: Positive
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)]
+
+
+@dataclass(config=STRICT, frozen=True)
 class Student:
     """The model that learns: a directory, a hub id, or `sft:NAME` for one that `recipes.NAME` makes."""
 
     model: Text
     revision: Text | None
+    lora: Lora | None
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -227,10 +240,14 @@ class Compute:
 
 @dataclass(config=STRICT, frozen=True)
 class Checkpoint:
-    """A checkpoint every `every` steps (0: only at the end); the newest `keep` and the best by evaluation stay."""
+    """A checkpoint every `every` steps (0: only at the end); the newest `keep` and the best by evaluation stay.
+
+    `asynchronous`: it is copied into the host's memory, and written while training goes on.
+    """
 
     every: Annotated[int, Field(ge=0)]
     keep: Count
+    asynchronous: bool
 
 
 @dataclass(config=STRICT, frozen=True)

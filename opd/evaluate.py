@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from opd import check, cli, records
 from opd.config import RunConfig
 from opd.engine.dist import world
+from opd.engine.sealed import CHECKSUMS, damage
 from opd.errors import UserError
 from opd.records import RunDir, Status
 
@@ -32,6 +33,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     content, settings = check.as_dict(config), config.evaluate
     if not settings.benchmarks:
         raise UserError("evaluate.benchmarks=[]: name at least one benchmark")
+    if config.student.lora is not None:
+        raise UserError("student.lora: an evaluation learns nothing, so that there is nothing to adapt; set lora=none")
     folder = RunDir(Path(config.paths.outputs) / config.study / records.run_id(content))
     if world()[1] > 1:
         raise UserError("opd.evaluate works in one process; start it without torchrun, as one task")
@@ -88,7 +91,10 @@ def arguments(given: list[str]) -> list[str]:
         if not model.is_dir():
             raise UserError(f"{model}: there is no such checkpoint; the run has {_checkpoints(folder)}")
         name = f"{folder.config()['name']}-{model.name}"
-        chosen = [f"student.model={model}", f"name={name}", "study=evaluate"]
+        if (model / CHECKSUMS).exists() and (wrong := damage(model)) is not None:
+            raise UserError(f"{model}: the checkpoint is damaged ({wrong}); the run has {_checkpoints(folder)}")
+        # What the run learned is in the checkpoint; nothing is adapted further.
+        chosen = [f"student.model={model}", "++student.lora=null", f"name={name}", "study=evaluate"]
         chosen += [
             f"+benchmark@evaluate.sources.{wanted}={wanted}"
             for word in rest

@@ -168,7 +168,8 @@ def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Call
         run.meter.begin()
         metrics = step(run, number)
         metrics |= run.meter.metrics(metrics["response/tokens"], run.seconds)
-        last, leaving, better = number == run.num_steps, run.ranks.any(stopping()), False
+        last, better = number == run.num_steps, False
+        leaving = run.ranks.any(stopping() or run.background.failed)
         if run.benchmarks and (last or (config.evaluate.every and number % config.evaluate.every == 0)):
             with run.clock("evaluate"):
                 scores, mean = examine(run, number)
@@ -216,13 +217,21 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
 
 
 def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
-    """The checkpoint of step `number`; older ones leave as `checkpoint.keep` says."""
-    folder = run.folder.checkpoints
+    """The checkpoint of step `number`, begun; older ones leave as `checkpoint.keep` says once it is written.
+
+    Raises:
+        OSError: where the checkpoint before it could not be written.
+    """
+    folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
+    run.ranks.lead(run.background.wait)  # one copy of the weights at a time
     state = {"step": number, "best_step": best[0], "best_score": None if best[0] is None else best[1]}
-    kept_in = checkpoint.step_folder(folder, number)
-    checkpoint.save(kept_in, run.policy.model, run.tokenizer, run.optimizer, state, run.ranks)
-    if run.ranks.main:
-        checkpoint.prune(folder, keep=run.config.checkpoint.keep, best=best[0])
+    write = checkpoint.resumable(run.learned, state, run.ranks)
+
+    def make() -> None:
+        write(checkpoint.step_folder(folder, number))
+        checkpoint.prune(folder, keep=keep, best=best[0])
+
+    run.ranks.lead(lambda: run.background.do(make))
 
 
 def _mean(values: Tensor, mask: Tensor) -> float:

@@ -15,7 +15,7 @@ from opd import records
 # Stands beside a copy of the code that a sweep submitted.
 SNAPSHOT = "snapshot.json"
 
-PACKAGES = ("opd", "torch", "transformers", "tokenizers", "vllm", "hydra-core", "math-verify", "numpy")
+PACKAGES = ("opd", "torch", "transformers", "peft", "tokenizers", "vllm", "hydra-core", "math-verify", "numpy")
 
 
 def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[str, str]) -> dict[str, Any]:

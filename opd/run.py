@@ -12,6 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from opd.batch import Prompt, Rollout, Sampling, TeacherScores
 from opd.config import RunConfig
 from opd.data.control import Control
+from opd.engine.background import Background
+from opd.engine.checkpoint import Learned
 from opd.engine.dist import Ranks
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy
@@ -39,11 +41,10 @@ class Run:
     num_steps: int
     prompts: Sequence[Prompt]
     benchmarks: dict[str, list[Prompt]]
-    tokenizer: PreTrainedTokenizerBase
+    learned: Learned
     policy: Policy
     teachers: Teachers
     sampler: Sampler
-    optimizer: Optimizer
     rollout: Sampling
     control: Control
     divergence: Divergence | Mixed
@@ -59,8 +60,17 @@ class Run:
     ranks: Ranks
     meter: Meter
     pages: Pages
+    background: Background
     seconds: dict[str, float] = field(default_factory=dict)
     entering: list[Callable[[str], AbstractContextManager[Any]]] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.learned.tokenizer
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.learned.optimizer
 
     @property
     def num_updates(self) -> int:

@@ -122,6 +122,7 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
     from opd.engine import checkpoint
     from opd.loop import loop
     from opd.manifest import manifest, vocabulary_hash
+    from opd.model_card import card
     from opd.tracker import Nothing, Tracker, track
     from opd.watch import watching
 
@@ -137,11 +138,9 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
         run = assemble(config, folder, ranks)
         vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
         content = check.as_dict(config)
-        done, best = 0, (None, float("-inf"))
-        if saved := checkpoint.saved_steps(folder.checkpoints):
-            done = saved[-1]
-            kept_in = checkpoint.step_folder(folder.checkpoints, done)
-            state = checkpoint.load(kept_in, run.policy.model, run.optimizer)
+        done, best = _newest_whole(folder, ranks), (None, float("-inf"))
+        if done:
+            state = checkpoint.load(checkpoint.step_folder(folder.checkpoints, done), run.learned)
             run.sampler.sync()
             if state["best_step"] is not None:
                 best = (state["best_step"], state["best_score"])
@@ -154,16 +153,49 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
             folder.update_status(step=done, num_steps=run.num_steps)
 
         ranks.lead(begin)
-        with watching(run, tracker) as say:
+        with watching(run, tracker) as say, run.background:
             complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
+            ranks.lead(run.background.wait)
         if complete:
-            final = {"step": run.num_steps}
-            checkpoint.save(folder.checkpoints / "final", run.policy.model, run.tokenizer, None, final, ranks)
+            texts = {}
+            if ranks.main:
+                texts = {"README.md": card(folder, num_steps=run.num_steps), "generation_config.json": _sampling(run)}
+            write = checkpoint.final(run.learned, texts, ranks)
+            ranks.lead(lambda: write(folder.checkpoints / "final"))
         outcome = "finished" if complete else "preempted"
         ranks.lead(lambda: folder.update_status(state=outcome))
         return folder.status()
     finally:
         tracker.finish(failed=outcome == "failed")
+
+
+def _newest_whole(folder: RunDir, ranks: Ranks) -> int:
+    """The step of the checkpoint to go on from, 0 without one: the main rank reads them all through, for all ranks."""
+    from opd.engine import checkpoint
+
+    found: list[int | None] = []
+
+    def warn(sentence: str) -> None:
+        print(f"opd: warning: {sentence}", file=sys.stderr)
+
+    ranks.lead(lambda: found.append(checkpoint.newest_whole(folder.checkpoints, warn)))
+    return ranks.collect(found[0] if ranks.main else None)[0] or 0
+
+
+def _sampling(run: Any) -> str:
+    """`generation_config.json`: how the student was examined, and the tokens that ended its responses."""
+    from transformers import GenerationConfig
+
+    from opd.engine.models import stop_token_ids
+
+    settings, greedy = run.config.evaluate, run.config.evaluate.temperature == 0
+    chosen = {} if greedy else {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
+    return GenerationConfig(
+        do_sample=not greedy,
+        eos_token_id=list(stop_token_ids(run.learned.model, run.tokenizer)),
+        pad_token_id=run.tokenizer.pad_token_id,
+        **chosen,
+    ).to_json_string()
 
 
 def _same_config(folder: RunDir, content: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, logging
 
+from opd.engine import lora
 from opd.errors import UserError
 
 # A bar a file, for files that take milliseconds, would bury the run's own lines.
@@ -49,6 +50,7 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
         raise UserError(_cannot_load("model", model, key, error)) from error
     if any(tensor.is_meta for tensor in loaded.parameters()):
         raise UserError(f"{key}={model!r}: some of its weights are missing")
+    lora.merge(loaded)  # of a directory of peft's, which names the model that it adapts
     loaded.eval()
     _probe_head(loaded, model, key)
     return loaded

@@ -10,20 +10,22 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from opd.engine.lora import adapters, merged
+
 Precision = Literal["float32", "bfloat16", "int8"]
 
 
 def replicate(learner: PreTrainedModel, precision: Precision) -> PreTrainedModel:
     """What samples for `learner`: itself where it can, else a copy that `refresh` must fill.
 
-    float32: the learner's own modules, no copy, unless its weights are sharded or of lower precision. bfloat16: every
-    weight and product in bfloat16. int8: see `round_int8`; products in float32.
+    float32: the learner's own modules, no copy, unless its weights are sharded, adapted or of lower precision.
+    bfloat16: every weight and product in bfloat16. int8: see `round_int8`; products in float32.
     """
     weights = list(learner.parameters())
     whole = all(
         not isinstance(weight, DTensor) and weight.dtype in (torch.float32, torch.float64) for weight in weights
     )
-    if precision == "float32" and whole:
+    if precision == "float32" and whole and not adapters(learner):
         return learner
     # Built from the config, not by deepcopy: buffers outside the state dict (rotary frequencies) are then those of the
     # architecture at full precision, and a sharded learner cannot be deep-copied at all.
@@ -38,14 +40,13 @@ def replicate(learner: PreTrainedModel, precision: Precision) -> PreTrainedModel
 
 @torch.no_grad()
 def refresh(replica: PreTrainedModel, learner: PreTrainedModel, precision: Precision) -> None:
-    """Fill the copy with the learner's weights. Of a sharded learner every rank must call this."""
-    source = dict(learner.named_parameters()) | dict(learner.named_buffers())
+    """Fill the copy with the learner's weights, adapters merged in. Of a sharded learner every rank must call this."""
     output_axis = {module.weight: 1 if isinstance(module, Conv1D) else 0 for module in _linear(replica)}
-    for name, tensor in (*replica.named_parameters(), *replica.named_buffers()):
-        if name not in source:
+    ours = dict(replica.named_parameters()) | dict(replica.named_buffers())
+    for name, value in merged(learner):
+        if name not in ours:
             continue
-        value = source[name]
-        value = value.full_tensor() if isinstance(value, DTensor) else value
+        tensor = ours[name]
         if precision == "int8" and tensor in output_axis:
             value = round_int8(value.to(tensor.dtype), output_axis[tensor])
         tensor.copy_(value)

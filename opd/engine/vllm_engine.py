@@ -20,10 +20,11 @@ import numpy as np
 import torch
 from pydantic import ValidationError
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers.core_model_loading import revert_weight_conversion
 
+from opd.engine.lora import adapters, merged
+from opd.engine.sharded import whole
 from opd.errors import UserError
 
 # Read by vLLM when it is imported: the engine in this process, errors alone said, nothing sent home.
@@ -152,11 +153,15 @@ def load_weights(worker: Any, learner: PreTrainedModel) -> None:
 
 
 def _weights(learner: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """By the names of its checkpoint format, one at a time, whole where the learner is sharded; tied ones once."""
+    """By the names of its checkpoint format, one at a time, whole, adapters merged in; tied ones once."""
+    if adapters(learner):
+        buffers = {name for name, _ in learner.named_buffers()}
+        yield from ((name, tensor) for name, tensor in merged(learner) if name not in buffers)
+        return
     tied = learner.all_tied_weights_keys or {}
     state: dict[str, Any] = {name: tensor for name, tensor in learner.state_dict().items() if name not in tied}
     for name, tensor in revert_weight_conversion(learner, state).items():
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        yield name, whole(tensor)
 
 
 def on_cpu() -> bool:

@@ -22,6 +22,7 @@ METHODS = {
     "exact": ["support=full", "whitening=none", "teacher=ladder", "ensemble=arithmetic", "filter=exact_kl"],
     "updates": ["mini_batch_size=4", "clip.low=0.2", "clip.high=0.2", "shaping.kl_coef=0.1"],
     "exact updates": ["support=topk", "whitening=none", "mini_batch_size=4", "entropy_coef=0.1"],
+    "adapters": ["lora=all_linear", "student.lora.rank=4", "divergence=forward_kl"],
     "one rank masked": ["filter.exclude_ids=[20,21,22,23]"],
 }
 
@@ -64,6 +65,7 @@ def work(rank: int, size: int, port: int, small_run: list[str], folder: Path) ->
     torch.set_num_threads(1)
     from opd import assemble, loop
     from opd.engine import dist
+    from opd.engine.lora import merged
     from opd.engine.sharded import whole
 
     load = assemble.load_model
@@ -75,6 +77,7 @@ def work(rank: int, size: int, port: int, small_run: list[str], folder: Path) ->
         run = assemble.assemble(composed([*small_run, *COMMON, *overrides]), RunDir(folder / "run"), ranks)
         metrics = [loop.step(run, number) for number in (1, 2)]
         weights = {key: whole(weight.detach()) for key, weight in run.policy.model.named_parameters()}
+        weights |= {f"merged {key}": weight for key, weight in merged(run.policy.model)}
         found[name] = {"metrics": metrics, "weights": weights}
     if ranks.main:
         torch.save(found, folder / f"{size}.pt")

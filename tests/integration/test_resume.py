@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 from multiprocessing.forkserver import ensure_running as spawn_forkserver
@@ -80,6 +81,68 @@ def test_a_run_killed_again_and_again_by_the_clock_resumes_exactly(unbroken, sma
         kills += 1
         assert kills < 40
     assert content(only_run(tmp_path)) == unbroken[0]
+
+
+@pytest.mark.parametrize("moment", range(2))
+def test_a_run_that_waits_for_its_checkpoints_resumes_exactly_too(moment: int, unbroken, small_run, tmp_path: Path):
+    overrides = [*small_run, f"paths.outputs={tmp_path}", "checkpoint.asynchronous=false"]
+    assert spawn(overrides, random.Random(moment).randint(1, unbroken[1])) == -signal.SIGKILL
+    assert spawn(overrides) == 0
+    assert content(only_run(tmp_path)) == unbroken[0]
+
+
+@pytest.fixture(scope="module")
+def adapted(small_run) -> list[str]:
+    return [*small_run, "lora=all_linear", "student.lora.rank=4", "optim.lr=0.01"]
+
+
+@pytest.fixture(scope="module")
+def unbroken_adapted(adapted, tmp_path_factory) -> tuple[RunDir, int]:
+    outputs, count = tmp_path_factory.mktemp("adapted"), FORK.Value("i", 0)
+    assert spawn([*adapted, f"paths.outputs={outputs}"], writes=count) == 0
+    return only_run(outputs), count.value
+
+
+@pytest.mark.parametrize("moment", range(3))
+def test_a_killed_run_of_adapters_resumes_exactly(moment: int, unbroken_adapted, adapted, tmp_path: Path):
+    overrides = [*adapted, f"paths.outputs={tmp_path}"]
+    kill_at = random.Random(moment).randint(unbroken_adapted[1] // 2, unbroken_adapted[1])
+    assert spawn(overrides, kill_at) == -signal.SIGKILL
+    assert spawn(overrides) == 0
+    assert content(only_run(tmp_path)) == content(unbroken_adapted[0])
+
+
+def test_checkpoints_of_adapters_leave_the_model_out(unbroken_adapted):
+    checkpoints = unbroken_adapted[0].checkpoints
+    assert [file.name for file in sorted((checkpoints / "step_000004").glob("*.safetensors"))] == [
+        "adapter_model.safetensors",
+        "optimizer.safetensors",
+    ]
+    assert (checkpoints / "final" / "model.safetensors").exists()
+    assert (checkpoints / "final" / "adapter" / "adapter_config.json").exists()
+
+
+def damaged(folder: Path) -> None:
+    content = bytearray((folder / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (folder / "model.safetensors").write_bytes(content)
+
+
+def test_from_a_damaged_checkpoint_the_run_goes_back_one_and_ends_the_same(
+    unbroken, small_run, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+):
+    overrides = [*small_run, f"paths.outputs={tmp_path}"]
+    assert spawn(overrides) == 0
+    folder = only_run(tmp_path)
+    shutil.rmtree(folder.checkpoints / "final")
+    folder.update_status(state="preempted")
+    damaged(folder.checkpoints / "step_000004")
+    capfd.readouterr()
+    assert spawn(overrides) == 0
+    said = capfd.readouterr()
+    assert "step_000004: the checkpoint is damaged (model.safetensors is not what was written)" in said.err
+    assert "going on after step 3 of 4" in said.out
+    assert content(folder) == unbroken[0]
 
 
 def test_a_torn_last_metrics_line_is_forgotten(unbroken, small_run, tmp_path: Path):

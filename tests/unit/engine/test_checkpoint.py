@@ -7,7 +7,9 @@ import torch
 from opd.config import Optim
 from opd.data.tokenizer import build_tokenizer
 from opd.engine import checkpoint
+from opd.engine.checkpoint import Learned
 from opd.engine.optim import Optimizer
+from opd.engine.sealed import written_whole
 from opd.errors import UserError
 from tests.unit.engine.conftest import ALONE, tiny_qwen3
 
@@ -25,17 +27,36 @@ def trained(seed: int, *, tie: bool = True, steps: int = 2):
     return model, optimizer
 
 
+def save(folder: Path, model, optimizer: Optimizer, state: dict[str, int]) -> None:
+    checkpoint.resumable(Learned(model, "base", build_tokenizer(), optimizer), state, ALONE)(folder)
+
+
 @pytest.mark.parametrize("tie", [True, False])
 def test_what_is_loaded_goes_on_exactly_as_what_was_saved(tie: bool, tmp_path: Path):
     model, optimizer = trained(0, tie=tie)
-    checkpoint.save(tmp_path / "step_000002", model, build_tokenizer(), optimizer, {"step": 2}, ALONE)
+    save(tmp_path / "step_000002", model, optimizer, {"step": 2})
     other, other_optimizer = trained(1, tie=tie, steps=0)
-    assert checkpoint.load(tmp_path / "step_000002", other, other_optimizer) == {"step": 2}
+    loaded = Learned(other, "base", build_tokenizer(), other_optimizer)
+    assert checkpoint.load(tmp_path / "step_000002", loaded) == {"step": 2}
     for one, its_optimizer in ((model, optimizer), (other, other_optimizer)):
         one(torch.tensor([[5, 6]])).logits.square().mean().backward()
         its_optimizer.step(3)
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, other.state_dict()[name]), name
+
+
+def test_what_is_written_is_what_was_learned_when_it_was_taken(tmp_path: Path):
+    model, optimizer = trained(0)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    write = checkpoint.resumable(Learned(model, "base", build_tokenizer(), optimizer), {"step": 2}, ALONE)
+    model(torch.tensor([[5, 6]])).logits.square().mean().backward()
+    optimizer.step(3)
+    write(tmp_path / "step_000002")
+    other, other_optimizer = trained(1, steps=0)
+    checkpoint.load(tmp_path / "step_000002", Learned(other, "base", build_tokenizer(), other_optimizer))
+    for name, tensor in before.items():
+        assert torch.equal(other.state_dict()[name], tensor), name
+    assert float(other_optimizer.adamw.state_dict()["state"][0]["step"]) == 2
 
 
 def test_a_save_that_dies_leaves_nothing_under_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -46,16 +67,35 @@ def test_a_save_that_dies_leaves_nothing_under_its_name(tmp_path: Path, monkeypa
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
-        checkpoint.save(tmp_path / "step_000001", model, build_tokenizer(), optimizer, {}, ALONE)
+        save(tmp_path / "step_000001", model, optimizer, {})
     assert list(tmp_path.iterdir()) == [] and checkpoint.saved_steps(tmp_path) == []
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
     model, optimizer = trained(0)
-    checkpoint.save(tmp_path / "step_000001", model, build_tokenizer(), optimizer, {}, ALONE)
+    save(tmp_path / "step_000001", model, optimizer, {})
     other = tiny_qwen3(vocab_size=17, tie=True, dtype=torch.float32)
+    loaded = Learned(other, "base", build_tokenizer(), Optimizer(other, OPTIM, num_steps=1))
     with pytest.raises(UserError, match="step_000001: the checkpoint cannot be read"):
-        checkpoint.load(tmp_path / "step_000001", other, Optimizer(other, OPTIM, num_steps=1))
+        checkpoint.load(tmp_path / "step_000001", loaded)
+
+
+def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path: Path):
+    assert checkpoint.newest_whole(tmp_path, pytest.fail) is None
+    for step in (1, 2, 3):
+        with written_whole(checkpoint.step_folder(tmp_path, step)) as part:
+            (part / "state.json").write_text(str(step))
+    assert checkpoint.newest_whole(tmp_path, pytest.fail) == 3
+    warned: list[str] = []
+    (tmp_path / "step_000003" / "state.json").write_text("4")
+    assert checkpoint.newest_whole(tmp_path, warned.append) == 2
+    assert len(warned) == 1 and "step_000003: the checkpoint is damaged (state.json is not what was" in warned[0]
+    (tmp_path / "step_000002" / "state.json").unlink()
+    (tmp_path / "step_000001" / "checksums.json").unlink()
+    with pytest.raises(
+        UserError, match=r"step_000001: the checkpoint is damaged .*, and there is none before it; delete"
+    ):
+        checkpoint.newest_whole(tmp_path, warned.append)
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path):
