@@ -127,10 +127,12 @@ def test_bfloat16_is_for_products_alone(size: int, worlds, alone):
 
 def test_gradients_of_bfloat16_products_are_summed_over_ranks_in_float32(worlds):
     even, odd = worlds[1]["even"]["gradients"], worlds[1]["odd"]["gradients"]
+    rounded = []
     for name, both in worlds[2]["bfloat16"]["gradients"].items():
         total = even[name] + odd[name]
         torch.testing.assert_close(both, total, atol=1e-7, rtol=1e-6, msg=name)
-        assert (total.bfloat16().float() != total).float().mean() > 0.3, "bfloat16 could hold the sum too"
+        rounded.append((total.bfloat16().float() != total).flatten())
+    assert torch.cat(rounded).float().mean() > 0.3, "bfloat16 could hold the sums too"
 
 
 def test_offloading_is_refused_where_the_ranks_compute_on_the_cpu():
