@@ -41,7 +41,7 @@ def train(config: RunConfig) -> Status:
         return _follow(config, folder)
     folder.path.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(folder.path / ".lock", timeout=0):
+        with FileLock(folder.path / ".lock", timeout=1):  # whoever looks whether a run lives holds it for a moment
             return _train(config, folder)
     except Timeout:
         raise UserError(f"{folder.path}: another process is running this run; wait for it, or end it first") from None

@@ -57,7 +57,7 @@ def run(submission: Path) -> None:
         mine = {found.id: found for found in ledger.submissions()}.get(submission.name)
         if mine is None or mine.abandoned:
             return  # the command that started us died, and another has settled what it left
-        lock = FileLock(submission / "runner.lock", timeout=0)
+        lock = FileLock(submission / "runner.lock", timeout=5)  # a look at it holds it for a moment
         try:
             lock.acquire()
         except Timeout:

@@ -160,8 +160,9 @@ def cancel(tasks: Sequence[str]) -> None:
 
 
 def requeue_this_job() -> None:
-    """Puts the job that this process is in back into the queue; raises `Unanswered`."""
-    ask("scontrol", "requeue", os.environ["SLURM_JOB_ID"])
+    """Puts the array task that this process is in back into the queue; raises `Unanswered`."""
+    # Not SLURM_JOB_ID: that of an array's last task is the whole array's, which would all run again.
+    ask("scontrol", "requeue", f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}")
 
 
 def python(slurm: Slurm) -> str:

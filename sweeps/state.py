@@ -159,6 +159,9 @@ def _seen(
             _by_hand(ledger, seen)
         else:
             _by_owner(ledger, seen, *owner, answers)
+        if seen.state in ("lost", "timeout") and _held(ledger.study / run):
+            seen.note = f"{seen.error}, but a process still runs it"
+            seen.state, seen.error = "running", None
     elif owner is not None:
         seen.job = owner[0].job_of(owner[1])
     if metrics and status is not None:
@@ -175,10 +178,19 @@ def _by_its_error(seen: Seen) -> None:
 
 def _by_hand(ledger: Ledger, seen: Seen) -> None:
     """A run that no submission of ours holds: it runs where its own lock is held."""
-    if seen.state != "running" or seen.node != os.uname().nodename:
-        return
-    with suppress(OSError, Timeout), FileLock(ledger.study / seen.run / ".lock", timeout=0):
+    if seen.state == "running" and seen.node == os.uname().nodename and not _held(ledger.study / seen.run):
         seen.state, seen.error = "lost", "no process runs it"
+
+
+def _held(folder: Path) -> bool:
+    """Whether a process holds a run's directory, as far as this machine can see."""
+    if not (folder / ".lock").exists():
+        return False
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            return False
+    except (Timeout, OSError):
+        return True
 
 
 def _by_owner(ledger: Ledger, seen: Seen, submission: Submission, place: int, answers: _Answers) -> None:

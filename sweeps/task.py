@@ -8,6 +8,7 @@ whose time was up goes back to the queue, one whose process was killed is tried 
 
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -70,6 +71,11 @@ class Task:
             return "", 0
         return status.state, status.step
 
+    def was_refused(self) -> bool:
+        """Whether its records give a sentence as the reason of its failure, and not an exception."""
+        error = self.folder.status().error or "" if self.state()[0] == "failed" else ""
+        return bool(error) and not re.match(r"\w+(Error|Exception|Interrupt|Exit)\b", error)
+
 
 def verdict(task: Task, status: int, *, ended_from_outside: bool, progress: bool) -> Verdict:
     """What is to be done about an attempt that ended with this exit status (negative for a signal)."""
@@ -82,9 +88,11 @@ def verdict(task: Task, status: int, *, ended_from_outside: bool, progress: bool
     if status == PREEMPTED or state == "preempted":
         limit = task.cluster.get("max_requeues", 0)
         return "requeue" if past.count("requeue") < limit else "left"
-    if status == REFUSED:
+    # srun ends the other ranks of one that failed, and gives their status.
+    ended_by_srun = status == 128 + signal.SIGTERM
+    if status == REFUSED or (ended_by_srun and task.was_refused()):
         return "refused"
-    killed = status < 0 or status > 128 or state != "failed"
+    killed = status < 0 or (status > 128 and not ended_by_srun) or state != "failed"
     return "retry" if (killed or progress) and past.count("retry") < task.cluster["max_retries"] else "failed"
 
 
@@ -138,8 +146,13 @@ def main(submission: Path, place: int) -> int:
             return {"finished": 0, "left": PREEMPTED, "refused": REFUSED, "failed": 1}[found]
         if task.cluster["kind"] == "slurm":
             try:
+                before = len(asked)
                 slurm.requeue_this_job()
-                time.sleep(60)  # SLURM ends this process; to leave by itself would end the job
+                # SLURM ends this process now; to leave before it says so would end the job.
+                for _ in range(300):
+                    if len(asked) > before:
+                        break
+                    time.sleep(0.2)
                 return PREEMPTED
             except slurm.Unanswered as error:
                 print(f"sweeps: {task.run}: cannot be requeued ({error}); going on here", flush=True)

@@ -110,7 +110,13 @@ def test_a_study_is_not_continued_with_other_code_unasked(swept, tmp_path: Path)
 
 
 def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(small_run: list[str], tmp_path: Path):
-    steps = ["num_steps=60", "evaluate.every=0", "evaluate.at_start=false", f"paths.outputs={tmp_path}"]
+    steps = [
+        "num_steps=60",
+        "prompts.source.num=512",
+        "evaluate.every=0",
+        "evaluate.at_start=false",
+        f"paths.outputs={tmp_path}",
+    ]
     arguments = ["+sweep=epochs", "sweep.seeds=[0]", "sweep.grid=[{name:[long]},{name:[never]}]", *small_run, *steps]
     command("submit", *arguments)
     until(tmp_path, lambda seen: seen["long"]["step"] >= 2)
@@ -125,7 +131,13 @@ def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(small_run:
 
 
 def test_a_run_whose_runner_was_killed_is_lost_and_goes_on_when_it_is_resubmitted(small_run: list[str], tmp_path: Path):
-    steps = ["num_steps=40", "evaluate.every=0", "evaluate.at_start=false", f"paths.outputs={tmp_path}"]
+    steps = [
+        "num_steps=40",
+        "prompts.source.num=512",
+        "evaluate.every=0",
+        "evaluate.at_start=false",
+        f"paths.outputs={tmp_path}",
+    ]
     command("submit", "+sweep=epochs", "sweep.seeds=[0]", "sweep.grid=[{name:[only]}]", *small_run, *steps)
     until(tmp_path, lambda seen: seen["only"]["step"] >= 1)
     (one,) = Ledger(tmp_path / "main").submissions()

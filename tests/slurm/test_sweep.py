@@ -13,7 +13,14 @@ import pytest
 from opd.records import RunDir
 from tests.slurm.conftest import CLUSTER, command
 
-SWEEP = ["+sweep=epochs", "sweep.seeds=[0,1,2]", "num_steps=60", "evaluate.every=30", "evaluate.at_start=false"]
+SWEEP = [
+    "+sweep=epochs",
+    "sweep.seeds=[0,1,2]",
+    "num_steps=60",
+    "prompts.source.num=512",
+    "evaluate.every=30",
+    "evaluate.at_start=false",
+]
 PATIENCE = 600.0  # seconds for what should take one or two minutes on two free cores
 
 
@@ -31,7 +38,9 @@ def until(outputs: Path, holds: Callable[[dict[str, dict]], bool], what: str) ->
     limit = time.monotonic() + PATIENCE
     while time.monotonic() < limit:
         seen = status(outputs)
-        assert not [run for run in seen.values() if run["state"] in ("failed", "lost", "timeout", "cancelled")], seen
+        assert not [
+            run for run in seen.values() if run["state"] in ("failed", "refused", "lost", "timeout", "cancelled")
+        ], seen
         if holds(seen):
             return seen
         time.sleep(1)
