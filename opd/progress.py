@@ -52,7 +52,7 @@ class Live:
         self.number = number
         self.metrics |= metrics
         self.stages[0] = "done" if number == self.num_steps else "saving"
-        self.left.note(number, metrics.get("time/step"), run.seconds.get("time/evaluate"))
+        self.left.note(metrics.get("time/step"), run.seconds.get("time/evaluate"))
         if any(name.startswith("evaluate/") for name in metrics):
             self.display.console.print(line(run, number, metrics), highlight=False, markup=False, soft_wrap=True)
         self.display.refresh()
@@ -93,14 +93,16 @@ class TimeLeft:
         self.num_steps, self.every = num_steps, every
         self.steps: deque[float] = deque(maxlen=RECENT)
         self.evaluations: deque[float] = deque(maxlen=RECENT)
+        self.noted = 0
 
-    def note(self, number: int, step: float | None, evaluation: float | None) -> None:
-        """What step `number` took, and its evaluation, where it had one; the first step, which warms up, counts only
-        until there is a second.
+    def note(self, step: float | None, evaluation: float | None) -> None:
+        """What a step took, and its evaluation, where it had one; the first step, which warms up, counts only until
+        there is a second.
         """
         if step is not None:
-            if number == 2:
+            if self.noted == 1:
                 self.steps.clear()
+            self.noted += 1
             self.steps.append(step)
         if evaluation is not None:
             self.evaluations.append(evaluation)

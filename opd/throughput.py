@@ -3,7 +3,8 @@
 Model FLOPs are those that learning needs, whatever an engine computes twice to save memory (PaLM, arXiv:2204.02311,
 appendix B): a product with N weights takes 2 N a token forward and twice as many backward, hence 6 N; attention over L
 tokens takes two products of queries with keys and of weights with values, 4 L² a head and head dimension forward, the
-whole square counted although half of it is masked, and twice as many backward.
+whole square counted although half of it is masked, and twice as many backward. Frozen weights take 2 N backward, for
+they have no gradient of their own.
 """
 
 import re
@@ -13,6 +14,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -52,6 +54,8 @@ class Work:
 
     layer_weights: int  # of all products in all layers
     head_weights: int
+    frozen_layer_weights: int
+    frozen_head_weights: int
     attention: int  # layers · query heads · head dimension
 
     def forward(self, lengths: Int[Tensor, " row"], predicted: Int[Tensor, " row"]) -> float:
@@ -61,9 +65,11 @@ class Work:
         return float(products + 4 * self.attention * rows.square().sum())
 
     def learning(self, rollout: Rollout) -> float:
-        """FLOPs of one forward and backward pass over a rollout: three times those of the forward pass."""
+        """FLOPs of one forward and backward pass over a rollout."""
         length = rollout.mask.sum(1)
-        return 3 * self.forward(rollout.prompt_mask.sum(1) + length - 1, length)
+        rows = rollout.prompt_mask.sum(1) + length - 1
+        spared = self.frozen_layer_weights * rows.sum() + self.frozen_head_weights * length.sum()
+        return 3 * self.forward(rows, length) - 2 * float(spared)
 
 
 def work_of(model: PreTrainedModel) -> Work | None:
@@ -73,9 +79,13 @@ def work_of(model: PreTrainedModel) -> Work | None:
         return None
     blocks, heads = layers(model), config.num_attention_heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    head: Any = model.get_output_embeddings().weight  # pyright: ignore
+    weights = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
     return Work(
-        layer_weights=sum(w.numel() for block in blocks for w in block.parameters() if w.ndim == 2),
-        head_weights=model.get_output_embeddings().weight.numel(),  # pyright: ignore
+        layer_weights=sum(weight.numel() for weight in weights),
+        head_weights=head.numel(),
+        frozen_layer_weights=sum(weight.numel() for weight in weights if not weight.requires_grad),
+        frozen_head_weights=0 if head.requires_grad else head.numel(),
         attention=len(blocks) * heads * size,
     )
 

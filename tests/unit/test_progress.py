@@ -8,28 +8,28 @@ from opd.progress import Lines, TimeLeft, clock, shown
 def test_time_left_is_recent_steps_and_evaluations_apart():
     left = TimeLeft(num_steps=10, every=4)
     assert left.seconds(0) is None
-    left.note(0, None, 7.0)  # before the first step
-    left.note(1, 9.0, None)
+    left.note(None, 7.0)  # before the first step
+    left.note(9.0, None)
     assert left.seconds(1) == 9 * 9.0 + 3 * 7.0  # evaluations after steps 4, 8 and 10
-    left.note(2, 2.0, None)  # the first step warmed up, and is forgotten
-    left.note(3, 4.0, None)
-    left.note(4, 3.0, 5.0)
+    left.note(2.0, None)  # the first step warmed up, and is forgotten
+    left.note(4.0, None)
+    left.note(3.0, 5.0)
     assert left.seconds(4) == 6 * 3.0 + 2 * 6.0
     assert left.seconds(10) == 0
 
 
 def test_a_run_that_is_evaluated_at_its_end_alone_has_one_evaluation_left():
     left = TimeLeft(num_steps=10, every=0)
-    left.note(5, 1.0, 8.0)
+    left.note(1.0, 8.0)
     assert left.seconds(5) == 5 * 1.0 + 8.0
 
 
 def test_old_steps_are_forgotten():
     left = TimeLeft(num_steps=1000, every=0)
-    for step in range(2, 50):
-        left.note(step, 100.0, None)
-    for step in range(50, 70):
-        left.note(step, 1.0, None)
+    for _ in range(48):
+        left.note(100.0, None)
+    for _ in range(20):
+        left.note(1.0, None)
     assert left.seconds(69) == 1000 - 69
 
 

@@ -57,6 +57,18 @@ def test_model_flops_are_those_that_torch_counts(tied: bool, key_heads: int):
     assert work is not None and work.learning(rollout) == counted.get_total_flops()
 
 
+def test_frozen_weights_have_no_gradient_to_be_counted():
+    model, rollout = model_of(False, 2), rollout_of([(5, 7), (9, 4)])
+    model.model.layers[1].mlp.requires_grad_(False)
+    model.lm_head.requires_grad_(False)
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        for micro in micro_batches(rollout, max_tokens=1):
+            (response_hidden(model, micro, CPU) @ model.lm_head.weight.T).sum().backward()
+    work, whole = work_of(model), work_of(model_of(False, 2))
+    assert work is not None and whole is not None
+    assert work.learning(rollout) == counted.get_total_flops() < whole.learning(rollout)
+
+
 def test_an_embedding_table_that_is_no_head_is_not_multiplied():
     tied, untied = work_of(model_of(True, 2)), work_of(model_of(False, 2))
     assert tied == untied
