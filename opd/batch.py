@@ -4,7 +4,7 @@ Index t of a response is the t-th *sampled* token everywhere: the shift from log
 `opd.engine.policy`.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -75,6 +75,21 @@ class TokenScores:
 
 
 @dataclass(frozen=True)
+class TopTokens:
+    """A teacher's likeliest tokens and the sampled one: a row for each response token, response by response.
+
+    The first of a row is the sampled token; where it is among the likeliest, it is there twice.
+    """
+
+    ids: Int[Tensor, "response_token k_and_one"]
+    logp: Float[Tensor, "response_token k_and_one"]
+
+    def rows(self, rows: "slice | Tensor") -> "TopTokens":
+        """Those of some response tokens."""
+        return TopTokens(self.ids[rows], self.logp[rows])
+
+
+@dataclass(frozen=True)
 class TeacherScores:
     """What the teachers say, smallest teacher first. The row of a teacher that the step did not need is NaN."""
 
@@ -83,6 +98,13 @@ class TeacherScores:
     # Final hidden states of the needed teachers by index, where whole distributions are wanted: one row for each
     # response token, response by response, in the teacher's precision, on the CPU.
     hidden: "dict[int, Float[Tensor, 'response_token width']]"
+    # The same of engines that give likeliest tokens instead.
+    top: dict[int, TopTokens] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> list[int]:
+        """The teachers whose distributions are known, wholly or in part."""
+        return sorted(self.hidden or self.top)
 
 
 def pad(rows: list[list[int]], value: int, side: str) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:

@@ -70,12 +70,13 @@ class Batch:
 
     def _rows(self, rows: slice, own: Rollout, tokens: slice) -> "Batch":
         hidden = {index: states[tokens] for index, states in self.teachers.hidden.items()}
+        top = {index: likeliest.rows(tokens) for index, likeliest in self.teachers.top.items()}
         return replace(
             self,
             own=own,
             rollout=own,
             student=TokenScores(self.student.logp[rows], self.student.entropy[rows]),
-            teachers=TeacherScores(self.teachers.logp[:, rows], self.teachers.entropy[:, rows], hidden),
+            teachers=TeacherScores(self.teachers.logp[:, rows], self.teachers.entropy[:, rows], hidden, top),
             mixture=self.mixture.rows(rows),
             divergence=self.divergence.rows(rows),
             weight=self.weight[rows],

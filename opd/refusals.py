@@ -286,8 +286,8 @@ REFUSALS = [
         _truncated_tail,
     ),
     Refusal(
-        ("teacher.engine", "support", "filter"),
-        "vLLM gives the log-probabilities of the sampled tokens and no distributions",
+        ("teacher.engine", "support", "ensemble", "filter"),
+        "vLLM gives log-probabilities of sampled tokens and of a teacher's likeliest, and no whole distributions",
         teacher_rules.distributions,
     ),
     Refusal(

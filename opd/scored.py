@@ -51,7 +51,7 @@ class Scored:
         return Scored(
             rollout=Rollout(prompt=none, prompt_mask=none.bool(), **fields),
             student=TokenScores(every(self.student.logp), every(self.student.entropy)),
-            teachers=TeacherScores(each(self.teachers.logp), each(self.teachers.entropy), self.teachers.hidden),
+            teachers=replace(self.teachers, logp=each(self.teachers.logp), entropy=each(self.teachers.entropy)),
             reference_logp=every(self.reference_logp),
             reference_entropy=every(self.reference_entropy),
             exact_kl=all_of(self.exact_kl),

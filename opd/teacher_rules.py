@@ -10,6 +10,9 @@ import yaml
 from opd.config import CONF, RunConfig, Teacher
 from opd.errors import UserError
 
+# Ensembles whose likeliest tokens are one teacher's.
+ONE_AT_A_TIME = ("single", "hard_switch")
+
 # Engines with settings of their own, in `teacher.<engine>`.
 WITH_SETTINGS = ("server", "vllm")
 
@@ -45,11 +48,15 @@ def _changed(settings: dict[str, Any], usual: dict[str, Any]) -> str | None:
 
 
 def distributions(config: RunConfig) -> str | None:
-    """Only the local engine has hidden states, from which whole distributions are made."""
+    """Only the local engine has hidden states, from which whole distributions are made; vLLM names likeliest tokens."""
     if config.teacher.engine == "local":
         return None
-    if config.method("support") != "sampled":
-        return "set support=sampled, or teacher.engine=local"
+    if config.method("support") == "full":
+        return "set support=topk or sampled, or teacher.engine=local"
+    if config.support.get("of", "teacher") != "teacher":
+        return "set support.of=teacher, or teacher.engine=local"
+    if config.method("support") == "topk" and config.method("ensemble") not in ONE_AT_A_TIME:
+        return "set ensemble=single or hard_switch, support=sampled, or teacher.engine=local"
     if config.filter.get("score") == "exact_kl":
         return "set filter=kl, or teacher.engine=local"
     return None

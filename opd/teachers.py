@@ -29,9 +29,13 @@ def build_teachers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks:
 
 
 def whole(policy: Policy, teachers: Teachers) -> Whole:
-    """Student and teachers, able to compare whole distributions; refusals have left only an engine that can."""
-    assert isinstance(teachers, LocalTeachers)
-    return Whole(policy, teachers)
+    """Student and teachers, able to compare whole distributions, or what the teachers give of them."""
+    return Whole(policy, teachers if isinstance(teachers, LocalTeachers) else None)
+
+
+def _likeliest(config: RunConfig) -> int:
+    """How many tokens of each position the teachers are to name beside the sampled one."""
+    return config.support["k"] if config.method("support") == "topk" else 0
 
 
 def _local(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
@@ -67,6 +71,7 @@ def _on_servers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ra
             longest=longest,
             responses_per_request=settings.responses_per_request,
             concurrency=settings.concurrency,
+            likeliest=_likeliest(config),
         )
         for index, (model, urls) in enumerate(zip(config.teacher.models, settings.urls, strict=True))
     ]
@@ -91,7 +96,7 @@ def _on_vllm(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
         source, revision = _source(model, config)
         if model != "self":
             same_vocabulary(tokenizer, load_tokenizer(source, revision=revision, key=key), key=f"{key}={model!r}")
-        knobs = {"dtype": config.teacher.dtype, **asdict(settings)}
+        knobs = {"dtype": config.teacher.dtype, "likeliest": _likeliest(config), **asdict(settings)}
         return lambda: VllmScorer(source, revision=revision, longest=longest, key=key, **knobs)
 
     return VllmTeachers([loader(key, model) for key, model in _named(config)], ranks)

@@ -7,8 +7,9 @@ from typing import Generic, Protocol, TypeVar, runtime_checkable
 import torch
 from torch import Tensor
 
-from opd.batch import Rollout, TeacherScores, TokenScores
+from opd.batch import Rollout, TeacherScores, TokenScores, TopTokens
 from opd.engine.dist import Ranks
+from opd.engine.forward import spread
 from opd.engine.policy import Scorer
 from opd.errors import UserError
 
@@ -97,14 +98,18 @@ def finite(scores: TokenScores, index: int, ranks: Ranks) -> TokenScores:
 
 
 def table(
-    rollout: Rollout, num_teachers: int, found: Mapping[int, TokenScores], hidden: dict[int, Tensor] | None = None
+    rollout: Rollout,
+    num_teachers: int,
+    found: Mapping[int, TokenScores],
+    hidden: dict[int, Tensor] | None = None,
+    top: dict[int, TopTokens] | None = None,
 ) -> TeacherScores:
     """What the teachers that were asked say, in the widest of their precisions; the others' rows are NaN."""
     unknown = torch.full(rollout.tokens.shape, torch.nan)
     rows = [found.get(index, TokenScores(unknown, unknown)) for index in range(num_teachers)]
     dtype = functools.reduce(torch.promote_types, (row.logp.dtype for row in rows))
     logp, entropy = (torch.stack([getattr(row, name).to(dtype) for row in rows]) for name in ("logp", "entropy"))
-    return TeacherScores(logp, entropy, hidden or {})
+    return TeacherScores(logp, entropy, hidden or {}, top or {})
 
 
 # ---- engines that take sequences and say the log-probability of each token after the ones before it
@@ -119,12 +124,13 @@ def sequences(rollout: Rollout) -> list[list[int]]:
     ]
 
 
-def sampled(rollout: Rollout, logp: Sequence[Tensor]) -> TokenScores:
-    """The part of the sequences' log-probs that is the responses', in the rollout's layout; entropies are NaN.
+def response_tokens(rollout: Rollout, rows: Sequence[TopTokens]) -> TopTokens:
+    """The part of the sequences' tokens that is the responses'; `rows[row]` has all but the row's first token."""
+    lengths = rollout.mask.sum(1).tolist()
+    parts = [each.rows(slice(len(each.ids) - length, None)) for each, length in zip(rows, lengths, strict=True)]
+    return TopTokens(torch.cat([part.ids for part in parts]), torch.cat([part.logp for part in parts]))
 
-    `logp[row]`, of one axis, has a number for each token of the row's sequence but the first, which nothing precedes.
-    """
-    spread, lengths = torch.zeros(rollout.tokens.shape), rollout.mask.sum(1).tolist()
-    for row, length in enumerate(lengths):
-        spread[row, :length] = logp[row][len(logp[row]) - length :]
-    return TokenScores(spread, torch.where(rollout.mask, torch.nan, 0.0))
+
+def sampled(rollout: Rollout, top: TopTokens) -> TokenScores:
+    """The sampled tokens' log-probs in the rollout's layout; entropies are NaN."""
+    return TokenScores(spread(top.logp[:, 0], rollout.mask), torch.where(rollout.mask, torch.nan, 0.0))

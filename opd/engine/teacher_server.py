@@ -9,12 +9,11 @@ from typing import Any
 
 import httpx2 as httpx
 import torch
-from torch import Tensor
 
-from opd.batch import Rollout, TeacherScores
+from opd.batch import Rollout, TeacherScores, TopTokens
 from opd.engine.dist import Ranks
 from opd.engine.replicas import Replica, Replicas, Unavailable
-from opd.engine.teacher import finite, sampled, sequences, table
+from opd.engine.teacher import finite, response_tokens, sampled, sequences, table
 from opd.errors import UserError
 
 # vLLM has no way to write -inf and says this.
@@ -30,6 +29,7 @@ class Server:
         longest: the tokens of the longest sequence that it will be asked about.
         responses_per_request: how many sequences go in one request.
         concurrency: how many requests wait for an answer at a time.
+        likeliest: how many tokens of each position it is to name beside the sequence's own.
     """
 
     model: str
@@ -37,6 +37,7 @@ class Server:
     longest: int
     responses_per_request: int
     concurrency: int
+    likeliest: int = 0
 
     async def check(self) -> list[str]:
         """What is loaded behind its names, at the servers that answer; the others are asked when they are needed.
@@ -60,12 +61,12 @@ class Server:
             )
         return found
 
-    async def logp(self, rows: Sequence[list[int]]) -> list[Tensor]:
-        """log π(token) of all tokens of each row but the first, after those before it, at temperature 1."""
+    async def score(self, rows: Sequence[list[int]]) -> list[TopTokens]:
+        """What it says of all tokens of each row but the first, after those before it, at temperature 1."""
         size, turns = self.responses_per_request, asyncio.Semaphore(self.concurrency)
         async with self.replicas.client() as client:
 
-            async def part(start: int) -> list[Tensor]:
+            async def part(start: int) -> list[TopTokens]:
                 async with turns:
                     asked = rows[start : start + size]
                     return await self.replicas.ask(lambda replica: self._complete(client, replica, asked))
@@ -73,7 +74,9 @@ class Server:
             parts = await together([part(start) for start in range(0, len(rows), size)])
         return [row for part in parts for row in part]
 
-    async def _complete(self, client: httpx.AsyncClient, replica: Replica, rows: Sequence[list[int]]) -> list[Tensor]:
+    async def _complete(
+        self, client: httpx.AsyncClient, replica: Replica, rows: Sequence[list[int]]
+    ) -> list[TopTokens]:
         if replica.served is None:
             await self._greet(client, replica)
         body = {
@@ -81,12 +84,14 @@ class Server:
             "prompt": list(rows),
             "max_tokens": 1,
             "temperature": 1.0,
-            "prompt_logprobs": 0,
+            "prompt_logprobs": self.likeliest,
         }
         answer = await self.replicas.post(client, replica, "/v1/completions", body)
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            return [_logp(row, choice["prompt_logprobs"]) for row, choice in zip(rows, choices, strict=True)]
+            return [
+                _top(row, choice["prompt_logprobs"], self.likeliest) for row, choice in zip(rows, choices, strict=True)
+            ]
         except (LookupError, TypeError, ValueError, AttributeError):
             raise UserError(
                 f"{self.replicas.name}: {replica.url} does not answer with prompt_logprobs of the {len(rows)} "
@@ -132,12 +137,10 @@ class ServerTeachers:
     def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
         """See `Teachers.score`; there are no entropies."""
         rows = sequences(rollout)
-        answers = ask_all([self._servers[index].logp(rows) for index in needed], self._ranks)
-        found = {
-            index: finite(sampled(rollout, answer), index, self._ranks)
-            for index, answer in zip(needed, answers, strict=True)
-        }
-        return table(rollout, len(self), found)
+        answers = ask_all([self._servers[index].score(rows) for index in needed], self._ranks)
+        top = {index: response_tokens(rollout, answer) for index, answer in zip(needed, answers, strict=True)}
+        found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
+        return table(rollout, len(self), found, top=top)
 
 
 def ask_all(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> list[Any]:
@@ -166,16 +169,26 @@ async def together(questions: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
-def _logp(row: list[int], positions: list[dict[str, Any] | None]) -> Tensor:
-    """The numbers of the row's own tokens.
+def _top(row: list[int], positions: list[dict[str, Any] | None], likeliest: int) -> TopTokens:
+    """The numbers of the row's own tokens, and of the likeliest at each position.
 
     Raises:
         LookupError, TypeError, ValueError: they are not those of these tokens.
     """
-    found = [float(position[str(token)]["logprob"]) for token, position in zip(row, positions, strict=True) if position]
-    if positions[0] is not None or len(found) != len(row) - 1:
+    ids, logp = [], []
+    for token, position in zip(row[1:], positions[1:], strict=True):
+        found = {int(name): float(each["logprob"]) for name, each in (position or {}).items()}
+        others = sorted(((number, name) for name, number in found.items() if name != token), reverse=True)[:likeliest]
+        if len(others) < likeliest - 1:
+            raise ValueError
+        # Where the token is one of the likeliest it stands for itself.
+        numbers = [(found[token], token), *others, *[(found[token], token)] * (likeliest - len(others))]
+        ids.append([name for _, name in numbers])
+        logp.append([-math.inf if number <= NO_PROBABILITY else number for number, _ in numbers])
+    if positions[0] is not None:
         raise ValueError
-    return torch.tensor([-math.inf if number <= NO_PROBABILITY else number for number in found])
+    shape = (len(row) - 1, likeliest + 1)
+    return TopTokens(torch.tensor(ids, dtype=torch.long).reshape(shape), torch.tensor(logp).reshape(shape))
 
 
 def _same(name: str, model: str) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from opd.batch import Rollout, TeacherScores, TokenScores
+from opd.batch import Rollout, TeacherScores, TopTokens
 from opd.engine.dist import Ranks
-from opd.engine.teacher import Held, finite, sampled, sequences, table
+from opd.engine.teacher import Held, finite, response_tokens, sampled, sequences, table
 from opd.engine.vllm_engine import Asker, first_line, start, stop, untouched
 from opd.errors import UserError
 
@@ -24,14 +24,25 @@ class VllmScorer:
         longest: the tokens of the longest sequence that it will be asked about.
         dtype: of weights, activations, keys and values.
         key: the config key to name in a refusal.
+        likeliest: how many tokens of each position it is to name beside the sequence's own.
         knobs: those of `opd.config.TeacherVllm`.
     """
 
-    def __init__(self, source: str, *, revision: str | None, longest: int, dtype: str, key: str, **knobs: Any):
+    def __init__(
+        self, source: str, *, revision: str | None, longest: int, dtype: str, key: str, likeliest: int = 0, **knobs: Any
+    ):
+        self.likeliest = likeliest
         keep_groups = torch.distributed.is_initialized()
         name = f"{key}={source!r}"
         self.llm = start(
-            source, TEACHER, name=name, revision=revision, tokenizer_revision=revision, dtype=dtype, **knobs
+            source,
+            TEACHER,
+            name=name,
+            revision=revision,
+            tokenizer_revision=revision,
+            dtype=dtype,
+            max_logprobs=max(1, likeliest),
+            **knobs,
         )
         self._stop = weakref.finalize(self, stop, self.llm, keep_groups)
         try:
@@ -52,26 +63,26 @@ class VllmScorer:
                 f"max_response_length and one more are {longest + 1}; set that many, or shorter responses"
             )
         try:
-            self._logp([[0, 0]])
+            self.score([[0, 0]])
         except Exception as error:  # some families load and have no kernel on this device; vLLM raises many kinds here
             raise UserError(
                 f"teacher.engine=vllm: vLLM cannot run {name} here ({first_line(error)}); use teacher.engine=local"
             ) from error
 
-    def scores(self, rollout: Rollout) -> TokenScores:
-        """log π(token) of each response token at temperature 1, on the CPU; entropies are NaN."""
-        return sampled(rollout, self._logp(sequences(rollout)))
-
-    def _logp(self, rows: Sequence[list[int]]) -> list[torch.Tensor]:
-        """log π(token) of all tokens of each row but the first."""
+    def score(self, rows: Sequence[list[int]]) -> list[TopTokens]:
+        """What it says of all tokens of each row but the first, after those before it, at temperature 1."""
         from vllm import SamplingParams  # pyright: ignore
 
-        asked = SamplingParams(max_tokens=1, prompt_logprobs=0, flat_logprobs=True, detokenize=False)
+        asked = SamplingParams(max_tokens=1, prompt_logprobs=self.likeliest, flat_logprobs=True, detokenize=False)
         with untouched():
             outputs = self.llm.generate([{"prompt_token_ids": row} for row in rows], asked, use_tqdm=False)
+        tops, width = [], self.likeliest + 1
         for row, output in zip(rows, outputs, strict=True):
-            assert output.prompt_logprobs.token_ids == row[1:]
-        return [torch.tensor(output.prompt_logprobs.logprobs) for output in outputs]
+            found = output.prompt_logprobs
+            ids = torch.tensor(found.token_ids, dtype=torch.long).reshape(len(row) - 1, width)
+            assert ids[:, 0].tolist() == row[1:]
+            tops.append(TopTokens(ids, torch.tensor(found.logprobs).reshape(len(row) - 1, width)))
+        return tops
 
 
 class VllmTeachers:
@@ -85,5 +96,7 @@ class VllmTeachers:
 
     def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
         """See `Teachers.score`; there are no entropies."""
-        found = {i: finite(scorer.scores(rollout), i, self._ranks) for i, scorer in self._held.need(needed)}
-        return table(rollout, len(self), found)
+        rows = sequences(rollout)
+        top = {index: response_tokens(rollout, scorer.score(rows)) for index, scorer in self._held.need(needed)}
+        found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
+        return table(rollout, len(self), found, top=top)

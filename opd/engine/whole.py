@@ -1,7 +1,7 @@
 """A rollout under whole distributions: divergences over the vocabulary, measured and learned from.
 
-Micro-batch by micro-batch, from the student's hidden states and those that the teachers kept; see
-`opd.objective.fused`, which never holds [token, vocabulary].
+Micro-batch by micro-batch, from the student's hidden states and those that the teachers kept, or their likeliest
+tokens; see `opd.objective.fused`, which never holds [token, vocabulary].
 """
 
 from dataclasses import dataclass, fields
@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from opd.batch import Rollout, TeacherScores
+from opd.batch import Rollout, TeacherScores, TopTokens
 from opd.engine.forward import MicroBatch, spread, token_index
 from opd.engine.policy import Policy
 from opd.engine.teacher import LocalTeachers
@@ -18,6 +18,7 @@ from opd.objective.divergence import Chosen, reverse_kl
 from opd.objective.fused import Measured, measure
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
+from opd.objective.table import Table
 
 PerToken = Float[Tensor, "batch time"]
 
@@ -30,7 +31,7 @@ class Whole:
     """Student and teachers, able to compare whole distributions."""
 
     policy: Policy
-    teachers: LocalTeachers
+    teachers: LocalTeachers | None  # None where they give likeliest tokens
 
     @torch.no_grad()
     def statistics(self, rollout: Rollout, scores: TeacherScores, mixture: Mixture) -> dict[str, PerToken]:
@@ -81,8 +82,9 @@ class Whole:
         with_statistics: bool,
     ) -> dict[str, PerToken]:
         used = weight != 0 if entropy_weight is None else (weight != 0) | (entropy_weight != 0)
-        order, teachers = token_index(rollout.mask), sorted(scores.hidden)
-        heads = [self.teachers.scorer(teacher).whole_head() for teacher in teachers]
+        order, teachers = token_index(rollout.mask), scores.whole
+        scorers = [] if self.teachers is None else [self.teachers.scorer(teacher) for teacher in teachers]
+        heads = [scorer.whole_head() for scorer in scorers]
         flat = torch.full((len(NUMBERS), int(rollout.mask.sum())), torch.nan, dtype=weight.dtype)
         for micro in self.policy.micro_batches(rollout):
 
@@ -97,13 +99,14 @@ class Whole:
                     measured = measure(
                         states[here],
                         head,
-                        [scores.hidden[teacher][index].to(states.device) for teacher in teachers],
+                        [scores.hidden[teacher][index].to(states.device) for teacher in sorted(scores.hidden)],
                         heads,
                         one,
                         weight=of(weight)[here],
                         entropy_weight=None if entropy_weight is None else of(entropy_weight)[here],
                         temperature=self.policy.temperature,
-                        teacher_temperature=self.teachers.scorer(teachers[0]).temperature,
+                        teacher_temperature=scorers[0].temperature if scorers else None,
+                        tables=[_table(scores.top[teacher].rows(index)) for teacher in sorted(scores.top)],
                         mixture=_of_tokens(mixture, teachers, micro, here),
                         support=support,
                         tokens=micro.tokens.to(states.device)[here],
@@ -131,6 +134,10 @@ class _Tokens:
 
     def __call__(self, numbers: Tensor) -> Tensor:
         return numbers[self.micro.rows][self.micro.response].to(self.device)
+
+
+def _table(top: TopTokens) -> Table:
+    return Table(top.ids, top.logp)
 
 
 def _of_tokens(mixture: Mixture, teachers: list[int], micro: MicroBatch, here: Tensor) -> Mixture:

@@ -27,6 +27,7 @@ from opd.objective.logp import (
 )
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
+from opd.objective.table import Table
 from opd.objective.vocabulary import add_entropy_, partial_, statistics, whole_
 
 PerToken = Float[Tensor, " token"]
@@ -91,6 +92,7 @@ def measure(
     with_statistics: bool = False,
     clamp: float | int | None = None,
     chunk_size: int = 256,
+    tables: Sequence[Table] = (),
 ) -> Measured:
     """Σ weight · D - Σ entropy_weight · H(student), D of each token, and what else was asked for, in one pass.
 
@@ -98,7 +100,8 @@ def measure(
     the `mixture` that says what reference they make (weights [teacher], or [teacher, token]). `teacher_temperature`
     null is the student's. `support` null is the whole vocabulary. `tokens` asks for log-probs of the sampled tokens
     (the tail "sampled" needs them), `with_statistics` for entropies and the exact reverse KL. `clamp` holds log-ratios
-    within [-clamp, clamp].
+    within [-clamp, clamp]. Instead of hidden states and heads teachers may come as `tables`, which know enough for
+    support=topk of=teacher.
 
     Extra memory: the head's gradient (kept in at least float32) and two chunks of chunk_size · vocabulary numbers;
     for several teachers three.
@@ -108,10 +111,12 @@ def measure(
             support that is not a sum over a vocabulary.
     """
     hiddens, heads = _many(hidden_teacher), _many(head_teacher)
+    if tables and (hiddens or heads):
+        raise ValueError("teachers come as hidden states and heads, or as tables, not as both")
     if any(len(head) != len(head_student) for head in heads):
         sizes = ", ".join(str(len(head)) for head in heads)
         raise ValueError(f"student and teachers must share a vocabulary: {len(head_student)} tokens against {sizes}")
-    if len(hiddens) != len(heads) or (mixture is None and len(heads) > 1):
+    if len(hiddens) != len(heads) or (mixture is None and len(heads or tables) > 1):
         raise ValueError("each teacher needs hidden states and a head, and several teachers a mixture")
     if divergence.weight is not None:
         raise ValueError("a biased policy-gradient weight has no exact form: use it on sampled tokens")
@@ -121,6 +126,7 @@ def measure(
         divergence=divergence if clamp is None else divergence.clamped(clamp),
         hiddens=[hidden.detach() for hidden in hiddens],
         heads=[head.detach() for head in heads],
+        tables=tables,
         weight=torch.ones_like(hidden_student[:, 0]) if weight is None else weight.detach(),
         entropy_weight=entropy_weight,
         temperature=float(temperature),
@@ -141,6 +147,7 @@ class _Work:
     divergence: Divergence
     hiddens: list[Tensor]
     heads: list[Tensor]
+    tables: Sequence[Table]
     weight: Tensor
     entropy_weight: Tensor | None
     temperature: float
@@ -151,6 +158,13 @@ class _Work:
     statistics: bool
     clamp: float | None
     chunk_size: int
+
+    def teacher_(self, out: Tensor, index: int, rows: slice) -> None:
+        """Fills `out` with the log-probs of teacher `index`."""
+        if self.tables:
+            self.tables[index].fill_(out, rows)
+        else:
+            _log_probs_(out, self.hiddens[index][rows], self.heads[index], self.teacher_temperature)
 
 
 class _Exact(torch.autograd.Function):
@@ -185,7 +199,7 @@ def _run(hidden: Tensor, head: Tensor, work: _Work, backward: bool) -> tuple[dic
     grad_hidden = torch.empty_like(hidden) if backward else hidden.new_empty(0)
     grad_head = torch.zeros(head.shape if backward else 0, **new)
     keep_freed_memory()
-    buffers = [torch.empty((size, len(head)), **new) for _ in range(2 if len(work.heads) == 1 else 3)]
+    buffers = [torch.empty((size, len(head)), **new) for _ in range(2 if len(work.tables or work.heads) == 1 else 3)]
     for start in range(0, num, size):
         rows = slice(start, min(start + size, num))
         student, reference, *spare = (buffer[: rows.stop - start] for buffer in buffers)
@@ -218,7 +232,7 @@ def _chunk(
     # Every teacher's divergence by itself, and their weighted mean.
     for count, index in enumerate(needed):
         target = reference if count == 0 else spare
-        _log_probs_(target, work.hiddens[index][rows], work.heads[index], work.teacher_temperature)
+        work.teacher_(target, index, rows)
         weight = weights[index]
         for name, numbers in _measured(work, rows, student, target, backward).items():
             part = torch.where(weight[:, 0] > 0, weight[:, 0] * numbers, 0)
@@ -236,7 +250,7 @@ def _reference_(
     probability = work.mixture.space == "probability"
     for count, index in enumerate(needed):
         target = reference if count == 0 or spare is None else spare
-        _log_probs_(target, work.hiddens[index][rows], work.heads[index], work.teacher_temperature)
+        work.teacher_(target, index, rows)
         weight = weights[index]
         if (weight != 1).any():
             target.add_(weight.log()) if probability else target.mul_(weight)

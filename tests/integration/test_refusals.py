@@ -124,14 +124,15 @@ ENGINES = {
     f"{SERVED} teacher.server.api_key_env=sk-8": "teacher.server.api_key_env='sk-8'",
     f"{SERVED} teacher.dtype=bfloat16": "leave out teacher.dtype=bfloat16, and give it to the server",
     f"{SERVED} rollout.temperature=0.7": "set rollout.temperature=1.0, which teacher.temperature (now 0.7) follows",
-    f"{SERVED} support=full whitening=none": "set support=sampled, or teacher.engine=local",
+    f"{SERVED} support=full whitening=none": "set support=topk or sampled, or teacher.engine=local",
+    f"{SERVED} support=topk support.of=union whitening=none": "set support.of=teacher, or teacher.engine=local",
     f"{SERVED} filter=exact_kl filter.p_min=70": "set filter=kl, or teacher.engine=local",
     f"{SERVED} filter=teacher_entropy filter.p_max=20": "set filter=student_entropy or filter=kl, or",
     f"{SERVED} divergence=entropy_aware": "set another divergence, or teacher.engine=local",
     "teacher.engine=vllm ensemble=best_of teacher=ladder ensemble.by=entropy": "set ensemble.by=likelihood, or",
     "teacher.engine=vllm teacher.temperature=2.0": "teacher.temperature (now 2.0)",
     "teacher.engine=vllm teacher.vllm.gpu_memory_utilization=0.5": "give one of the two, and null for the other",
-    "teacher.engine=vllm support=topk whitening=none": "set support=sampled, or teacher.engine=local",
+    "teacher.engine=vllm support=topk whitening=none teacher=ladder ensemble=arithmetic": "set ensemble=single or hard",
     "teacher.engine=server teacher.server.urls=[[http://127.0.0.1:9]]": "http://127.0.0.1:9 cannot be reached",
 }
 

@@ -57,6 +57,27 @@ def test_a_run_has_the_numbers_of_one_with_a_local_teacher(serve: Callable[..., 
             assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
 
 
+@pytest.mark.parametrize("tail", ["renormalize", "sampled"])
+def test_a_top_k_from_the_server_is_that_of_a_local_teacher(tail: str, serve: Callable[..., TinyServer], config):
+    knobs = [
+        "support=topk",
+        "support.k=6",
+        f"support.tail={tail}",
+        "whitening=none",
+        "entropy_coef=0.01",
+        "num_steps=2",
+    ]
+    knobs += ["mini_batch_size=2"]
+    local, on_server = config(*knobs, to="local"), config(*served(serve()), *knobs)
+    for each in (local, on_server):
+        assert train(each).state == "finished"
+    names = ("loss", "grad_norm", "support/exact", "support/student_mass", "support/reference_mass", "support/overlap")
+    for ours, theirs in zip(lines(run_dir(local)), lines(run_dir(on_server)), strict=True):
+        assert ours["support/student_mass"] < 0.9
+        for name in names:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), name
+
+
 def test_after_a_server_that_never_came_back_the_same_command_goes_on(
     serve: Callable[..., TinyServer], config, monkeypatch: pytest.MonkeyPatch
 ):

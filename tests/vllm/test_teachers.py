@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -150,6 +151,29 @@ def test_what_cannot_be_asked_is_refused(models: Path, server: VllmServer, rollo
         in_process(models, "teacher", longest=256).score(rollout, [0])
     with pytest.raises(UserError, match=r"teacher.vllm.kv_cache_bytes=1000: not enough memory"):
         in_process(models, "teacher", kv_cache_bytes=1000).score(rollout, [0])
+
+
+def test_the_likeliest_tokens_are_the_same_from_a_server_and_an_engine(
+    models: Path, server: VllmServer, rollout: Rollout
+):
+    named = [
+        ServerTeachers([replace(on(server, models), likeliest=8)], ALONE).score(rollout, [0]).top[0],
+        in_process(models, "teacher", likeliest=8).score(rollout, [0]).top[0],
+    ]
+    model = load_model(str(models / "teacher"), revision=None, dtype="float32", key="teacher")
+    for top in named:
+        place = 0
+        for row in range(len(rollout)):
+            prompt, tokens = rollout.prompt[row][rollout.prompt_mask[row]], rollout.tokens[row][rollout.mask[row]]
+            with torch.no_grad():
+                logp = model(torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+            these = slice(place, place + len(tokens))
+            assert torch.equal(top.ids[these, 0], tokens)
+            assert (top.logp[these] - logp.gather(-1, top.ids[these])).abs().max() < BOUND
+            # Of ties, and of tokens that rounding takes for ties, any may be named.
+            least = top.logp[these].topk(8).values[:, -1]
+            assert (least >= logp.topk(8).values[:, -1] - BOUND).all()
+            place += len(tokens)
 
 
 # ---- whole runs

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 
-from opd.batch import Rollout, TeacherScores
+from opd.batch import Rollout, TeacherScores, TopTokens
 from opd.engine import replicas
 from opd.engine.policy import Scorer
 from opd.engine.replicas import Replicas
@@ -75,6 +75,25 @@ def test_each_token_has_the_log_prob_that_the_local_teacher_gives(
     shifted = torch.roll(expected.logp, 1, -1)
     assert (found.logp - shifted)[:, rollout.mask].abs().max() > 0.1, "a shift by one would be seen"
     assert torch.isnan(found.entropy[:, rollout.mask]).all() and (found.entropy[:, ~rollout.mask] == 0).all()
+
+
+@pytest.mark.parametrize("likeliest", [1, 4, 13])
+def test_the_likeliest_tokens_are_the_models(likeliest: int, rollout: Rollout, serve: Callable[..., TinyServer]):
+    found = score(rollout, on(serve().url, likeliest=likeliest))
+    top, order = found.top[0], found.logp[0][rollout.mask]
+    assert torch.equal(top.ids[:, 0], rollout.tokens[rollout.mask]) and torch.equal(top.logp[:, 0], order)
+    place = 0
+    for row in range(len(rollout)):
+        prompt, tokens = rollout.prompt[row][rollout.prompt_mask[row]], rollout.tokens[row][rollout.mask[row]]
+        with torch.no_grad():
+            logp = model()(torch.cat([prompt, tokens])[None]).logits[0, len(prompt) - 1 : -1].log_softmax(-1)
+        for distribution in logp:
+            ids, said = top.ids[place], top.logp[place]
+            assert (said - distribution[ids]).abs().max() < BOUND
+            expected = set(distribution.topk(likeliest).indices.tolist()) | {int(ids[0])}
+            assert set(ids.tolist()) == expected
+            place += 1
+    assert place == len(top.ids)
 
 
 def test_only_the_needed_teachers_are_asked(rollout: Rollout, serve: Callable[..., TinyServer]):
@@ -157,6 +176,10 @@ LASTING = {
     "a number for the first token": (changed(lambda all: all[0]["prompt_logprobs"].__setitem__(0, {"1": 1})), NOT_VLLM),
     "too few tokens": (changed(lambda all: all[0]["prompt_logprobs"].pop()), NOT_VLLM),
     "tokens of another response": (changed(lambda all: all[1].update(index=0) or all[0].update(index=1)), NOT_VLLM),
+    "a token that was not sent": (
+        changed(lambda all: all[0]["prompt_logprobs"].__setitem__(-1, {"1": {"logprob": -1.0}})),
+        NOT_VLLM,
+    ),
     "too few responses": (changed(lambda all: all.pop()), NOT_VLLM),
     "no log-probs": (changed(lambda all: [each.pop("prompt_logprobs") for each in all]), NOT_VLLM),
     "log-probs that are null": (changed(lambda all: [each.update(prompt_logprobs=None) for each in all]), NOT_VLLM),
@@ -200,15 +223,15 @@ def test_a_server_that_comes_back_within_the_patience_is_waited_for(rollout: Rol
     assert close(score(rollout, here), expected, rollout)
     server.stop()
 
-    async def while_it_is_away() -> list[torch.Tensor]:
-        asked = asyncio.create_task(here.logp([[3, 4, 5]]))
+    async def while_it_is_away() -> list[TopTokens]:
+        asked = asyncio.create_task(here.score([[3, 4, 5]]))
         await asyncio.sleep(0.5)
         assert not asked.done()
         serve(port=server.port)
         return await asked
 
-    (logp,) = asyncio.run(while_it_is_away())
-    assert len(logp) == 2
+    (said,) = asyncio.run(while_it_is_away())
+    assert said.ids.tolist() == [[4], [5]]
     assert close(score(rollout, here), expected, rollout)
 
 

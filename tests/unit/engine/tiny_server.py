@@ -47,13 +47,14 @@ class TinyServer:
         self.http.server_close()
 
     @torch.inference_mode()
-    def positions(self, row: list[int]) -> list[dict[str, Any] | None]:
-        """vLLM's `prompt_logprobs` of a prompt: nothing of the first token."""
+    def positions(self, row: list[int], likeliest: int) -> list[dict[str, Any] | None]:
+        """vLLM's `prompt_logprobs` of a prompt: nothing of the first token; each of the others, and the likeliest."""
         logp = self.model(torch.tensor([row])).logits[0].float().log_softmax(-1)
-        return [None] + [
-            {str(token): {"logprob": float(logp[place, token]), "rank": 1, "decoded_token": "x"}}
-            for place, token in enumerate(row[1:])
-        ]
+        found: list[dict[str, Any] | None] = [None]
+        for place, token in enumerate(row[1:]):
+            named = [token, *logp[place].topk(likeliest).indices.tolist()]
+            found.append({str(each): {"logprob": float(logp[place, each]), "decoded_token": "x"} for each in named})
+        return found
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -79,12 +80,12 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(tiny.delay)
             if self.path != "/v1/completions" or body["model"] != tiny.name:
                 return self.answer({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
-            if body["prompt_logprobs"] != 0 or body["max_tokens"] != 1:
+            if body["max_tokens"] != 1:
                 return self.answer({"error": {"message": "this server is asked for the prompt alone"}}, 400)
             if too_long := [row for row in body["prompt"] if len(row) + 1 > tiny.max_model_len]:
                 return self.answer({"error": {"message": f"{len(too_long[0])} tokens are too many"}}, 400)
             choices = [
-                {"index": index, "text": "", "prompt_logprobs": tiny.positions(row)}
+                {"index": index, "text": "", "prompt_logprobs": tiny.positions(row, body["prompt_logprobs"])}
                 for index, row in enumerate(body["prompt"])
             ]
             right = {"object": "text_completion", "choices": choices[::-1]}
