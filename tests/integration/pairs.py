@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from opd import assemble, check, cli, stages
+from opd import assemble, check, cli, stages, teachers
 from opd.config import CONF, known_keys
 from opd.data import control
 from opd.data.grading import Grade
@@ -197,12 +197,13 @@ class World:
                 loaded[at] = sample(self, prompts, *given, key=key)
             return loaded[at]
 
-        monkeypatch.setattr(assemble, "load_model", model)
         monkeypatch.setattr(rollout_engine, "replicate", self._once(rollout_engine.replicate))
-        monkeypatch.setattr(assemble, "load_tokenizer", cache(load_tokenizer))
+        for module in (assemble, teachers):
+            monkeypatch.setattr(module, "load_model", model)
+            monkeypatch.setattr(module, "load_tokenizer", cache(load_tokenizer))
         monkeypatch.setattr(control, "encode", cache(control.encode))
         monkeypatch.setattr(assemble, "load_prompts", self._once(assemble.load_prompts))
-        monkeypatch.setattr(assemble, "same_vocabulary", lambda *_, **__: None)
+        monkeypatch.setattr(teachers, "same_vocabulary", lambda *_, **__: None)
         monkeypatch.setattr(TransformersSampler, "sample", rollout)
         self.grade([False, False, True, False])
         monkeypatch.setattr(

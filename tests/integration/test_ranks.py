@@ -63,13 +63,13 @@ def work(rank: int, size: int, port: int, small_run: list[str], folder: Path) ->
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    from opd import assemble, loop
+    from opd import assemble, loop, teachers
     from opd.engine import dist
     from opd.engine.lora import merged
     from opd.engine.sharded import whole
 
     load = assemble.load_model
-    assemble.load_model = lambda *args, **knobs: load(*args, **knobs).double()
+    assemble.load_model = teachers.load_model = lambda *args, **knobs: load(*args, **knobs).double()
     assemble.build_sampler = lambda *_: Scripted()
     ranks = dist.start(timeout=120.0)
     found = {}
