@@ -56,3 +56,13 @@ def test_a_table_beside_heads_is_refused():
     ours = table((theirs @ their_head.T).log_softmax(-1), tokens, 3)
     with pytest.raises(ValueError, match="not as both"):
         measure(hidden, head, [theirs], [their_head], reverse_kl(), tables=[ours])
+
+
+def test_what_is_left_of_the_probability_is_the_other_tokens():
+    _, _, theirs, their_head, tokens = world()
+    logp = (theirs @ their_head.T).log_softmax(-1)
+    ours, out = table(logp, tokens, 5), torch.empty(10, VOCAB, dtype=torch.float64)
+    ours.fill_(out, slice(20, 30))
+    torch.testing.assert_close(out.exp().sum(-1), torch.ones(10, dtype=torch.float64))
+    torch.testing.assert_close(out.gather(-1, ours.ids[20:30]), ours.logp[20:30])
+    assert torch.equal(out.topk(5).indices.sort().values, logp[20:30].topk(5).indices.sort().values)
