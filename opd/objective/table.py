@@ -26,6 +26,6 @@ class Table:
         inside = logp.masked_fill(again, -torch.inf).double().logsumexp(-1, keepdim=True)
         rest = torch.log(-torch.expm1(inside.clamp(max=-torch.finfo(torch.float64).eps)))
         others = (out.shape[-1] - (~again).sum(-1, keepdim=True)).clamp(min=1)
-        least = logp.min(-1, keepdim=True).values.double()  # by rounding alone the rest could be likelier than these
+        least = logp[:, 1:].min(-1, keepdim=True).values.double()  # by rounding the rest could be likelier than these
         out[:] = torch.minimum(rest - others.double().log(), least).to(out)
         out.scatter_(-1, ids, logp)
