@@ -11,6 +11,8 @@ import sys
 import tempfile
 import time
 
+from filelock import FileLock
+
 from opd import records
 from opd.records import RunDir, Status
 from sweeps import compose, state
@@ -36,7 +38,9 @@ def main(numbers: list[int]) -> None:
             book = handed_over(planned)
             written = time.perf_counter() - started
             records_of_a_week(book, [run.id for run in planned.runs])
-            looked = asked(outputs)
+            runner = book.submission_folder(book.submissions()[-1].id) / "runner.lock"
+            with FileLock(runner):  # as that of a submission that still runs
+                looked = asked(outputs)
             size = sum(file.stat().st_size for file in book.folder.rglob("*") if file.is_file())
             print(
                 f"{len(planned.runs)} runs: composed and checked in {composed:.1f} s (imports {imported:.1f} s), "

@@ -183,9 +183,7 @@ def _queued(ids: Sequence[str]) -> str:
 def _accounted(ids: Sequence[str]) -> str:
     try:
         listed = f"--jobs={','.join(ids)}"
-        return ask(
-            "sacct", "--noheader", "--parsable2", "--allocations", "--array", listed, "--format=JobID,State,NodeList"
-        )
+        return ask("sacct", "--noheader", "--parsable2", "--allocations", listed, "--format=JobID,State,NodeList")
     except Unanswered:
         return ""  # a cluster without accounting; what has left its queue is then known from our records alone
 

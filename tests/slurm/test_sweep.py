@@ -56,6 +56,14 @@ def metrics(outputs: Path) -> dict[str, list[dict]]:
     }
 
 
+def minutes_so_far(job: str) -> int:
+    """Whole minutes that a job has run, rounded up; a limit one above them is less than two minutes away."""
+    asked = subprocess.run(["squeue", "-h", "-r", "-j", job, "-o", "%M"], check=True, capture_output=True, text=True)
+    days, _, clock = asked.stdout.strip().rpartition("-")
+    *hours, minutes, _ = [0, *map(int, clock.split(":"))]
+    return int(days or 0) * 1440 + hours[-1] * 60 + minutes + 1
+
+
 def ranks_of(run: str) -> dict[int, int]:
     """Rank → process id of a run's processes on this host."""
     found = {}
@@ -115,7 +123,7 @@ def test_a_disturbed_sweep_ends_with_the_metrics_of_an_undisturbed_one(
     scontrol("requeue", requeued["job"])
 
     late = one_at_work({killed["run"], requeued["run"]})
-    scontrol("update", f"jobid={late['job']}", "timelimit=1")
+    scontrol("update", f"jobid={late['job']}", f"timelimit={minutes_so_far(late['job']) + 1}")
     drained(late["node"])
     until(tmp_path, lambda seen: seen[late["run"]]["state"] != "running", "the late run has left")
     scontrol("update", f"jobid={late['job']}", "timelimit=30")
