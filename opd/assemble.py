@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opd import ready
 from opd.batch import Prompt, Sampling
-from opd.check import BUILT_BY_THE_RUN, COMMON_KNOBS, resolve
-from opd.config import Arithmetic, Dataset, Node, RunConfig
-from opd.data import arithmetic, control, prompts
+from opd.check import BUILT_BY_THE_RUN
+from opd.config import Arithmetic, Dataset, Mixture, RunConfig
+from opd.data import arithmetic, control, mixture, prompts
+from opd.data.arithmetic import Problem
 from opd.data.control import Control
 from opd.engine.background import Background
 from opd.engine.checkpoint import Learned
 from opd.engine.dist import Ranks
 from opd.engine.lora import add_adapters
-from opd.engine.models import load_model, load_tokenizer, max_positions, stop_token_ids
+from opd.engine.models import end_with, load_model, load_tokenizer, max_positions, stop_token_ids
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy
 from opd.engine.rollout import Sampler
@@ -28,13 +30,13 @@ from opd.engine.sharded import Root, spread_over
 from opd.errors import UserError
 from opd.learn import Exact, PolicyGradient
 from opd.objective.filter import eligible
-from opd.objective.mixture import BoundEnsemble
 from opd.objective.support import Support
 from opd.pages import Pages
+from opd.ready import bind, bound_ensemble
 from opd.records import RunDir
 from opd.run import Run
 from opd.stages import Anchor, Rewards, WholeReference, sampled_reference
-from opd.teachers import build_teachers, load_anchor, locate, make_models, whole
+from opd.teachers import build_teachers, load_anchor, whole
 from opd.throughput import Meter
 
 
@@ -49,7 +51,8 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
             f"mini_batch_size={config.mini_batch_size}: must be a multiple of the {ranks.size} ranks, which share its "
             "prompts evenly"
         )
-    ranks.lead(lambda: make_models(config))
+    ranks.lead(lambda: ready.make_models(config))
+    ready.check(config, ranks)
     student, tokenizer = load_student(config)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
     tokens = control_tokens(config, tokenizer)
@@ -112,22 +115,11 @@ def load_student(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    path, revision = locate(config.student.model, config), config.student.revision
+    path, revision = ready.locate("self", config)
     tokenizer = load_tokenizer(path, revision=revision, key="student.model")
-    return load_model(path, revision=revision, dtype="float32", key="student.model"), tokenizer
-
-
-def bind(group: str, node: Node) -> partial[Any]:
-    """The function that a method node names, with its knobs filled in; a knob may itself be a node of the group.
-
-    Knobs that the run itself reads are left out.
-    """
-    knobs = {
-        key: bind(group, value)() if isinstance(value, dict) and "_target_" in value else value
-        for key, value in node.items()
-        if key not in ("_target_", "_partial_") and key not in COMMON_KNOBS.get(group, {})
-    }
-    return partial(resolve(group, node["_target_"]), **knobs)
+    model = load_model(path, revision=revision, dtype="float32", key="student.model")
+    end_with(model, tokenizer, config.student.stop_tokens)
+    return model, tokenizer
 
 
 def steps(config: RunConfig, num_prompts: int) -> int:
@@ -161,12 +153,6 @@ def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerB
     return bind("rollout", config.rollout)(**built)
 
 
-def bound_ensemble(config: RunConfig) -> BoundEnsemble:
-    """The ensemble of the run's teachers."""
-    ensemble: Any = bind("ensemble", config.ensemble)
-    return BoundEnsemble(ensemble.func, len(config.teacher.models), ensemble.keywords)
-
-
 def control_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Control:
     """What the ensemble puts before the student's prompts: mostly nothing."""
     return control.encode(bound_ensemble(config).prefixes(), tokenizer)
@@ -182,18 +168,28 @@ def _eligible(config: RunConfig, student: PreTrainedModel, tokenizer: PreTrained
     return partial(eligible, token_ids=sorted(ids), prefix=config.filter["prefix_length"])
 
 
+def load_problems(source: Arithmetic | Dataset | Mixture, config: RunConfig, *, key: str) -> list[Problem]:
+    """The problems of `source`; `key` is the config key to name in a refusal."""
+    if isinstance(source, Mixture):
+        sets = {name: load_problems(each, config, key=f"{key}.sources.{name}") for name, each in source.sources.items()}
+        try:
+            return mixture.mix(sets, weights=source.weights, num=source.num, seed=source.seed)
+        except UserError as error:
+            raise UserError(f"{key}.{error}") from error
+    if isinstance(source, Arithmetic):
+        return arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
+    data = None if config.paths.data is None else Path(config.paths.data)
+    try:
+        return prompts.load_problems(source, data_dir=data)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
 def load_prompts(
-    source: Arithmetic | Dataset, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, key: str
+    source: Arithmetic | Dataset | Mixture, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, key: str
 ) -> list[Prompt]:
     """The problems of `source`, shown as `config.prompts` says; `key` is the config key to name in a refusal."""
-    if isinstance(source, Arithmetic):
-        problems = arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
-    else:
-        data = None if config.paths.data is None else Path(config.paths.data)
-        try:
-            problems = prompts.load_problems(source, data_dir=data)
-        except UserError as error:
-            raise UserError(f"{key}: {error}") from error
+    problems = load_problems(source, config, key=key)
     encoded, dropped = prompts.encode(
         problems,
         tokenizer,

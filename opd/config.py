@@ -44,13 +44,17 @@ class Arithmetic:
 
 @dataclass(config=STRICT, frozen=True)
 class Dataset:
-    """Problems of a dataset: `file` (JSONL; as given, or under `paths.data`) where it exists, else the hub's `hub`."""
+    """Problems of a dataset: `file` (JSONL; as given, or under `paths.data`) where it exists, else the hub's `hub`.
+
+    `streaming` reads the hub's rows one by one, the first `limit`, instead of downloading them all.
+    """
 
     kind: Literal["dataset"]
     hub: Text | None
     config: Text | None
     split: Text
     revision: Text | None
+    streaming: bool
     file: Text | None
     problem_field: Text
     answer_field: Text
@@ -63,10 +67,24 @@ Source = Annotated[Arithmetic | Dataset, Field(discriminator="kind")]
 
 
 @dataclass(config=STRICT, frozen=True)
+class Mixture:
+    """Several sets as one, each with its share of `weights` (null: all of each); see `opd.data.mixture`.
+
+    `num` problems in all; null: as many as the sets give.
+    """
+
+    kind: Literal["mixture"]
+    sources: Annotated[dict[Name, Source], Field(min_length=2)]
+    weights: dict[Name, Positive] | None
+    num: Count | None
+    seed: Annotated[int, Field(ge=0)]
+
+
+@dataclass(config=STRICT, frozen=True)
 class Prompts:
     """Training prompts, and how any problem is shown to the models (benchmarks too)."""
 
-    source: Source
+    source: Annotated[Arithmetic | Dataset | Mixture, Field(discriminator="kind")]
     template: Literal["raw", "chat"]
     system: str | None
     prefix: str
@@ -88,11 +106,16 @@ class Lora:
 
 @dataclass(config=STRICT, frozen=True)
 class Student:
-    """The model that learns: a directory, a hub id, or `sft:NAME` for one that `recipes.NAME` makes."""
+    """The model that learns: a directory, a hub id, or `sft:NAME` for one that `recipes.NAME` makes.
+
+    `stop_tokens` (texts) end a response, beside the tokenizer's own end of text; null: those of the model's generation
+    config, and then a teacher that ends its texts with another is refused.
+    """
 
     model: Text
     revision: Text | None
     lora: Lora | None
+    stop_tokens: Annotated[list[Text], Field(min_length=1)] | None
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -301,6 +324,14 @@ class Paths:
 
 
 @dataclass(config=STRICT, frozen=True)
+class MachinePlan:
+    """The machine that a preflight plans for: `ranks` processes, each on a GPU of `gpu_gib` GiB; null: this one."""
+
+    ranks: Count | None
+    gpu_gib: Positive | None
+
+
+@dataclass(config=STRICT, frozen=True)
 class RunConfig:
     """One run, whole. `num_steps` stops it before the end of `epochs`; null runs them all.
 
@@ -308,10 +339,13 @@ class RunConfig:
     it and, discounted by `gamma`, those before it (reward_to_go), or all of the response (sequence).
     `allow_heuristic` lets through what is no gradient of anything, with a warning.
 
+    `preflight` checks the run, shows what it will take, and ends before it trains.
+
     `threads` bounds the CPU's: small models are faster on one, and then give the same numbers on any number of cores;
     null leaves it to torch. `profile` traces a few steps; see `opd.profile`.
     """
 
+    recipes: dict[Name, Recipe]  # first: other keys quote it, and what is wrong with it is to be said of it
     name: Name
     study: Name
     seed: Annotated[int, Field(ge=0)]
@@ -349,7 +383,8 @@ class RunConfig:
     tracker: Annotated[NoTracker | Wandb, Field(discriminator="kind")]
     rollouts: Rollouts
     profile: bool
-    recipes: dict[Name, Recipe]
+    preflight: bool
+    plan: MachinePlan
 
     @property
     def uses_vocabulary(self) -> bool:

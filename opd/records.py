@@ -22,7 +22,7 @@ from typing import Any, Literal, get_args
 State = Literal["pending", "running", "preempted", "finished", "failed"]
 
 # What changes where a run is kept, watched or repeated, or whom it asks, but not what it computes.
-NOT_HASHED = ("paths", "study", "tracker", "rollouts", "profile", "seed", "teacher.server")
+NOT_HASHED = ("paths", "study", "tracker", "rollouts", "profile", "seed", "teacher.server", "preflight", "plan")
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from opd import teacher_rules
-from opd.config import RunConfig
+from opd.config import Dataset, Mixture, RunConfig
 
 BIASED = ("k2_naive", "k3_naive", "value_weighted")
 
@@ -232,6 +232,32 @@ def _nothing_to_keep(config: RunConfig) -> str | None:
     return "set checkpoint.every above 0, or checkpoint.keep=1"
 
 
+def _unweighed_sets(config: RunConfig) -> str | None:
+    source = config.prompts.source
+    if not isinstance(source, Mixture) or source.weights is None or source.weights.keys() == source.sources.keys():
+        return None
+    return f"give one to each of {', '.join(source.sources)}, not to {', '.join(source.weights) or 'none'}"
+
+
+def _endless_stream(config: RunConfig) -> str | None:
+    source = config.prompts.source
+    named = source.sources if isinstance(source, Mixture) else {"": source}
+    for name, each in [*named.items(), *config.evaluate.sources.items()]:
+        if isinstance(each, Dataset) and each.streaming and each.limit is None:
+            return f"set the limit of {name or 'prompts.source'} (rows), or streaming=false"
+    return None
+
+
+def _half_a_machine(config: RunConfig) -> str | None:
+    if (config.plan.ranks is None) == (config.plan.gpu_gib is None):
+        return None
+    return "give both, or null for both"
+
+
+def _plan_without_preflight(config: RunConfig) -> str | None:
+    return "set preflight=true" if config.plan.ranks is not None and not config.preflight else None
+
+
 # Knobs that act on the advantages of a policy gradient, and what each is where it does nothing.
 OF_ADVANTAGES: dict[str, tuple[Any, Callable[[RunConfig], Any]]] = {
     "whitening": ("none", lambda c: c.whitening),
@@ -357,6 +383,12 @@ REFUSALS = [
         "greedy answers ignore top_p and top_k",
         _truncated_greedy,
     ),
+    Refusal(
+        ("prompts.source.weights", "prompts.source.sources"), "every set of a mixture has a weight", _unweighed_sets
+    ),
+    Refusal(("prompts.source.streaming", "prompts.source.limit"), "a stream may have no end", _endless_stream),
+    Refusal(("plan.ranks", "plan.gpu_gib"), "the machine that a plan is for has both", _half_a_machine),
+    Refusal(("plan", "preflight"), "a run takes the machine that it is on", _plan_without_preflight),
     Refusal(
         ("checkpoint.every", "checkpoint.keep"), "without periodic checkpoints there is one to keep", _nothing_to_keep
     ),

@@ -4,7 +4,6 @@ import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
-from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
@@ -16,7 +15,7 @@ from opd.engine.sharded import spread_over
 from opd.engine.teacher import LocalTeachers, Teachers
 from opd.engine.whole import Whole
 from opd.errors import UserError
-from opd.sft import ensure_models
+from opd.ready import locate
 
 
 def build_teachers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, *, longest: int) -> Teachers:
@@ -40,7 +39,7 @@ def _likeliest(config: RunConfig) -> int:
 
 def _local(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
     return LocalTeachers(
-        [_scorer_loader(model, config, tokenizer, ranks, key) for key, model in _named(config)],
+        [scorer_loader(model, config, tokenizer, ranks, key) for key, model in _named(config)],
         keep_hidden=config.uses_vocabulary or config.method("support") != "sampled",
     )
 
@@ -64,7 +63,7 @@ def _on_servers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ra
         )
     servers = [
         Server(
-            model=_source(model, config)[0],
+            model=locate(model, config)[0],
             replicas=Replicas(
                 urls, name=f"teacher.server.urls.{index}", timeout=settings.timeout, patience=settings.patience, key=key
             ),
@@ -93,7 +92,7 @@ def _on_vllm(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
         )
 
     def loader(key: str, model: str) -> Callable[[], VllmScorer]:
-        source, revision = _source(model, config)
+        source, revision = locate(model, config)
         if model != "self":
             same_vocabulary(tokenizer, load_tokenizer(source, revision=revision, key=key), key=f"{key}={model!r}")
         knobs = {"dtype": config.teacher.dtype, "likeliest": _likeliest(config), **asdict(settings)}
@@ -112,20 +111,7 @@ ENGINES: dict[str, Callable[[RunConfig, PreTrainedTokenizerBase, Ranks, int], Te
 
 def load_anchor(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Scorer:
     """The model of `shaping.anchor`, always held in this process."""
-    return _scorer_loader(config.shaping.anchor, config, tokenizer, ranks, "shaping.anchor")()
-
-
-def locate(model: str, config: RunConfig) -> str:
-    """A model's directory or hub id; a recipe that is not built yet is."""
-    if not model.startswith("sft:"):
-        return model
-    return str(ensure_models(config.recipes, Path(config.paths.models))[model.removeprefix("sft:")])
-
-
-def make_models(config: RunConfig) -> None:
-    """Makes the models of the config's recipes that are not there yet."""
-    if config.recipes:
-        ensure_models(config.recipes, Path(config.paths.models))
+    return scorer_loader(config.shaping.anchor, config, tokenizer, ranks, "shaping.anchor")()
 
 
 def _named(config: RunConfig) -> list[tuple[str, str]]:
@@ -133,17 +119,11 @@ def _named(config: RunConfig) -> list[tuple[str, str]]:
     return [(f"teacher.models.{index}", model) for index, model in enumerate(config.teacher.models)]
 
 
-def _source(model: str, config: RunConfig) -> tuple[str, str | None]:
-    """Where a teacher or anchor comes from, and its revision there."""
-    if model == "self":
-        return locate(config.student.model, config), config.student.revision
-    return locate(model, config), None
-
-
-def _scorer_loader(
+def scorer_loader(
     model: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, key: str
 ) -> Callable[[], Scorer]:
-    path, revision = _source(model, config)
+    """What loads `model` as a teacher into this process; `key` is the config key to name in a refusal."""
+    path, revision = locate(model, config)
     if model != "self":
         same_vocabulary(tokenizer, load_tokenizer(path, revision=revision, key=key), key=f"{key}={model!r}")
 

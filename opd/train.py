@@ -234,7 +234,12 @@ class LeavingOnSignal:
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
 @cli.job
 def _main(composed: DictConfig) -> None:
-    status = train(check.prepare(cli.resolved(composed)))
+    config = check.prepare(cli.resolved(composed))
+    if config.preflight:
+        from opd.preflight import preflight
+
+        return preflight(config, run_dir(config))
+    status = train(config)
     if status.state == "preempted":
         print("opd: preempted; the same command goes on from here", file=sys.stderr)
         sys.exit(PREEMPTED)

@@ -1,5 +1,6 @@
 """Problems from the Hugging Face Hub or a JSONL file, what a model is shown of them, and the order they come in."""
 
+import itertools
 import json
 import logging
 import math
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
+from opd import hub
 from opd.config import Dataset
 from opd.data.answer import plain
 from opd.data.arithmetic import Problem
@@ -193,24 +195,35 @@ def _rows(source: Dataset) -> Iterator[tuple[str, int, dict[str, Any]]]:
     )
     table = _download(source, part)
     wanted = [field for field in (source.problem_field, source.answer_field, source.id_field) if field is not None]
-    for field in wanted:
-        if field not in table.column_names:
-            raise UserError(
-                f"{source.hub} ({part}): has no field {field!r}; its fields are {', '.join(table.column_names)}"
-            )
-    for number, row in enumerate(table.select_columns(list(dict.fromkeys(wanted))), 1):
+    names = table.column_names  # a stream may not know them before its first row
+    for field in wanted if names else []:
+        if field not in names:
+            raise UserError(f"{source.hub} ({part}): has no field {field!r}; its fields are {', '.join(names)}")
+    rows = iter(table.select_columns(list(dict.fromkeys(wanted))) if names else table)
+    for number in itertools.count(1):
+        try:
+            row = next(rows)
+        except StopIteration:
+            return
+        except Exception as error:  # a stream is read as it is asked for, and the hub may go away meanwhile
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{source.hub} ({part}), row {number}: cannot be read: {reason}") from error
         yield f"{source.hub} ({part}), row {number}", number, row
 
 
 def _download(source: Dataset, part: str) -> Any:
     import datasets
+    from datasets import config
     from datasets.exceptions import DatasetNotFoundError
 
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)  # six lines a lost connection: the refusal below says it in one
+    config.HF_HUB_OFFLINE = not hub.reachable()
     try:
-        return datasets.load_dataset(str(source.hub), source.config, split=source.split, revision=source.revision)
+        return datasets.load_dataset(
+            str(source.hub), source.config, split=source.split, revision=source.revision, streaming=source.streaming
+        )
     except DatasetNotFoundError as error:
         why, cause = "is not there, or not for you", error
     except (ConnectionError, TimeoutError) as error:

@@ -1,14 +1,24 @@
 """Loading causal language models and tokenizers from a directory or the Hugging Face Hub, never with remote code."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, logging
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    logging,
+)
 
+from opd import hub
 from opd.engine import lora
 from opd.errors import UserError
 
@@ -25,7 +35,7 @@ def load_tokenizer(model: str, *, revision: str | None, key: str) -> PreTrainedT
     _must_be_there(model, key)
     try:
         with _quiet_hub():
-            tokenizer = AutoTokenizer.from_pretrained(model, revision=revision, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(model, **_settings(model, revision))
     except Exception as error:  # transformers raises many kinds here; each means the same to the user
         raise UserError(_cannot_load("tokenizer", model, key, error)) from error
     if tokenizer.eos_token_id is None:
@@ -42,10 +52,11 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
         UserError: where it cannot be loaded, or its logits are more than `hidden @ head.T`.
     """
     _must_be_there(model, key)
-    settings = {"revision": revision, "trust_remote_code": False, "attn_implementation": "sdpa"}
     try:
         with _quiet_hub():
-            loaded = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype), **settings)
+            loaded = AutoModelForCausalLM.from_pretrained(
+                model, dtype=getattr(torch, dtype), attn_implementation="sdpa", **_settings(model, revision)
+            )
     except Exception as error:
         raise UserError(_cannot_load("model", model, key, error)) from error
     if any(tensor.is_meta for tensor in loaded.parameters()):
@@ -54,6 +65,54 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
     loaded.eval()
     _probe_head(loaded, model, key)
     return loaded
+
+
+def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConfig:
+    """The config of `model`, without its weights.
+
+    Raises:
+        UserError: where it cannot be loaded.
+    """
+    _must_be_there(model, key)
+    try:
+        with _quiet_hub():
+            return AutoConfig.from_pretrained(model, **_settings(model, revision))
+    except Exception as error:
+        raise UserError(_cannot_load("config", model, key, error)) from error
+
+
+def load_ends(model: str, *, revision: str | None) -> list[int]:
+    """The tokens that end a text by the model's generation config; none where it has no such file."""
+    try:
+        with _quiet_hub():
+            named = GenerationConfig.from_pretrained(model, **_settings(model, revision)).eos_token_id
+    except OSError:
+        return []
+    return [named] if isinstance(named, int) else list(named or [])
+
+
+def end_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] | None) -> None:
+    """Makes these tokens end the model's responses, and those of its checkpoints; null: what its own config says.
+
+    Raises:
+        UserError: for a token that the tokenizer does not have.
+    """
+    if tokens is not None:
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = token_ids(tokenizer, tokens)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """The ids of the student's stop tokens.
+
+    Raises:
+        UserError: for a token that the tokenizer does not have.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary:
+            raise UserError(f"student.stop_tokens: {token!r} is no token of the student's vocabulary")
+    return [vocabulary[token] for token in tokens]
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
@@ -93,6 +152,12 @@ def _must_be_there(model: str, key: str) -> None:
         raise UserError(f"{key}={model!r}: there is no such directory")
 
 
+def _settings(model: str, revision: str | None) -> dict[str, Any]:
+    # Of a hub that does not answer, what an earlier run has left in its cache.
+    offline = not Path(model).is_dir() and not hub.reachable()
+    return {"revision": revision, "trust_remote_code": False, "local_files_only": offline}
+
+
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
     """Without the hub client's warnings of each retry: the refusal says it in one sentence."""
@@ -124,4 +189,9 @@ def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     if Path(model).is_dir():
         return f"{key}={model!r}: no {what} can be loaded from this directory: {reason}"
+    if not hub.reachable():
+        return (
+            f"{key}={model!r}: there is no such directory here, the Hugging Face Hub cannot be reached, and its cache "
+            f"has no {what} of that name; give a directory, or connect once"
+        )
     return f"{key}={model!r}: there is no such directory here, and no {what} of that name on the hub: {reason}"

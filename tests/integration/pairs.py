@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from opd import assemble, check, cli, stages, teachers
+from opd import assemble, check, cli, ready, stages, teachers
 from opd.config import CONF, known_keys
 from opd.data import control
 from opd.data.grading import Grade
@@ -197,13 +197,14 @@ class World:
                 loaded[at] = sample(self, prompts, *given, key=key)
             return loaded[at]
 
-        monkeypatch.setattr(rollout_engine, "replicate", self._once(rollout_engine.replicate))
         for module in (assemble, teachers):
             monkeypatch.setattr(module, "load_model", model)
             monkeypatch.setattr(module, "load_tokenizer", cache(load_tokenizer))
+        monkeypatch.setattr(rollout_engine, "replicate", self._once(rollout_engine.replicate))
+        monkeypatch.setattr(teachers, "same_vocabulary", lambda *_, **__: None)
         monkeypatch.setattr(control, "encode", cache(control.encode))
         monkeypatch.setattr(assemble, "load_prompts", self._once(assemble.load_prompts))
-        monkeypatch.setattr(teachers, "same_vocabulary", lambda *_, **__: None)
+        monkeypatch.setattr(ready, "check", lambda *_: None)
         monkeypatch.setattr(TransformersSampler, "sample", rollout)
         self.grade([False, False, True, False])
         monkeypatch.setattr(

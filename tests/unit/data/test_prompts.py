@@ -28,6 +28,7 @@ SOURCE = Dataset(
     config=None,
     split="train",
     revision=None,
+    streaming=False,
     file=None,
     problem_field="problem",
     answer_field="answer",

@@ -1,0 +1,53 @@
+"""Several prompt sets as one, in exact proportions."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from fractions import Fraction
+
+from opd.data.arithmetic import Problem
+from opd.data.prompts import epoch_order
+from opd.errors import UserError
+
+
+def mix(
+    sets: Mapping[str, Sequence[Problem]], *, weights: Mapping[str, float | int] | None, num: int | None, seed: int
+) -> list[Problem]:
+    """One list of problems, each set's share of it its weight; ids become `set/id`, domains stay.
+
+    Nothing is taken twice. `num` problems, or as many as the sets give: the whole of the set that is scarcest. Shares
+    are exact up to the rounding of one problem (largest remainders, the first set first). Which problems of a set are
+    taken, and their order, follow `seed`; `weights` null takes all there are.
+
+    Raises:
+        UserError: for a set that is too small for its share of `num`, or weights so unlike that one set gets nothing.
+    """
+    sizes = {name: len(problems) for name, problems in sets.items()}
+    counts = shares(sizes, weights or sizes, num)
+    taken = []
+    for index, (name, problems) in enumerate(sets.items()):
+        order = epoch_order(len(problems), seed=seed, epoch=index)[: counts[name]]
+        taken += [replace(problems[place], id=f"{name}/{problems[place].id}") for place in sorted(order.tolist())]
+    return taken
+
+
+def shares(sizes: Mapping[str, int], weights: Mapping[str, float | int], num: int | None) -> dict[str, int]:
+    """How many problems of each set."""
+    total = sum(Fraction(str(weights[name])) for name in sizes)
+    share = {name: Fraction(str(weights[name])) / total for name in sizes}
+    if num is None:
+        num = min(int(size / share[name]) for name, size in sizes.items())
+    counts = {name: int(num * share[name]) for name in sizes}
+    # Python's sort is stable: of equal remainders the first set's comes first.
+    for name in sorted(sizes, key=lambda name: counts[name] - num * share[name])[: num - sum(counts.values())]:
+        counts[name] += 1
+    for name, count in counts.items():
+        if count > sizes[name]:
+            raise UserError(
+                f"sources.{name}: has {sizes[name]} problems, and its share of num={num} is {count}; set num to at "
+                f"most {min(int(size / share[each]) for each, size in sizes.items())}, or a smaller weight"
+            )
+        if not count:
+            raise UserError(
+                f"weights.{name}={weights[name]}: of {num} problems its share is none; give it more, or leave it out"
+            )
+    return counts
