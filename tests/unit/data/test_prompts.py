@@ -183,8 +183,8 @@ def hub_refusal(tmp_path: Path, **environment: str) -> str:
         from opd.data.prompts import load_problems
         from opd.errors import UserError
         source = Dataset(kind="dataset", hub="somebody/some-set", config="main", split="test", revision=None,
-                         file="some.jsonl", problem_field="question", answer_field="answer", id_field=None,
-                         domain="mathematics", limit=None)
+                         streaming=False, file="some.jsonl", problem_field="question", answer_field="answer",
+                         id_field=None, domain="mathematics", limit=None)
         try:
             load_problems(source, data_dir=None)
         except UserError as error:
