@@ -74,7 +74,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         benchmarks=benchmarks,
         learned=Learned(
             student,
-            base=locate(config.student.model, config),
+            base=ready.locate("self", config)[0],
             tokenizer=tokenizer,
             optimizer=Optimizer(student, config.optim, num_steps=num_steps),
         ),
