@@ -52,6 +52,8 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
                 f"student.lora.target_modules: {name} is no linear layer between embedding and output head; name some "
                 "of those, or set all-linear"
             )
+        for each in (module.lora_A, module.lora_B):  # peft makes them in float32
+            each.to(module.base_layer.weight.dtype)  # pyright: ignore
 
 
 def adapters(model: nn.Module) -> dict[str, Any]:
