@@ -48,7 +48,8 @@ def swept(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
     outputs = tmp_path_factory.mktemp("swept")
     given = [text for text in small_run if not text.startswith("student.model")]
     student = next(text for text in small_run if text.startswith("student.model")).partition("=")[2]
-    grid = f"sweep.grid=[{{'name,student.model':[[good,{student}],[poisoned,/nowhere]]}}]"
+    arms = f"{{name:[good],student.model:[{student}]}},{{name:[poisoned],student.model:[/nowhere]}}"
+    grid = f"sweep.grid=[{arms}]"
     arguments = ["+sweep=epochs", "sweep.seeds=[0]", grid, *given, f"paths.outputs={outputs}"]
     planned = command("submit", *arguments, "--dry-run")
     assert "2 arms × 1 seeds, 2 runs" in planned.stdout and not list(outputs.iterdir())
