@@ -39,14 +39,15 @@ def resolved(config: Any) -> dict[str, Any]:
         UserError: for a value that must be given and was not, or an interpolation that leads nowhere.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     register_resolvers()  # in a process of Hydra's launcher nobody has
     try:
         found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except MissingMandatoryValue:
+        missing = min(OmegaConf.missing_keys(config))
+        raise UserError(f"{missing}: has no value and must be given one, as {missing}=VALUE") from None
     except OmegaConfBaseException as error:
-        if missing := sorted(OmegaConf.missing_keys(config)):
-            raise UserError(f"{missing[0]}: has no value and must be given one, as {missing[0]}=VALUE") from None
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     found.pop("sweep", None)
     return found
@@ -116,7 +117,7 @@ _DISK = {
 def composition_sentence(error: BaseException) -> str | None:
     """What Hydra or OmegaConf says of a config that cannot be composed, in one sentence; None for any other error."""
     from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
+    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     from opd.config import no_such_key
 
