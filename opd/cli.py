@@ -44,9 +44,8 @@ def resolved(config: Any) -> dict[str, Any]:
     register_resolvers()  # in a process of Hydra's launcher nobody has
     try:
         found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    except MissingMandatoryValue:
-        missing = min(OmegaConf.missing_keys(config))
-        raise UserError(f"{missing}: has no value and must be given one, as {missing}=VALUE") from None
+    except MissingMandatoryValue as error:
+        raise UserError(f"{error.full_key}: has no value and must be given one, as {error.full_key}=VALUE") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     found.pop("sweep", None)
