@@ -8,6 +8,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,10 @@ def resolved(config: Any) -> dict[str, Any]:
     try:
         found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
-        raise UserError(f"{error.full_key}: has no value and must be given one, as {error.full_key}=VALUE") from None
+        missing = error.full_key
+        with suppress(OmegaConfBaseException):  # another value may lead nowhere
+            missing = min(OmegaConf.missing_keys(config))
+        raise UserError(f"{missing}: has no value and must be given one, as {missing}=VALUE") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
     found.pop("sweep", None)
@@ -116,7 +120,7 @@ _DISK = {
 def composition_sentence(error: BaseException) -> str | None:
     """What Hydra or OmegaConf says of a config that cannot be composed, in one sentence; None for any other error."""
     from hydra.errors import HydraException
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import OmegaConfBaseException
 
     from opd.config import no_such_key
 

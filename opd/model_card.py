@@ -74,6 +74,10 @@ def _scores(config: Mapping[str, Any], evaluated: Sequence[Mapping[str, Any]]) -
 
 
 def _source(source: Mapping[str, Any]) -> str:
+    if source["kind"] == "mixture":
+        weights = source["weights"] or dict.fromkeys(source["sources"], "all")
+        parts = (f"{weight} of {_source(source['sources'][name])}" for name, weight in weights.items())
+        return f"{source['num'] or 'all'} problems of a mixture: {'; '.join(parts)}"
     if source["kind"] == "arithmetic":
         return f"{source['num']} made problems of arithmetic, seed {source['seed']}"
     return f"{source['hub'] or source['file']}, split {source['split']}"

@@ -245,15 +245,14 @@ def test_an_unwritable_outputs_folder_is_refused(command, tmp_path: Path):
     assert status == 2 and "paths.outputs" in one_sentence(error)
 
 
-def test_a_damaged_checkpoint_is_named(command, tmp_path: Path):
+def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(command, tmp_path: Path):
     assert command()[0] == 0
     (path,) = (tmp_path / "outputs" / "main").iterdir()
     RunDir(path).update_status(state="running")
     truncate("model.safetensors")(path / "checkpoints" / "step_000004")
     status, error = command()
-    assert status == 2 and "step_000004: the checkpoint cannot be read" in one_sentence(error)
-    shutil.rmtree(path / "checkpoints" / "step_000004")
-    assert command()[0] == 0 and RunDir(path).status().state == "finished"
+    assert status == 0 and "warning" in error and "step_000004" in one_sentence(error)
+    assert RunDir(path).status().state == "finished"
 
 
 EVALUATE = {

@@ -78,15 +78,16 @@ def test_one_teacher_is_a_ladder_of_one_stage(run, models: Path):
 
 
 def test_hard_switch_loads_one_teacher_at_a_time_smallest_first(run, models: Path, monkeypatch: pytest.MonkeyPatch):
-    from opd import assemble
+    from opd import assemble, teachers
 
     loaded = []
     original = assemble.load_model
-    monkeypatch.setattr(
-        assemble,
-        "load_model",
-        lambda model, **settings: (loaded.append(Path(model).name), original(model, **settings))[1],
-    )
+    for module in (assemble, teachers):
+        monkeypatch.setattr(
+            module,
+            "load_model",
+            lambda model, **settings: (loaded.append(Path(model).name), original(model, **settings))[1],
+        )
     run("+experiment=hard_switch", "num_steps=6", "checkpoint.every=2")
     assert loaded == ["student", "small", "medium", "large"]
 
@@ -202,7 +203,7 @@ def test_the_final_checkpoint_loads_in_transformers_as_it_was_trained(run):
     folder = run()
     model = AutoModelForCausalLM.from_pretrained(folder.checkpoints / "final")
     tokenizer = AutoTokenizer.from_pretrained(folder.checkpoints / "final")
-    assert tokenizer.encode("1+2=") and model.generation_config.eos_token_id == tokenizer.eos_token_id
+    assert tokenizer.encode("1+2=") and model.generation_config.eos_token_id == [tokenizer.eos_token_id]
     for name, tensor in weights(folder).items():
         assert torch.equal(model.state_dict()[name], tensor)
 

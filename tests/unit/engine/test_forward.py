@@ -37,7 +37,7 @@ def policy(max_tokens: int) -> Policy:
     )  # fmt: skip
     model = Qwen3ForCausalLM(config).double().eval()
     ranks = Ranks(0, 1, CPU, grouped=False)
-    return Policy(Root(model, CPU), ranks, micro_batch_tokens=max_tokens, logit_chunk=7, temperature=1.0)
+    return Policy(Root(model, ranks), ranks, micro_batch_tokens=max_tokens, logit_chunk=7, temperature=1.0)
 
 
 @pytest.mark.parametrize("max_tokens", [1, 30, 100, 10_000])
