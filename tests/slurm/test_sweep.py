@@ -48,7 +48,7 @@ def until(outputs: Path, holds: Callable[[dict[str, dict]], bool], what: str) ->
 
 
 def metrics(outputs: Path) -> dict[str, list[dict]]:
-    clock = ("time", "throughput/")
+    clock = ("time", "throughput/", "memory/")
     return {
         folder.name: [{k: v for k, v in line.items() if not k.startswith(clock)} for line in RunDir(folder).metrics()]
         for folder in (outputs / "main").iterdir()
