@@ -7,7 +7,7 @@ A method node (`divergence`, `support`, `ensemble`, `filter`, `rollout_correctio
 import difflib
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import UnionType
@@ -394,6 +394,14 @@ class RunConfig:
     def method(self, group: str) -> str:
         """The name of the function that a method node names."""
         return str(getattr(self, group).get("_target_")).rpartition(".")[2]
+
+
+def method_names(node: Node) -> Iterator[str]:
+    """The names of the functions that a method node and the nodes among its knobs name."""
+    yield str(node.get("_target_")).rpartition(".")[2]
+    for value in node.values():
+        if isinstance(value, dict):
+            yield from method_names(value)
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:

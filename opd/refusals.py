@@ -4,13 +4,13 @@
 """
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 from opd import teacher_rules
-from opd.config import Dataset, Mixture, RunConfig
+from opd.config import Dataset, Mixture, RunConfig, method_names
 
 BIASED = ("k2_naive", "k3_naive", "value_weighted")
 
@@ -90,15 +90,10 @@ def _one_half(config: RunConfig) -> str | None:
 
 def _biased_exact(config: RunConfig) -> str | None:
     return (
-        "set support=sampled" if exact(config) and any(name in BIASED for name in _names(config.divergence)) else None
+        "set support=sampled"
+        if exact(config) and any(name in BIASED for name in method_names(config.divergence))
+        else None
     )
-
-
-def _names(node: dict[str, Any]) -> Iterable[str]:
-    yield str(node.get("_target_")).rpartition(".")[2]
-    for value in node.values():
-        if isinstance(value, dict):
-            yield from _names(value)
 
 
 def _ignored_by_exact(neutral: Any, of: Callable[[RunConfig], Any], key: str, config: RunConfig) -> str | None:
@@ -124,7 +119,10 @@ def _truncated_tail(config: RunConfig) -> str | None:
 
 
 def _clamped_sign(config: RunConfig) -> str | None:
-    if config.shaping.log_ratio_clamp is None or not set(_names(config.divergence)) <= {"total_variation", "split"}:
+    if config.shaping.log_ratio_clamp is None or not set(method_names(config.divergence)) <= {
+        "total_variation",
+        "split",
+    }:
         return None
     return "set shaping.log_ratio_clamp=null, or another divergence"
 

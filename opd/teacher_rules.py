@@ -1,13 +1,12 @@
 """What a teacher's engine can and cannot give: the settings that it uses, and the rules of `opd.refusals` on it."""
 
-from collections.abc import Iterable
 from dataclasses import asdict, replace
 from typing import Any
 from urllib.parse import urlsplit
 
 import yaml
 
-from opd.config import CONF, RunConfig, Teacher
+from opd.config import CONF, RunConfig, Teacher, method_names
 from opd.errors import UserError
 
 # Ensembles whose likeliest tokens are one teacher's.
@@ -68,18 +67,11 @@ def entropies(config: RunConfig) -> str | None:
         return None
     if config.filter.get("score") == "teacher_entropy":
         return "set filter=student_entropy or filter=kl, or teacher.engine=local"
-    if "entropy_aware" in _methods(config.divergence):
+    if "entropy_aware" in method_names(config.divergence):
         return "set another divergence, or teacher.engine=local"
     if config.ensemble.get("by") == "entropy":
         return "set ensemble.by=likelihood, or teacher.engine=local"
     return None
-
-
-def _methods(node: dict[str, Any]) -> Iterable[str]:
-    yield str(node.get("_target_")).rpartition(".")[2]
-    for value in node.values():
-        if isinstance(value, dict):
-            yield from _methods(value)
 
 
 def temperature(config: RunConfig) -> str | None:
