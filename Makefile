@@ -71,9 +71,13 @@ sweep: setup  ## submits SWEEP=stability to CLUSTER=local, with ARGS="scale=… 
 status: setup  ## the state of every run
 	$(PYTHON) -m sweeps.status paths.outputs=$(RUNS)
 
-docs: setup  ## the pages of docs/ that are made from the code
+docs:  ## the pages of docs/ that are made from the code, then the site, into site/
+	@$(MAKE) --no-print-directory setup EXTRAS=docs
 	$(PYTHON) -m docs.tables
+	$(PYTHON) -m docs.each_method
 	$(PYTHON) -m docs.credit_variance
+	NO_MKDOCS_2_WARNING=true $(PYTHON) -m mkdocs build --quiet
+	@echo "Open site/index.html"
 
 clean:  ## the virtual environment and caches; never runs or models
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info

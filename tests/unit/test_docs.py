@@ -1,9 +1,11 @@
 """The pages that are made from the code say what the code says."""
 
+import re
+
 import pytest
 import torch
 
-from docs import credit_variance, tables
+from docs import credit_variance, each_method, formulas, tables
 from tests.unit.objective import test_shaping
 
 
@@ -55,3 +57,44 @@ def test_the_variances_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch):
     )
     for ours, theirs in zip(found, ("token", "reward_to_go", "sequence"), strict=True):
         assert found[ours] == pytest.approx(test_shaping.estimator(test_shaping.CREDITS[theirs], 4)[1])
+
+
+def test_the_committed_sections_and_pictures_are_what_the_code_gives():
+    assert (tables.DOCS / "each-method.md").read_text() == each_method.page(), "out of date: run make docs"
+    for name, picture in each_method.pictures().items():
+        assert (tables.DOCS / "images" / name).read_text() == picture, f"docs/images/{name} is out of date: run make docs"
+
+
+def evaluated(tex: str, **known: float) -> float:
+    """A formula of the page, read as TeX by sympy, at some numbers; `m` is what the formula says after its comma."""
+    from latex2sympy2_extended import latex2sympy
+
+    formula, *where = re.split(r", \\quad m = ", tex)
+    if where:
+        known |= {"m": evaluated(where[0], **known)}
+    read = latex2sympy(formula.replace(r"\log", r"\ln"))  # it takes log for the decimal one
+    return float(read.subs({symbol: known[str(symbol).lstrip("\\")] for symbol in read.free_symbols}))
+
+
+def known_m(generator: str, ratio: float, knobs: dict[str, float]) -> dict[str, float]:
+    """The weight's formula may use the `m` that the generator's has defined."""
+    defined = generator.partition(r", \quad m = ")[2]
+    return {"r": ratio, **knobs} | ({"m": evaluated(defined, r=ratio, **knobs)} if defined else {})
+
+
+@pytest.mark.parametrize("choice", sorted(formulas.DIVERGENCES))
+def test_a_formula_of_the_page_is_what_the_code_computes(choice: str):
+    generator, weight = formulas.DIVERGENCES[choice]
+    function, knobs = next((function, knobs) for name, function, knobs in tables.choices("divergence") if name == choice)
+    for ratio in (0.07, 0.6, 1.9, 11.0):
+        log_ratio = torch.tensor(ratio, dtype=torch.float64).log()
+        built = function(**knobs)
+        said = evaluated(generator, r=ratio, **knobs), evaluated(weight, **known_m(generator, ratio, knobs))
+        assert (float(built.generator(log_ratio)), float(built.advantage(log_ratio))) == pytest.approx(said, rel=1e-9)
+
+
+def test_every_divergence_of_one_formula_has_it_on_the_page():
+    """The others are made of two, or take another's value."""
+    assert {name for name, *_ in tables.choices("divergence")} - formulas.DIVERGENCES.keys() == {
+        *("split", "entropy_aware", "value_weighted")
+    }

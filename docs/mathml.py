@@ -1,0 +1,25 @@
+"""mkdocs hook: the TeX of a page becomes MathML when the site is built, so that a reader's browser needs no script."""
+
+import html
+import re
+from typing import Any
+
+from latex2mathml.converter import convert
+
+TEX = re.compile(
+    r'<(span|div) class="arithmatex">\s*(?:\\\((?P<inline>.+?)\\\)|\\\[(?P<block>.+?)\\\])\s*</\1>', re.DOTALL
+)
+
+
+def on_page_content(page: str, **_: Any) -> str:
+    """The page's HTML with MathML in the place of TeX."""
+    return TEX.sub(lambda found: mathml(found["inline"] or found["block"], inline=found["inline"] is not None), page)
+
+
+def mathml(tex: str, *, inline: bool) -> str:
+    """TeX, as it stands in HTML → MathML.
+
+    Raises:
+        latex2mathml.exceptions.Error: for TeX that cannot be read, which ends the build.
+    """
+    return convert(html.unescape(tex).strip(), display="inline" if inline else "block")
