@@ -1,4 +1,4 @@
-# make demo · make test · make setup · make lint · make bench · make report · make sweep · make status · make docs
+# make demo · make test · make setup · make lint · make bench · make report · make sweep · make status · make reproduce · make docs
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -11,6 +11,7 @@ OUT ?= report
 SWEEP ?= stability
 CLUSTER ?= local
 ARGS ?=
+SETTING ?= quick
 BASE_PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3)
 PYTHON := $(VENV)/bin/python
 PIP := $(PYTHON) -m pip install --quiet
@@ -26,7 +27,7 @@ CUDA_LINKED := torchvision torchaudio torchcodec
 READY := $(VENV)/.ready-$(subst $(comma),-,$(EXTRAS))
 comma := ,
 
-.PHONY: help setup demo test lint bench report sweep status docs clean
+.PHONY: help setup demo test lint bench report sweep status reproduce docs clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -70,6 +71,19 @@ sweep: setup  ## submits SWEEP=stability to CLUSTER=local, with ARGS="scale=… 
 
 status: setup  ## the state of every run
 	$(PYTHON) -m sweeps.status paths.outputs=$(RUNS)
+
+# quick: does every published arm run, end to end? full: what held?
+REPRODUCE_quick := sweep.seeds=[0] num_steps=3 batch_size=8 evaluate.sources.arithmetic.num=20
+REPRODUCE_full := sweep.seeds=[0,1,2,3,4]
+# The same command goes on: what is finished is left alone, what is running is waited for.
+reproduce: setup  ## every published arm at scale=tiny, then the report; SETTING=quick, or full: five seeds, whole runs
+	@test -n "$(REPRODUCE_$(SETTING))" || { echo "make: SETTING=$(SETTING) is quick or full" >&2; exit 2; }
+	$(PYTHON) -m opd.sft
+	$(PYTHON) -m sweeps.submit +sweep=everything study=reproduce_$(SETTING) $(REPRODUCE_$(SETTING)) \
+		cluster=local cluster.max_parallel=$$($(PYTHON) -c 'import os; print(os.cpu_count())') $(ARGS)
+	$(PYTHON) -m sweeps.status study=reproduce_$(SETTING) --wait
+	$(PYTHON) -m analysis.report runs=$(RUNS)/reproduce_$(SETTING) out=$(OUT)/reproduce baseline=mis
+	@echo; echo "Open $(OUT)/reproduce/report.html"
 
 docs:  ## the pages of docs/ that are made from the code, then the site, into site/
 	@$(MAKE) --no-print-directory setup EXTRAS=docs

@@ -1,7 +1,7 @@
 """mkdocs hook: the TeX of a page becomes MathML when the site is built, so that a reader's browser needs no script."""
 
-import html
 import re
+from html import unescape
 from typing import Any
 
 from latex2mathml.converter import convert
@@ -11,9 +11,9 @@ TEX = re.compile(
 )
 
 
-def on_page_content(page: str, **_: Any) -> str:
+def on_page_content(html: str, **_: Any) -> str:
     """The page's HTML with MathML in the place of TeX."""
-    return TEX.sub(lambda found: mathml(found["inline"] or found["block"], inline=found["inline"] is not None), page)
+    return TEX.sub(lambda found: mathml(found["inline"] or found["block"], inline=found["inline"] is not None), html)
 
 
 def mathml(tex: str, *, inline: bool) -> str:
@@ -22,4 +22,4 @@ def mathml(tex: str, *, inline: bool) -> str:
     Raises:
         latex2mathml.exceptions.Error: for TeX that cannot be read, which ends the build.
     """
-    return convert(html.unescape(tex).strip(), display="inline" if inline else "block")
+    return convert(unescape(tex).strip(), display="inline" if inline else "block")

@@ -15,7 +15,11 @@ from sweeps import cli, state
 from sweeps.cluster import hours
 from sweeps.state import Seen
 
-FLAGS = {"--watch": "shows the table anew every few seconds", "--json": "prints one JSON object a run"}
+FLAGS = {
+    "--watch": "shows the table anew every few seconds",
+    "--wait": "shows it once nothing is queued or running; exit status 1 where a run has not finished",
+    "--json": "prints one JSON object a run",
+}
 KEYS = ("study", "paths.outputs", "state", "name", "seed", "run")
 INTERVAL = 5.0
 
@@ -26,6 +30,9 @@ def main(arguments: Sequence[str]) -> None:
     given = key_values(rest, KEYS)
     while True:
         seen, troubles = gather(given)
+        if "--wait" in flags and any(one.live for one in seen):
+            time.sleep(INTERVAL)
+            continue
         if "--json" in flags:
             print("\n".join(json.dumps(state.as_record(one)) for one in seen))
         else:
@@ -34,6 +41,8 @@ def main(arguments: Sequence[str]) -> None:
             print(table(seen))
         for trouble in troubles:
             print(f"opd: warning: {trouble}", file=sys.stderr)
+        if "--wait" in flags and any(one.state != "finished" for one in seen):
+            sys.exit(1)
         if "--watch" not in flags:
             return
         time.sleep(INTERVAL)

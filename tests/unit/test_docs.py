@@ -1,11 +1,13 @@
 """The pages that are made from the code say what the code says."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
 
 from docs import credit_variance, each_method, formulas, tables
+from tests.blocks import LANGUAGES, ROOT, blocks, pages
 from tests.unit.objective import test_shaping
 
 
@@ -98,3 +100,21 @@ def test_every_divergence_of_one_formula_has_it_on_the_page():
     assert {name for name, *_ in tables.choices("divergence")} - formulas.DIVERGENCES.keys() == {
         *("split", "entropy_aware", "value_weighted")
     }
+
+
+@pytest.mark.parametrize("page", [*pages(), ROOT / "CONTRIBUTING.md"], ids=lambda page: page.name)
+def test_every_fence_says_its_language_and_every_link_leads_somewhere(page: Path):
+    assert not [block.line for block in blocks(page) if block.language not in LANGUAGES]
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M)
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        file, _, anchor = target.partition("#")
+        if not target.startswith(("https://", "mailto:")):
+            found = (page.parent / file).resolve() if file else page
+            assert found.exists(), f"{page.name}: {target} leads nowhere"
+            assert not anchor or anchor in anchors(found), f"{page.name}: {target} names no heading"
+
+
+def anchors(page: Path) -> set[str]:
+    """The headings of a page as both GitHub and the site name them, so far as the two agree."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}

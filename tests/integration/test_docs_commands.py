@@ -1,0 +1,101 @@
+"""Every command of README.md and docs/ is run as it stands, in order, or composed where its mark says why it cannot be.
+
+Each page has a folder of its own, with the tiny world's models, which are kept in the checkout's models/.
+"""
+
+import importlib
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from opd.cli import key_values
+from opd.records import find_runs
+from sweeps import cli, submit
+from sweeps.compose import composer
+from tests.blocks import ROOT, Block, blocks, pages
+
+LIMIT = 420  # seconds of a block; the first one may have to train the tiny world's models
+RUN_PAGES = [page for page in pages() if any(block.runs for block in blocks(page))]
+MARKED = [block for page in pages() for block in blocks(page) if block.mark and block.language == "sh"]
+# Programs of other projects, which a composed or unrun block may show.
+FOREIGN = {"vllm", "wandb", "source"}
+
+
+@pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
+def test_the_commands_of_a_page_run_as_they_stand(page: Path, tmp_path: Path):
+    (ROOT / "models").mkdir(exist_ok=True)
+    (tmp_path / "models").symlink_to(ROOT / "models")
+    (tmp_path / "data").mkdir()
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
+    for block in blocks(page):
+        if block.runs:
+            shell = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
+            done = subprocess.run(
+                [*shell, block.text], cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=LIMIT
+            )
+            told = f"{page.name}, line {block.line}:\n{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+            assert done.returncode == 0 and "Traceback" not in done.stderr, told
+    assert not undocumented(tmp_path / "outputs")
+
+
+def undocumented(outputs: Path) -> set[str]:
+    """Keys and files of these runs' records that docs/records.md does not name."""
+    said = (ROOT / "docs" / "records.md").read_text()
+    named = set(re.findall(r"`([^`\n]+)`", re.sub(r"```.*?```", "", said, flags=re.S)))
+    found: set[str] = set()
+    for run in find_runs(outputs) if outputs.is_dir() else []:
+        found |= set(json.loads(run.status_file.read_text())) | set(run.manifest())
+        found |= {name for line in run.metrics() for name in map(general, line)}
+        for step in run.evaluations():
+            found |= set(json.loads(run.samples_file(step).read_text().splitlines()[0]))
+        found |= {file.name for file in run.path.iterdir() if file.is_file() and file.name[0] != "." and file.name not in said}
+    return found - named
+
+
+def general(key: str) -> str:
+    """A metric's key as the page writes it: stages of time by themselves, scores of any benchmark and k as one."""
+    if key.startswith("evaluate/"):
+        benchmark = "<benchmark>/" if key.count("/") > 1 else ""
+        score = re.sub(r"@\d+", "@k", key.rpartition("/")[2])
+        return f"evaluate/{benchmark}<score>" if score in SCORES else key
+    return key.removeprefix("time/")
+
+
+SCORES = ("mean@k", "best@k", "best@k_resampled", "maj@k", "truncated", "num_tokens")
+
+
+@pytest.mark.parametrize("block", MARKED, ids=lambda block: f"{block.page}:{block.line}")
+def test_a_block_that_is_not_run_could_be(block: Block, tmp_path: Path, capsys: pytest.CaptureFixture):
+    for words in block.commands():
+        if words[0] == "make":
+            subprocess.run([*words, "-n"], cwd=ROOT, check=True, capture_output=True)
+        elif words[0] == "torchrun" or words[:2] == ["python", "-m"]:
+            assert block.mark == "composed", words
+            could_run(*module_and_arguments(words), tmp_path)
+        else:
+            assert words[0] in FOREIGN, f"{words[0]}: nothing is known of this program"
+
+
+def module_and_arguments(words: list[str]) -> tuple[str, list[str]]:
+    place = words.index("-m") + 1
+    return words[place], words[place + 1 :]
+
+
+def could_run(module: str, arguments: list[str], folder: Path) -> None:
+    """Composes and checks what the command would; raises `UserError` where it would be refused."""
+    if module == "opd.train":
+        with composer() as composed:
+            composed.config([word for word in arguments if word not in ("--cfg", "job")])
+    elif module == "sweeps.submit":
+        submit.main([*(word for word in arguments if word != "--dry-run"), f"paths.outputs={folder}", "--dry-run"])
+    elif module == "analysis.report":
+        importlib.import_module(module).parse(arguments)
+    else:
+        known = importlib.import_module(module)
+        key_values(cli.flags(arguments, known.FLAGS)[1], known.KEYS)
