@@ -22,4 +22,5 @@ def mathml(tex: str, *, inline: bool) -> str:
     Raises:
         latex2mathml.exceptions.Error: for TeX that cannot be read, which ends the build.
     """
-    return convert(unescape(tex).strip(), display="inline" if inline else "block")
+    spaced = unescape(tex).strip().replace(r"\log ", r"\log \, ")  # MathML's log r is one word
+    return convert(spaced, display="inline" if inline else "block")

@@ -1,6 +1,10 @@
 """The pages that are made from the code say what the code says."""
 
+import importlib.util
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -118,3 +122,18 @@ def anchors(page: Path) -> set[str]:
     """The headings of a page as both GitHub and the site name them, so far as the two agree."""
     heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", page.read_text(), flags=re.S | re.M), re.M)
     return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None and not os.environ.get("CI"), reason="needs the docs extra (mkdocs)"
+)
+def test_the_site_builds_strictly_and_asks_the_network_for_nothing(tmp_path: Path):
+    command = [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", str(tmp_path)]
+    built = subprocess.run(command, cwd=ROOT, env=os.environ | {"NO_MKDOCS_2_WARNING": "true"}, capture_output=True)
+    assert built.returncode == 0, built.stderr.decode()
+    for page in tmp_path.rglob("*.html"):
+        assert not re.search(r"<(script|link|img|iframe)[^>]*https?://", page.read_text()), page.name
+    for sheet in tmp_path.rglob("*.css"):
+        assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet.name
+    methods = (tmp_path / "each-method.html").read_text()
+    assert "<mfrac>" in methods and "arithmatex" not in methods
