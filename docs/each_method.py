@@ -14,8 +14,8 @@ INTRODUCTION = """\
 Made by `make docs` from the config files and the functions that they name. The pictures are drawn by calling these.
 
 In a picture of a divergence the height is the weight $A$ that the policy gradient gives a token, over the ratio
-$r = \\pi_\\theta / \\pi_T$ of student to reference: above 0 the token is made likelier, below 0 less likely. Grey is reverse
-KL. In a picture of a rollout correction it is what the token's loss is multiplied by, over
+$r = \\pi_\\theta / \\pi_T$ of student to reference: above 0 the token is made likelier, below 0 less likely. Grey is
+reverse KL. In a picture of a rollout correction it is what the token's loss is multiplied by, over
 $\\rho = \\pi_\\theta / \\pi_\\text{rollout}$.
 """
 

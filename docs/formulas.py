@@ -40,9 +40,18 @@ OTHERS = {
     ("ensemble", "geometric"): r"\log \pi_T = \sum_{k} w_k \log \pi_k",
     ("ensemble", "advantage_mean"): r"A = \sum_{k} w_k A_k",
     ("ensemble", "soft_switch"): r"\pi_T = (1 - s) \pi_k + s \pi_{k+1}",
-    ("rollout_correction", "tis"): r"w = \min ( \max ( \rho, \text{low} ), \text{high} ), \quad \rho = \pi_\theta / \pi_\text{rollout}",
-    ("rollout_correction", "icepop"): r"w = \rho \, [ \text{low} \le \rho \le \text{high} ], \quad \rho = \pi_\theta / \pi_\text{rollout}",
-    ("rollout_correction", "mis"): r"w = [ \text{low} \le \rho \le \text{high} ], \quad \rho = \pi_\theta / \pi_\text{rollout}",
+    (
+        "rollout_correction",
+        "tis",
+    ): r"w = \min ( \max ( \rho, \text{low} ), \text{high} ), \quad \rho = \pi_\theta / \pi_\text{rollout}",
+    (
+        "rollout_correction",
+        "icepop",
+    ): r"w = \rho \, [ \text{low} \le \rho \le \text{high} ], \quad \rho = \pi_\theta / \pi_\text{rollout}",
+    (
+        "rollout_correction",
+        "mis",
+    ): r"w = [ \text{low} \le \rho \le \text{high} ], \quad \rho = \pi_\theta / \pi_\text{rollout}",
     ("support", "sampled"): r"\nabla L = - A(r) \, \nabla \log \pi_\theta(y)",
     ("support", "full"): r"L = \sum_{v} \pi_T(v) \, f ( \pi_\theta(v) / \pi_T(v) )",
 }

@@ -54,7 +54,9 @@ def undocumented(outputs: Path) -> set[str]:
         found |= {name for line in run.metrics() for name in map(general, line)}
         for step in run.evaluations():
             found |= set(json.loads(run.samples_file(step).read_text().splitlines()[0]))
-        found |= {file.name for file in run.path.iterdir() if file.is_file() and file.name[0] != "." and file.name not in said}
+        found |= {
+            file.name for file in run.path.iterdir() if file.is_file() and file.name[0] != "." and file.name not in said
+        }
     return found - named
 
 

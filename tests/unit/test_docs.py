@@ -68,7 +68,9 @@ def test_the_variances_are_those_of_autograd(monkeypatch: pytest.MonkeyPatch):
 def test_the_committed_sections_and_pictures_are_what_the_code_gives():
     assert (tables.DOCS / "each-method.md").read_text() == each_method.page(), "out of date: run make docs"
     for name, picture in each_method.pictures().items():
-        assert (tables.DOCS / "images" / name).read_text() == picture, f"docs/images/{name} is out of date: run make docs"
+        assert (tables.DOCS / "images" / name).read_text() == picture, (
+            f"docs/images/{name} is out of date: run make docs"
+        )
 
 
 def evaluated(tex: str, **known: float) -> float:
@@ -91,7 +93,9 @@ def known_m(generator: str, ratio: float, knobs: dict[str, float]) -> dict[str, 
 @pytest.mark.parametrize("choice", sorted(formulas.DIVERGENCES))
 def test_a_formula_of_the_page_is_what_the_code_computes(choice: str):
     generator, weight = formulas.DIVERGENCES[choice]
-    function, knobs = next((function, knobs) for name, function, knobs in tables.choices("divergence") if name == choice)
+    function, knobs = next(
+        (function, knobs) for name, function, knobs in tables.choices("divergence") if name == choice
+    )
     for ratio in (0.07, 0.6, 1.9, 11.0):
         log_ratio = torch.tensor(ratio, dtype=torch.float64).log()
         built = function(**knobs)
