@@ -79,9 +79,9 @@ REPRODUCE_full := sweep.seeds=[0,1,2,3,4]
 reproduce: setup  ## every published arm at scale=tiny, then the report; SETTING=quick, or full: five seeds, whole runs
 	@test -n "$(REPRODUCE_$(SETTING))" || { echo "make: SETTING=$(SETTING) is quick or full" >&2; exit 2; }
 	$(PYTHON) -m opd.sft
-	$(PYTHON) -m sweeps.submit +sweep=everything study=reproduce_$(SETTING) $(REPRODUCE_$(SETTING)) \
-		cluster=local cluster.max_parallel=$$($(PYTHON) -c 'import os; print(os.cpu_count())') $(ARGS)
-	$(PYTHON) -m sweeps.status study=reproduce_$(SETTING) --wait
+	$(PYTHON) -m sweeps.submit +sweep=everything study=reproduce_$(SETTING) paths.outputs=$(RUNS) \
+		$(REPRODUCE_$(SETTING)) cluster=local cluster.max_parallel=$$($(PYTHON) -c 'import os; print(os.cpu_count())') $(ARGS)
+	$(PYTHON) -m sweeps.status study=reproduce_$(SETTING) paths.outputs=$(RUNS) --wait
 	$(PYTHON) -m analysis.report runs=$(RUNS)/reproduce_$(SETTING) out=$(OUT)/reproduce baseline=mis
 	@echo; echo "Open $(OUT)/reproduce/report.html"
 
