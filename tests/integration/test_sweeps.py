@@ -74,6 +74,12 @@ def test_a_poisoned_run_is_refused_with_its_reason_and_holds_up_nobody(swept):
     assert "2 runs: 1 finished, 1 refused" in table and seen["poisoned"]["error"] in table
 
 
+def test_who_waits_is_told_by_the_exit_status_whether_all_finished(swept):
+    waited = command("status", f"paths.outputs={swept[1]}", "--wait", ok=False)
+    assert waited.returncode == 1 and "1 finished, 1 refused" in waited.stdout
+    command("status", f"paths.outputs={swept[1]}", "--wait", "name=good")
+
+
 def test_a_second_submission_has_nothing_to_do(swept):
     assert "to do      0" in command("submit", *swept[0]).stdout
     assert len(Ledger(swept[1] / "main").submissions()) == 1
