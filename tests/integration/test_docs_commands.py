@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from opd.cli import key_values
-from opd.records import find_runs
+from opd.records import RunDir, Status, find_runs
 from sweeps import cli, submit
 from sweeps.compose import composer
 from tests.blocks import ROOT, Block, blocks, pages
@@ -57,6 +57,17 @@ def undocumented(outputs: Path) -> set[str]:
             file.name for file in run.path.iterdir() if file.is_file() and file.name[0] != "." and file.name not in said
         }
     return found - named
+
+
+def test_a_key_that_the_page_of_records_does_not_name_is_found(tmp_path: Path):
+    run = RunDir(tmp_path / "default-00000000-s0")
+    run.write_config("name: default\n")
+    run.write_status(Status("finished", 0, 0, None, "", "", "", None, 1))
+    run.write_manifest({"python": "3.11", "colour": "blue"})
+    run.append_metrics(
+        {"step": 0, "time/rollout": 1.0, "time/lunch": 1.0, "evaluate/gsm8k/mean@8": 0.5, "evaluate/luck": 1}
+    )
+    assert undocumented(tmp_path) == {"colour", "lunch", "evaluate/luck"}
 
 
 def general(key: str) -> str:
