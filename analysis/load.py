@@ -5,7 +5,7 @@ loaded: the frames are a pure function of the records in it.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from analysis.details import Details, read_details
 from analysis.evaluation import SCORES, Evaluation, Example, read_evaluation
 from analysis.text import printable
 from opd.records import RecordError, RunDir, config_hash, find_runs, read_json
@@ -49,6 +50,8 @@ TRAINING_COLUMNS = tuple(
         "rollout_correction/log_ppl_drift",
         "response/length",
         "response/truncated",
+        "response/tokens",
+        "time/step",
     )
 )
 ANSWERS_SHOWN = 6  # a run
@@ -67,6 +70,7 @@ class Records:
         scores: one row a problem of an evaluation. `run`, `step`, `benchmark`, `problem`, `k` and `SCORES`.
         answers: a few answers of each run's last evaluation.
         excluded: one row a thing left out. `run`, `left_out`, `reason`.
+        details: arm → what it was set to and what its rollouts look like.
     """
 
     runs: pd.DataFrame
@@ -74,6 +78,7 @@ class Records:
     scores: pd.DataFrame
     answers: pd.DataFrame
     excluded: pd.DataFrame
+    details: Mapping[str, Details] = field(default_factory=dict)
 
 
 def load(root: Path) -> Records:
@@ -105,6 +110,7 @@ def load(root: Path) -> Records:
         excluded=_frame(
             ("run", "left_out", "reason"), sorted((run.path, *what) for run in read for what in run.excluded)
         ),
+        details=read_details((run.row["arm"], run.folder) for run in kept),
     )
 
 
@@ -114,6 +120,7 @@ def load(root: Path) -> Records:
 @dataclass
 class _Run:
     path: str
+    folder: RunDir
     row: dict[str, Any] = field(default_factory=dict)
     training: list[tuple] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
@@ -121,7 +128,7 @@ class _Run:
 
 
 def _read(run: RunDir, path: str) -> _Run:
-    found = _Run(path)
+    found = _Run(path, run)
     try:
         row = _describe(run)
     except Exception as error:

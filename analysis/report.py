@@ -1,7 +1,7 @@
 """python -m analysis.report runs=DIR out=DIR
 
-Reads every run directory under `runs` and writes report.html (one page, opens from disk without a network), report.md
-and tables/*.csv to `out`. Broken, unfinished and foreign runs are listed in them with the reason.
+Reads every run directory under `runs` and writes report.html (one page, opens from disk without a network), report.md,
+tables/*.csv and *.tex (LaTeX, with booktabs) and figures/*.svg and *.png to `out`. Broken, unfinished and foreign runs are listed in them with the reason.
 
   runs=DIR          the folder to read, as outputs or outputs/demo
   out=DIR           the folder to write to, made if it is not there
@@ -83,27 +83,33 @@ def write_report(arguments: Arguments) -> str:
     return f"{arguments.out / 'report.html'}: {what}"
 
 
-def build(arguments: Arguments) -> tuple[dict[str, str], str]:
+def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
     """File name → content, and how much was read. A pure function of the records and the arguments."""
     from analysis.cells import frame_csv
     from analysis.contrasts import Bootstrap
+    from analysis.costs import costs
     from analysis.exports import exports
-    from analysis.figures import panels
+    from analysis.figures.panels import panels
+    from analysis.figures.prints import prints
     from analysis.headline import headline
     from analysis.load import load
     from analysis.page import html_page, markdown_page
+    from analysis.published_tables import all_tables
     from analysis.results import analyse
-    from analysis.tables import all_tables
+    from analysis.topics import members
 
     alpha, bootstrap = arguments.ema, Bootstrap(count=arguments.bootstrap, seed=arguments.seed)
     results = analyse(load(arguments.runs), baseline=arguments.baseline, bootstrap=bootstrap)
-    head = headline(results)
-    tables = {table.name: table for table in all_tables(results)}
-    contents = {
-        "report.html": html_page(results, head, tables, panels(results, alpha=alpha), alpha=alpha),
+    head, of_topic, spent = headline(results), members(results), costs(results)
+    tables = {table.name: table for table in all_tables(results, members=of_topic, costs=spent)}
+    drawn = panels(results, members=of_topic, costs=spent, alpha=alpha)
+    contents: dict[str, str | bytes] = {
+        "report.html": html_page(results, head, tables, drawn, of_topic, alpha=alpha),
         "report.md": markdown_page(head, tables),
         **{f"tables/{name}.csv": table.csv() for name, table in tables.items()},
+        **{f"tables/{name}.tex": table.latex() for name, table in tables.items()},
         **{f"tables/{name}.csv": frame_csv(frame) for name, frame in exports(results, alpha=alpha).items()},
+        **{f"figures/{name}": figure for name, figure in prints(drawn, of_topic).items()},
     }
     return contents, f"{head.ran}; {len(results.excluded)} left out, each named there"
 
