@@ -17,6 +17,7 @@ from plotly.offline import get_plotlyjs
 
 from analysis.cells import Table
 from analysis.evaluation import AVERAGE
+from analysis.figures.curves import many_evaluations
 from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks
 from analysis.headline import Headline
 from analysis.page_data import page_data
@@ -59,7 +60,6 @@ GROUPS = {
 DETAILS = ("settings", "scores", "differences", "runs", "answers", "excluded")
 MANY = 12  # arms: of more, curves begin with those of one comparison
 SHOWN_AT_FIRST = 8  # of the arms that belong to no published comparison
-SMOOTHED_FROM = 25  # evaluations: a moving average of fewer mostly shows its own lag
 
 
 def markdown_page(headline: Headline, tables: Mapping[str, Table]) -> str:
@@ -82,11 +82,8 @@ def html_page(
     *,
     alpha: float,
 ) -> str:
-    """The page.
-
-    Args:
-        members: topic → its arms (`topics.members`).
-        alpha: the weight of the newest value in the moving averages, named where curves are smoothed.
+    """The page. `members` is topic → its arms (`topics.members`); `alpha` the weight of the newest value in the moving
+    averages, named where curves are smoothed.
     """
     template, css, script = (_read(name) for name in ("report.html.jinja", "report.css", "report.js"))
     scripts = (get_plotlyjs(), script)
@@ -103,7 +100,7 @@ def html_page(
         focus=next(iter(members)) if len(results.arms) > MANY and members else "",
         benchmarks=[AVERAGE, *results.benchmarks] if results.benchmarks[1:] else results.benchmarks,
         alpha=f"{alpha:g}",
-        smooth=_many_evaluations(results),
+        smooth=many_evaluations(results),
         data=script_json(json.dumps(data, allow_nan=False, separators=(",", ":"))),
         palette=[*zip(range(len(LIGHT)), LIGHT, DARK, strict=True), ("teacher", TEACHER_LIGHT, TEACHER_DARK)],
         css=css,
@@ -158,11 +155,6 @@ _OUTLINES = {
     "x": "M10 1l3 3l3-3l2 2l-3 3l3 3l-2 2l-3-3l-3 3l-2-2l3-3l-3-3z",
     "cross": "M11.500 1h3v3.500h3.500v3h-3.500v3.500h-3v-3.500h-3.500v-3h3.500z",
 }
-
-
-def _many_evaluations(results: Results) -> bool:
-    evaluations = results.by_step.groupby("run")["step"].nunique()
-    return bool(len(evaluations)) and float(evaluations.median()) >= SMOOTHED_FROM
 
 
 def _sha256(script: str) -> str:

@@ -14,6 +14,8 @@ from analysis.tables import benchmarks_of, measures, own_tables
 
 
 class Verdict(Protocol):
+    """What a verdict on a published claim says, as far as it is shown."""
+
     says: str
     source: str
     section: str

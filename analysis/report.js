@@ -58,7 +58,7 @@
     const fits = (meta) =>
       (meta.arm === undefined || arms.has(meta.arm)) &&
       (few || !meta.faint) &&
-      (meta.smooth === undefined || panel.topic !== null || meta.smooth === smooth()) &&
+      (meta.smooth === undefined || meta.smooth === smooth()) &&
       (meta.benchmark === undefined || benchmark() === undefined || meta.benchmark === benchmark()) &&
       Object.entries(choices).every(([key, value]) => meta[key] === undefined || meta[key] === value);
     return panel.traces.filter((trace) => fits(trace.meta)).map((trace) => (trace.meta.arms ? withoutPoints(trace, chosen) : trace));
@@ -77,7 +77,7 @@
     const shown = shownTraces(panel);
     const traces = shown.map((trace) => {
       const own = colour(`arm-${trace.meta.slot ?? "teacher"}`);
-      const coloured = { ...trace, textfont: { color: own } };
+      const coloured = { ...trace, textfont: { color: own }, showlegend: !trace.meta.faint };
       for (const part of ["line", "marker", "error_x", "error_y"]) if (trace[part]) coloured[part] = { ...trace[part], color: own };
       if (trace.type === "bar" && trace.error_x) coloured.error_x.color = ink;
       return coloured;
@@ -97,7 +97,8 @@
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
     });
-    if (layout.showlegend) layout.margin = { ...layout.margin, t: 64 };
+    layout.showlegend ||= panel.topic !== null && !panel.tall;
+    if (layout.showlegend) layout.margin = { ...layout.margin, t: 44 };
     const place = byId(panel.id);
     if (panel.tall) place.style.height = `${5 + 1.75 * Math.max(2, new Set(shown.flatMap((trace) => (trace.yaxis ? [] : trace.y))).size)}rem`;
     delete place.dataset.stale;

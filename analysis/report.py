@@ -1,7 +1,8 @@
 """python -m analysis.report runs=DIR out=DIR
 
 Reads every run directory under `runs` and writes report.html (one page, opens from disk without a network), report.md,
-tables/*.csv and *.tex (LaTeX, with booktabs) and figures/*.svg and *.png to `out`. Broken, unfinished and foreign runs are listed in them with the reason.
+tables/*.csv and *.tex (LaTeX, with booktabs) and figures/*.svg and *.png to `out`. Broken, unfinished and foreign runs
+are listed in them with the reason.
 
   runs=DIR          the folder to read, as outputs or outputs/demo
   out=DIR           the folder to write to, made if it is not there
@@ -89,6 +90,7 @@ def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
     from analysis.contrasts import Bootstrap
     from analysis.costs import costs
     from analysis.exports import exports
+    from analysis.figures.curves import many_evaluations
     from analysis.figures.panels import panels
     from analysis.figures.prints import prints
     from analysis.headline import headline
@@ -109,7 +111,10 @@ def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
         **{f"tables/{name}.csv": table.csv() for name, table in tables.items()},
         **{f"tables/{name}.tex": table.latex() for name, table in tables.items()},
         **{f"tables/{name}.csv": frame_csv(frame) for name, frame in exports(results, alpha=alpha).items()},
-        **{f"figures/{name}": figure for name, figure in prints(drawn, of_topic).items()},
+        **{
+            f"figures/{name}": figure
+            for name, figure in prints(drawn, of_topic, smooth=many_evaluations(results)).items()
+        },
     }
     return contents, f"{head.ran}; {len(results.excluded)} left out, each named there"
 

@@ -1,4 +1,4 @@
-"""A step's record of rollouts → tokens to show and the histogram of log-ratios, checked, since a record can be anything."""
+"""A step's record of rollouts → tokens to show and the histogram of log-ratios. All of it is checked."""
 
 import math
 from collections.abc import Mapping

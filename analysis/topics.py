@@ -80,7 +80,7 @@ TOPICS = (
 
 
 def members(results: Results) -> dict[str, list[str]]:
-    """Topic → its arms in the order of the report, the baseline first; only topics that the baseline is not alone in."""
+    """Topic → its arms in the order of the report, the baseline first; of topics in which it is not alone."""
     baseline, details = results.baseline, results.records.details
     if baseline is None or baseline.id not in details:
         return {}

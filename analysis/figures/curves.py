@@ -25,6 +25,7 @@ PERCENT = {"filter/kept", "rollout_correction/masked", "response/truncated"}
 DIAGNOSTICS = ("grad_norm", "rollout_correction/log_ppl_drift", "entropy/student", "rollout_correction/masked")
 OUTCOMES = ("divergence/reverse_kl", "response/length", "response/truncated")
 SCORES = ("mean", "best")
+SMOOTHED_FROM = 25  # evaluations: a moving average of fewer mostly shows its own lag
 
 Curves = dict[str, list[Trace]]
 
@@ -71,6 +72,12 @@ def training_curves(results: Results, *, alpha: float) -> Curves:
     return found
 
 
+def many_evaluations(results: Results) -> bool:
+    """Whether runs were evaluated often enough for a moving average of their scores to say something."""
+    evaluations = results.by_step.groupby("run")["step"].nunique()
+    return bool(len(evaluations)) and float(evaluations.median()) >= SMOOTHED_FROM
+
+
 def learning_panels(results: Results, curves: Curves) -> list[Panel]:
     """Scores over training, of the runs that the reader chose."""
     return [
@@ -88,14 +95,14 @@ def training_panels(curves: Curves) -> list[Panel]:
 
 
 def ensemble_panels(results: Results, curves: Curves) -> list[Panel]:
-    """Figure 8 of the adventures post: the ensembles' scores over training, smoothed."""
+    """Figure 8 of the adventures post: the ensembles' scores over training."""
     return [
         Panel(
             f"ensemble-{score}",
             "ensemble",
             f"{results.label(score)} over training",
-            f"{_NOTES[score]}; the curve is a moving average, the points are the evaluations",
-            [trace for trace in curves[score] if trace["meta"].get("smooth", True)],
+            _NOTES[score],
+            curves[score],
             _scores_layout(),
             topic="ensemble",
         )
@@ -104,10 +111,7 @@ def ensemble_panels(results: Results, curves: Curves) -> list[Panel]:
 
 
 def stability_panels(results: Results, learning: Curves, training: Curves) -> list[Panel]:
-    """Figures 1 and 2 of the adventures post: diagnostics, and what came out, each by a metric of the reader's choice."""
-    scores = {
-        name: [trace for trace in traces if trace["meta"].get("smooth", True)] for name, traces in learning.items()
-    }
+    """Figures 1 and 2 of the adventures post: diagnostics and outcomes, each by a metric of the reader's choice."""
     labels = {**{score: results.label(score) for score in SCORES}, **{name: TRAINING[name][0] for name in TRAINING}}
     titles = {**dict.fromkeys(SCORES, "%"), **{name: _unit(name) or TRAINING[name][1] for name in TRAINING}}
     found = []
@@ -115,7 +119,7 @@ def stability_panels(results: Results, learning: Curves, training: Curves) -> li
         ("diagnostics", "Stability diagnostics", "What shows first that training goes wrong", DIAGNOSTICS),
         ("outcomes", "Outcomes", "What comes of it", (*SCORES, *OUTCOMES)),
     ):
-        known = [(metric, {**scores, **training}[metric]) for metric in names if metric in {**scores, **training}]
+        known = [(metric, {**learning, **training}[metric]) for metric in names if metric in {**learning, **training}]
         traces = [
             {**trace, "meta": {**trace["meta"], "metric": metric}} for metric, traces in known for trace in traces
         ]

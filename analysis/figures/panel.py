@@ -142,10 +142,12 @@ def rows_layout(x: str, **xaxis: Any) -> dict[str, Any]:
 
 
 def colour(look: Look) -> str:
+    """On paper and on a light page."""
     return TEACHER_LIGHT if look.slot is None else LIGHT[look.slot]
 
 
 def short(label: str) -> str:
+    """A label as an axis has room for it."""
     return label if len(label) <= 28 else label[:27] + "…"
 
 

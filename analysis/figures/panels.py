@@ -24,6 +24,7 @@ def panels(
     """The figures that there are numbers for.
 
     Args:
+        results: what the records come to.
         members: topic → its arms (`topics.members`); a figure of a comparison that was not run is left out.
         costs: arm → its cost.
         alpha: the weight of the newest value in the moving averages.

@@ -37,8 +37,14 @@ _STYLE = {
 }
 
 
-def prints(panels: Sequence[Panel], members: Mapping[str, list[str]]) -> dict[str, bytes]:
-    """File name → content: each figure under each option of its first control, the average over the benchmarks."""
+def prints(panels: Sequence[Panel], members: Mapping[str, list[str]], *, smooth: bool) -> dict[str, bytes]:
+    """File name → content: each figure under each option of its first control, the average over the benchmarks.
+
+    Args:
+        panels: the figures.
+        members: topic → its arms (`topics.members`).
+        smooth: whether scores over training are shown as moving averages.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
@@ -47,18 +53,17 @@ def prints(panels: Sequence[Panel], members: Mapping[str, list[str]]) -> dict[st
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         for panel in panels:
             for name, chosen in _variants(panel):
-                traces = shown(panel, chosen, members)
+                traces = shown(panel, chosen, members, smooth=smooth)
                 if traces:
                     found |= _files(name, panel, chosen, traces)
     return found
 
 
-def shown(panel: Panel, chosen: Mapping[str, str], members: Mapping[str, list[str]]) -> list[Trace]:
+def shown(panel: Panel, chosen: Mapping[str, str], members: Mapping[str, list[str]], *, smooth: bool) -> list[Trace]:
     """The traces of a figure under these choices, of its comparison's arms, else of the first `LINES` arms."""
     arms = members.get(panel.topic or "")
     benchmarks = {trace["meta"]["benchmark"] for trace in panel.traces if "benchmark" in trace["meta"]}
     benchmark = AVERAGE if AVERAGE in benchmarks and len(benchmarks) > 2 else min(benchmarks - {AVERAGE}, default="")
-    smooth = any("smooth" in trace["meta"] for trace in panel.traces) and panel.topic is not None
 
     def fits(meta: Mapping[str, Any]) -> bool:
         return (
@@ -109,6 +114,8 @@ def _files(name: str, panel: Panel, chosen: Mapping[str, str], traces: Sequence[
     labels = axes.get_legend_handles_labels()[1]
     if not panel.tall and len(labels) > 1:
         figure.legend(loc="outside lower center", ncols=3)
+    figure.draw_without_rendering()  # places everything; to do so again for each format would double the time
+    figure.set_layout_engine("none")
     found = {}
     for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
         out = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Figure 5 of the adventures post: which importance ratios occur, against the weight that each divergence gives them."""
+"""Figure 5 of the adventures post: which importance ratios occur, against each divergence's weight for them."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -71,7 +71,7 @@ def ratios(results: Results) -> Panel | None:
                     "tickvals": [rounded(float(np.log(tick))) for tick in _TICKS],
                     "ticktext": [f"{tick:g}" if tick >= 1 else f"1/{1 / tick:g}" for tick in _TICKS],
                 },
-                yaxis={"range": [-6, 6], "zeroline": True, "overlaying": "y2"},
+                yaxis={"range": [-6, 6], "tickvals": [*range(-6, 7, 2)], "zeroline": True, "overlaying": "y2"},
                 yaxis2={"title": {"text": "% of tokens"}, "side": "right", "showgrid": False, "rangemode": "tozero"},
             ),
             "showlegend": True,

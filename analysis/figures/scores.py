@@ -27,6 +27,7 @@ WHICH = Control("which", "At", (("last", "the last step"), ("max", "the best ste
 
 
 def score_control(results: Results) -> Control:
+    """Of mean@k or best@k."""
     return Control("score", "Score", tuple((score, results.label(score)) for score in ("mean", "best")))
 
 

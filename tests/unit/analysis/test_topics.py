@@ -26,7 +26,7 @@ def published(sweep: str) -> list[str]:
 
 @pytest.mark.parametrize(
     "sweep",
-    ["stability", "divergence", "ensemble", "filter", "epochs", "group_size", "response_length", "entropy_bonus", "teacher_size", "gamma", "temperature", "whitening", "support", "credit"],
+    [topic.name for topic in TOPICS if (SWEEPS / f"{topic.name}.yaml").exists()],
 )
 def test_arms_of_a_published_sweep_belong_to_its_figure(sweep):
     (topic,) = (topic for topic in TOPICS if topic.name == sweep)
