@@ -12,7 +12,7 @@ import pandas as pd
 
 from analysis.arms import Arm
 from analysis.results import Results, rows_of
-from analysis.stats import ema
+from analysis.stats.smoothing import ema
 from analysis.text import plot_label
 
 # Told apart under protanopia, deuteranopia and tritanopia and at 3:1 or more against the page, as

@@ -10,7 +10,7 @@ from analysis.contrasts import Bootstrap
 from analysis.figures import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks, panels, thin
 from analysis.load import load
 from analysis.results import Results, analyse
-from analysis.stats import ema
+from analysis.stats.smoothing import ema
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 BOOTSTRAP = Bootstrap(count=200, seed=0)
