@@ -1,10 +1,11 @@
 """The published tables: settings, the hyper-parameter explorer's numbers, the token filters, cost, and the verdicts."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from analysis.arms import Arm
 from analysis.cells import Field, Table, table
+from analysis.claims import Verdict
 from analysis.costs import COSTS, Cost
 from analysis.evaluation import AVERAGE
 from analysis.figures.explorer import axes, shown
@@ -13,24 +14,8 @@ from analysis.settings import SETTINGS
 from analysis.tables import benchmarks_of, measures, own_tables
 
 
-class Verdict(Protocol):
-    """What a verdict on a published claim says, as far as it is shown."""
-
-    says: str
-    source: str
-    section: str
-    published: str
-    value: float | None
-    low: float | None
-    high: float | None
-    verdict: str
-    seeds_needed: int | None
-    runs: tuple[str, ...]
-    note: str
-
-
 def all_tables(
-    results: Results, *, members: Mapping[str, list[str]], costs: Mapping[str, Cost], verdicts: Sequence[Verdict] = ()
+    results: Results, *, members: Mapping[str, list[str]], costs: Mapping[str, Cost], verdicts: Sequence[Verdict]
 ) -> list[Table]:
     """Every table of the report: the verdicts, the summary, the published tables that have rows, and the rest."""
     published = [
@@ -48,13 +33,15 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """One row a published claim, those that the runs decided first."""
     fields = [
         Field("says", "Published claim"),
-        Field("source", "Source"),
         Field("published", "Published"),
-        Field("ours", "Here, points", "points", interval=True),
         Field("verdict", "Verdict"),
+        Field("ours", "Here", "points", interval=True),
         Field("note", "Why"),
+        Field("metric", "On"),
         Field("seeds_needed", "Seeds needed", "number"),
         Field("runs", "Runs", "number"),
+        Field("source", "Source"),
+        Field("id", "Claim"),
     ]
     rows = [
         {
@@ -67,14 +54,16 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
             "verdict": verdict.verdict,
             "note": verdict.note,
             "seeds_needed": verdict.seeds_needed,
+            "metric": verdict.metric,
+            "id": verdict.id,
             "runs": len(verdict.runs),
         }
         for verdict in sorted(verdicts, key=lambda verdict: ORDER.index(verdict.verdict))
     ]
     note = (
-        "Each published claim against the runs of this report. Reproduced: the interval, corrected for how many claims"
-        " are tested, lies on the claimed side. Contradicted: it lies on the other. Not settled: it holds both; seeds"
-        " needed is how many would settle it."
+        "Here: the difference in points that decides the claim, with its interval, corrected for how many claims of its"
+        " sweep are tested. Reproduced: it lies wholly where the claim has it. Contradicted: wholly elsewhere. Not"
+        " settled: neither; seeds needed an arm would settle it four times in five."
     )
     return table("verdicts", "Published claims", note, fields, rows, [None] * len(rows))
 

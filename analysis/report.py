@@ -87,6 +87,7 @@ def write_report(arguments: Arguments) -> str:
 def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
     """File name → content, and how much was read. A pure function of the records and the arguments."""
     from analysis.cells import frame_csv
+    from analysis.claims import verdicts
     from analysis.contrasts import Bootstrap
     from analysis.costs import costs
     from analysis.exports import exports
@@ -103,7 +104,8 @@ def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
     alpha, bootstrap = arguments.ema, Bootstrap(count=arguments.bootstrap, seed=arguments.seed)
     results = analyse(load(arguments.runs), baseline=arguments.baseline, bootstrap=bootstrap)
     head, of_topic, spent = headline(results), members(results), costs(results)
-    tables = {table.name: table for table in all_tables(results, members=of_topic, costs=spent)}
+    own = all_tables(results, members=of_topic, costs=spent, verdicts=verdicts(results))
+    tables = {table.name: table for table in own}
     drawn = panels(results, members=of_topic, costs=spent, alpha=alpha)
     contents: dict[str, str | bytes] = {
         "report.html": html_page(results, head, tables, drawn, of_topic, alpha=alpha),

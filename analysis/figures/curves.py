@@ -5,7 +5,7 @@ import pandas as pd
 from analysis.arms import Arm
 from analysis.figures.panel import Control, Look, Panel, Trace, colour, layout, line, looks, rounded, short, thin
 from analysis.results import Results
-from analysis.stats import ema
+from analysis.stats.smoothing import ema
 from analysis.text import plot_label
 
 POINTS_PER_FIGURE, POINTS_PER_TRACE = 20_000, 200

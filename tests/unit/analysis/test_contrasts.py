@@ -7,13 +7,11 @@ import pandas as pd
 import pytest
 
 from analysis.arms import group_arms
-from analysis.contrasts import Bootstrap, ProblemScores, contrasts, estimates
+from analysis.contrasts import ProblemScores, contrasts, estimates
 from analysis.evaluation import AVERAGE, SCORES
 from analysis.load import RUN_COLUMNS, TRAINING_COLUMNS, Records, load
 from analysis.outcomes import by_step, chosen_steps, outcomes
 from tests.unit.analysis.fake_runs import Fake, write_run
-
-BOOTSTRAP = Bootstrap(count=1000, seed=0)
 
 
 def records(means: dict, *, k: int = 8, counted: bool = True) -> Records:
@@ -34,16 +32,16 @@ def records(means: dict, *, k: int = 8, counted: bool = True) -> Records:
         training=pd.DataFrame(columns=["run", "step", *(c.name for c in TRAINING_COLUMNS)]),
         scores=pd.DataFrame(rows, columns=["run", "step", "benchmark", "problem", "k", *SCORES]),
         answers=pd.DataFrame(),
-        excluded=pd.DataFrame(),
+        excluded=pd.DataFrame(columns=["run", "left_out", "reason"]),
     )
 
 
-def compared(read: Records, *, baseline: str = "default", bootstrap: Bootstrap = BOOTSTRAP):
+def compared(read: Records, *, baseline: str = "default"):
     scored = by_step(read)
     arms, _ = group_arms(read.runs, list(scored["run"].unique()), baseline=baseline)
     steps, scores = chosen_steps(read, scored), ProblemScores.of(read.scores)
-    differences, left_out = contrasts(arms, scores, steps, bootstrap)
-    return estimates(arms, scores, steps, bootstrap), differences, left_out
+    differences, left_out = contrasts(arms, scores, steps)
+    return estimates(arms, scores, steps), differences, left_out
 
 
 def one(frame: pd.DataFrame, arm: str, *, benchmark: str = AVERAGE, score: str = "mean", which: str = "last") -> dict:
@@ -252,14 +250,6 @@ def test_interval_does_not_depend_on_which_other_arms_there_are():
     few = compared(records({key: means[key] for key in means if key[0] != "b"}))[1]
     many = compared(records(means))[1]
     assert one(few, "a") == one(many, "a")
-
-
-def test_seed_of_the_bootstrap_changes_the_interval_and_not_the_value():
-    rng = np.random.default_rng(0)
-    read = records({(name, 0, 1, "x"): rng.random(20) for name in ("default", "a")})
-    first, again, other = (one(compared(read, bootstrap=Bootstrap(count=500, seed=s))[1], "a") for s in (0, 0, 1))
-    assert first == again
-    assert first["value"] == other["value"] and (first["low"], first["high"]) != (other["low"], other["high"])
 
 
 def test_order_of_problems_in_a_record_does_not_matter(tmp_path):

@@ -12,7 +12,7 @@ from analysis.figures import panels as figures
 from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks, thin
 from analysis.load import load
 from analysis.results import Results, analyse
-from analysis.stats import ema
+from analysis.stats.smoothing import ema
 from analysis.topics import members
 from tests.unit.analysis.fake_runs import Fake, write_run
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import pytest
 
+from analysis.claims import verdicts
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
 from analysis.figures.panels import panels
@@ -53,7 +54,9 @@ class Elements(HTMLParser):
 def rendered(root, *, baseline: str = "default") -> tuple[str, str]:
     results = analyse(load(root), baseline=baseline, bootstrap=Bootstrap(count=200, seed=0))
     head, of_topic, spent = headline(results), members(results), costs(results)
-    tables = {table.name: table for table in all_tables(results, members=of_topic, costs=spent)}
+    tables = {
+        table.name: table for table in all_tables(results, members=of_topic, costs=spent, verdicts=verdicts(results))
+    }
     drawn = panels(results, members=of_topic, costs=spent, alpha=0.15)
     return html_page(results, head, tables, drawn, of_topic, alpha=0.15), markdown_page(head, tables)
 
@@ -143,6 +146,7 @@ def test_page_can_be_read_by_a_screen_reader(elements):
 def test_markdown_has_every_table_and_no_html(pages):
     page = pages[1]
     assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == [
+        "Published claims",
         "Summary",
         "Settings of the default",
         "Scores on each benchmark",

@@ -5,6 +5,7 @@ import re
 import pytest
 
 from analysis.cells import Field, table
+from analysis.claims import verdicts
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
 from analysis.load import load
@@ -46,7 +47,7 @@ def test_hyperparameters_have_a_row_a_value_and_benchmark(study):
 
 
 def test_every_table_is_latex_that_balances(study):
-    for each in all_tables(study, members=members(study), costs=costs(study)):
+    for each in all_tables(study, members=members(study), costs=costs(study), verdicts=verdicts(study)):
         text = each.latex()
         assert text.count("{") - text.count("\\{") == text.count("}") - text.count("\\}")
         assert text.startswith("\\begin{table}") and "\\toprule" in text and "\\bottomrule" in text
