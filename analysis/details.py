@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.rollouts import Rollouts, read_rollouts
+from analysis.text import printable
 from opd.records import RecordError, RunDir
 
 
@@ -23,12 +24,22 @@ class Details:
     rollouts: Rollouts | None
 
 
-def read_details(runs: Iterable[tuple[str, RunDir]]) -> dict[str, Details]:
-    """Arm → its details; `runs` are (arm, directory), of which the first of each arm is read. No record raises."""
-    first: dict[str, RunDir] = {}
-    for arm, run in runs:
-        first.setdefault(arm, run)
-    return {arm: Details(flat(run.config()), _ranks(run), _rollouts(run)) for arm, run in first.items()}
+def read_details(
+    runs: Iterable[tuple[str, str, RunDir]],
+) -> tuple[dict[str, Details], list[tuple[str, str, str]]]:
+    """Arm → its details, and what of them cannot be read, as (run, left out, reason). No record raises.
+
+    `runs` are (arm, name of the run, directory), of which the first of each arm is read.
+    """
+    found: dict[str, Details] = {}
+    damage: list[tuple[str, str, str]] = []
+    for arm, path, run in runs:
+        if arm in found:
+            continue
+        rollouts, torn = _rollouts(run)
+        damage += [(path, f"its rollouts at step {step}", reason) for step, reason in torn]
+        found[arm] = Details(flat(run.config()), _ranks(run), rollouts)
+    return found, damage
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -47,10 +58,12 @@ def _ranks(run: RunDir) -> int:
     return ranks if type(ranks) is int and ranks > 0 else 1
 
 
-def _rollouts(run: RunDir) -> Rollouts | None:
+def _rollouts(run: RunDir) -> tuple[Rollouts | None, list[tuple[int, str]]]:
+    """The last record that can be read, and the later ones that cannot, with the reason."""
+    torn = []
     for step in reversed(run.rollouts()):
         try:
-            return read_rollouts(run, step)
-        except RecordError:
-            continue
-    return None
+            return read_rollouts(run, step), torn
+        except RecordError as error:
+            torn.append((step, printable(str(error).replace(f"{run.path}/", ""), limit=300)))
+    return None, torn

@@ -138,7 +138,9 @@ def test_damaged_rollouts_and_manifest_cost_nothing_but_themselves(tmp_path):
     run.write_rollouts(1, rollouts(np.random.default_rng(0)), "")
     run.write_rollouts(2, {"step": 2}, "")
     run.manifest_file.write_text("not json")
-    (found,) = read_details([("arm", run) for run in find_runs(tmp_path)]).values()
+    details, damage = read_details([("arm", "a", run) for run in find_runs(tmp_path)])
+    found = details["arm"]
+    assert [(path, what) for path, what, _ in damage] == [("a", "its rollouts at step 2")]
     assert found.ranks == 1 and found.rollouts is not None and found.rollouts.step == 1
 
 
