@@ -74,7 +74,7 @@ TOPICS = (
         ("support",),
         ("whitening", "rollout.top_p", "filter.exclude_special"),
     ),
-    Topic("credit", "Credit", "Revisiting OPD", ("credit",)),
+    Topic("credit", "Credit", "Revisiting OPD", ("credit", "gamma")),
     Topic("shaping", "Shaping", "Sketches of methods", ("shaping",), ("allow_heuristic",)),
 )
 
