@@ -100,7 +100,6 @@
     layout.showlegend ||= panel.topic !== null && !panel.tall;
     if (layout.showlegend) layout.margin = { ...layout.margin, t: 44 };
     const place = byId(panel.id);
-    if (panel.tall) place.style.height = `${5 + 1.75 * Math.max(2, new Set(shown.flatMap((trace) => (trace.yaxis ? [] : trace.y))).size)}rem`;
     delete place.dataset.stale;
     writeNumbers(panel, shown);
     return Plotly.react(place, traces, layout, { displaylogo: false, responsive: true, displayModeBar: false, scrollZoom: false });
@@ -112,10 +111,14 @@
       draw(panelOf.get(entry.target.id));
     }
   }, { rootMargin: "50%" });
-  /** What is near is drawn anew, the rest when it comes near. */
+  /** What is near is drawn anew, the rest when it comes near; heights are set at once, so that nothing moves later. */
   function redraw() {
     for (const panel of panels) {
       const place = byId(panel.id);
+      if (panel.tall) {
+        const rows = new Set(shownTraces(panel).flatMap((trace) => (trace.yaxis ? [] : trace.y)));
+        place.style.height = `${5 + 1.75 * Math.max(2, rows.size)}rem`;
+      }
       place.dataset.stale = "true";
       seen.unobserve(place);
       seen.observe(place);

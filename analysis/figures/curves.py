@@ -113,7 +113,8 @@ def ensemble_panels(results: Results, curves: Curves) -> list[Panel]:
 def stability_panels(results: Results, learning: Curves, training: Curves) -> list[Panel]:
     """Figures 1 and 2 of the adventures post: diagnostics and outcomes, each by a metric of the reader's choice."""
     labels = {**{score: results.label(score) for score in SCORES}, **{name: TRAINING[name][0] for name in TRAINING}}
-    titles = {**dict.fromkeys(SCORES, "%"), **{name: _unit(name) or TRAINING[name][1] for name in TRAINING}}
+    percent = {*SCORES, *PERCENT}
+    titles = {name: f"{label}, %" if name in percent else label for name, label in labels.items()}
     found = []
     for name, title, note, names in (
         ("diagnostics", "Stability diagnostics", "What shows first that training goes wrong", DIAGNOSTICS),

@@ -99,6 +99,7 @@ def _files(name: str, panel: Panel, chosen: Mapping[str, str], traces: Sequence[
     rows = list(dict.fromkeys(label for trace in traces if "yaxis" not in trace for label in trace["y"]))
     figure = Figure(figsize=(WIDTH, max(1.6, 0.9 + 0.27 * len(rows)) if panel.tall else HEIGHT), layout="constrained")
     axes = figure.subplots()
+    axes.set_axisbelow(True)
     behind = axes.twinx() if any(trace["type"] == "bar" and "yaxis" in trace for trace in traces) else None
     if behind:
         behind.set_zorder(axes.get_zorder() - 1)
@@ -125,8 +126,14 @@ def _files(name: str, panel: Panel, chosen: Mapping[str, str], traces: Sequence[
 
 
 def _label(axes: Any, behind: Any, panel: Panel, chosen: Mapping[str, str]) -> None:
+    """The page has a heading over each figure; on paper the axes must say what they show."""
     given = panel.layout
+    named = {control.key: dict(control.options)[chosen[control.key]] for control in panel.controls}
     titles = {axis: given[axis]["title"]["text"] for axis in ("xaxis", "yaxis")}
+    scored = "xaxis" if panel.tall else "yaxis"
+    what = named.get("score", panel.title)
+    titles[scored] = f"{what}, {titles[scored]}" if titles[scored] in ("%", "points") else titles[scored] or what
+    titles["xaxis"] = titles["xaxis"] or named.get("axis", "")
     for value in chosen.values():
         if value in panel.titles:
             titles["xaxis" if panel.id == "cost" else "yaxis"] = panel.titles[value]

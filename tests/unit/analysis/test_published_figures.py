@@ -153,10 +153,10 @@ def few(study, *ids: str) -> list[Panel]:
 
 def test_prints_are_the_same_bytes_again_and_have_no_date(study):
     results, _ = study
-    given = few(study, "stability-outcomes", "divergence-bars"), members(results)
+    given = few(study, "ratios", "divergence-bars"), members(results)
     first, again = (prints.prints(*given, smooth=False) for _ in range(2))
     assert first == again
-    assert {"stability-outcomes-mean.svg", "stability-outcomes-mean.png", "divergence-bars-mean.svg"} <= set(first)
+    assert {"ratios.svg", "ratios.png", "divergence-bars-mean.svg", "divergence-bars-best.png"} <= set(first)
     svg = first["divergence-bars-mean.svg"].decode()
     assert svg.startswith("<?xml") and "<dc:date>" not in svg
     assert first["divergence-bars-mean.png"].startswith(b"\x89PNG")
