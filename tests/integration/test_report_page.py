@@ -17,15 +17,20 @@ from tests.unit.analysis.published_runs import rollouts, write_published
 
 # The elements with text of their own, outside figures, that is below 4.5:1 against what is behind it or under 12 px.
 POOR_TEXT = """() => {
-  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const rgb = text => {
+    const parts = text.match(/[\\d.]+(?:e[-+]\\d+)?/g).map(Number);
+    return text.startsWith("color(") ? [...parts.slice(0, 3).map(part => 255 * part), ...parts.slice(3)] : parts;
+  };
   const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
   const behind = element => {
-    for (; element; element = element.parentElement) {
-      const colour = rgb(getComputedStyle(element).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour;
+    const layers = [];
+    for (; element && layers.at(-1)?.[3] !== 1; element = element.parentElement) {
+      const [red, green, blue, alpha = 1] = rgb(getComputedStyle(element).backgroundColor);
+      layers.push([red, green, blue, alpha]);
     }
-    return [255, 255, 255];
+    const over = (below, [...above]) => below.map((part, at) => part + above[3] * (above[at] - part));
+    return layers.reverse().reduce(over, [255, 255, 255]);
   };
   const written = element => element.checkVisibility() && !element.closest(".plot, script, option") &&
     [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
