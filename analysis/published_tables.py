@@ -1,5 +1,6 @@
 """The published tables: settings, the hyper-parameter explorer's numbers, the token filters, cost, and the verdicts."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -60,8 +61,9 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         }
         for verdict in sorted(verdicts, key=lambda verdict: ORDER.index(verdict.verdict))
     ]
+    counts = Counter(verdict.verdict for verdict in verdicts)
     note = (
-        "Here: the difference in points that decides the claim, with its interval, corrected for how many claims of its"
+        f"{', '.join(f'{counts[word]} {word}' for word in ORDER if counts[word])}. Here: the difference in points that decides the claim, with its interval, corrected for how many claims of its"
         " sweep are tested. Reproduced: it lies wholly where the claim has it. Contradicted: wholly elsewhere. Not"
         " settled: neither; seeds needed an arm would settle it four times in five."
     )
