@@ -62,10 +62,11 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
         for verdict in sorted(verdicts, key=lambda verdict: ORDER.index(verdict.verdict))
     ]
     counts = Counter(verdict.verdict for verdict in verdicts)
+    counted = ", ".join(f"{counts[word]} {word}" for word in ORDER if counts[word])
     note = (
-        f"{', '.join(f'{counts[word]} {word}' for word in ORDER if counts[word])}. Here: the difference in points that decides the claim, with its interval, corrected for how many claims of its"
-        " sweep are tested. Reproduced: it lies wholly where the claim has it. Contradicted: wholly elsewhere. Not"
-        " settled: neither; seeds needed an arm would settle it four times in five."
+        f"{counted}. Here: the difference in points that decides the claim, with its interval, corrected for how many"
+        " claims of its sweep are tested. Reproduced: it lies wholly where the claim has it. Contradicted: wholly"
+        " elsewhere. Not settled: neither; seeds needed an arm would settle it four times in five."
     )
     return table("verdicts", "Published claims", note, fields, rows, [None] * len(rows))
 
