@@ -9,6 +9,7 @@ from analysis.evaluation import AVERAGE
 from analysis.outcomes import GRADES, SHARES
 from analysis.results import Results, rows_of
 
+EXAMPLES_OF_ALL = 60  # runs: of more, each config's first one shows its answers
 ByBenchmark = Mapping[tuple[str, str], list[dict[str, Any]]]
 
 
@@ -158,9 +159,11 @@ def answers(results: Results) -> Table:
     for row in rows_of(results.records.answers):
         verdict = "✓ right" if row["correct"] else "✗ wrong"
         given.setdefault(row["run"], []).append({**row, "seed": seeds[row["run"]], "verdict": verdict})
-    own = [(arm, row) for arm in results.arms for run in arm.runs for row in given.get(run, [])]
+    runs = 1 if len(results.records.runs) > EXAMPLES_OF_ALL else None
+    own = [(arm, row) for arm in results.arms for run in arm.runs[:runs] for row in given.get(run, [])]
+    whose = "each run's" if runs is None else "each config's first run's"
     note = (
-        "The first answer to the first problems of each run's last evaluation, in the order of the record, not picked."
+        f"The first answer to the first problems of {whose} last evaluation, in the order of the record, not picked."
         " –: no answer was found in what the student wrote. Follows the choice of runs above."
     )
     return table("answers", "Examples of answers", note, fields, [row for _, row in own], [arm for arm, _ in own])
