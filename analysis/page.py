@@ -129,7 +129,7 @@ def _groups(
 
 
 def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    drawn = looks(results.arms)
+    drawn = looks(results.arms, members)
     known = {arm for arms in members.values() for arm in arms}
     others = [arm.id for arm in results.arms if arm.role != "teacher" and arm.id not in known]
     return {

@@ -3,7 +3,7 @@
 import pandas as pd
 
 from analysis.arms import Arm
-from analysis.figures.panel import Control, Look, Panel, Trace, colour, layout, line, looks, rounded, short, thin
+from analysis.figures.panel import Control, Look, Looks, Panel, Trace, colour, layout, line, rounded, short, thin
 from analysis.results import Results
 from analysis.stats.smoothing import ema
 from analysis.text import plot_label
@@ -30,11 +30,11 @@ SMOOTHED_FROM = 25  # evaluations: a moving average of fewer mostly shows its ow
 Curves = dict[str, list[Trace]]
 
 
-def learning_curves(results: Results, *, alpha: float) -> Curves:
+def learning_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
     """Score → its traces, raw and smoothed, of every benchmark. A teacher is a line across at its score."""
     if results.by_step.empty:
         return {}
-    drawn, last_step = looks(results.arms), int(results.by_step["step"].max())
+    last_step = int(results.by_step["step"].max())
     found: Curves = {score: [] for score in SCORES}
     for benchmark, rows in results.by_step.groupby("benchmark"):
         for score in SCORES:
@@ -51,9 +51,9 @@ def learning_curves(results: Results, *, alpha: float) -> Curves:
     return found
 
 
-def training_curves(results: Results, *, alpha: float) -> Curves:
+def training_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
     """Metric → its traces, smoothed; only metrics that a run recorded."""
-    drawn, training = looks(results.arms), results.records.training
+    training = results.records.training
     found: Curves = {}
     for name in TRAINING:
         if not training[name].notna().any():

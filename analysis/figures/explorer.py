@@ -21,7 +21,7 @@ def axes(results: Results, members: Mapping[str, list[str]]) -> list[tuple[Topic
         if topic.axis and topic.name in members:
             values = [(results.records.details[arm].config.get(topic.axis), arms[arm]) for arm in members[topic.name]]
             if all(type(value) in (int, float) for value, _ in values):
-                values.sort(key=lambda value: value[0])
+                values.sort(key=lambda value: float(value[0] or 0))
             found.append((topic, [(shown(value), arm) for value, arm in values]))
     return found
 

@@ -21,6 +21,7 @@ DARK = ("#89b0f1", "#edd217", "#59eec7", "#ae6685", "#7766f1", "#ff6a0c")
 TEACHER_LIGHT, TEACHER_DARK = "#6b6a66", "#a3a29c"
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot")
+DIFFERENT = len(LIGHT) * len(DASHES)
 
 Trace = dict[str, Any]
 
@@ -65,17 +66,32 @@ class Look:
     dash: str
 
 
-def looks(arms: Sequence[Arm]) -> dict[str, Look]:
-    """Arm → its look, the same in all figures."""
+Looks = Mapping[str, Look]
+
+
+def looks(arms: Sequence[Arm], members: Mapping[str, list[str]]) -> Looks:
+    """Arm → its look, the same in all figures.
+
+    `members` is topic → its arms. There are `DIFFERENT` looks; where there are more arms, those of one comparison still
+    look different, and the baseline like no other of any.
+    """
     students = [arm for arm in arms if arm.role != "teacher"]
     drawn = {arm.id: look(position) for position, arm in enumerate(students)}
+    if len(students) > DIFFERENT:
+        positions: dict[str, int] = {}
+        for arm in students:
+            beside = {other for own in members.values() if arm.id in own for other in own}
+            taken = {positions[other] for other in beside if other in positions}
+            free = (position for position in range(len(students)) if position not in taken)
+            positions[arm.id] = next(free) if beside else len(positions)
+        drawn = {arm: look(position) for arm, position in positions.items()}
     for position, arm in enumerate(arm for arm in arms if arm.role == "teacher"):
         drawn[arm.id] = Look(None, "circle", DASHES[1 + position % 3])
     return drawn
 
 
 def look(position: int) -> Look:
-    """That of the student at this place; 24 are different."""
+    """That of the student at this place; `DIFFERENT` are different."""
     turn, slot = divmod(position, len(LIGHT))
     return Look(slot, MARKERS[slot], DASHES[turn % len(DASHES)])
 
@@ -83,8 +99,8 @@ def look(position: int) -> Look:
 def line(
     label: str,
     look: Look,
-    x: Sequence[Any],
-    y: Sequence[float],
+    x: np.ndarray,
+    y: np.ndarray,
     mode: str,
     unit: str,
     meta: dict[str, Any],

@@ -12,7 +12,7 @@ from analysis.figures.curves import (
     training_panels,
 )
 from analysis.figures.explorer import explorer
-from analysis.figures.panel import Panel
+from analysis.figures.panel import Panel, looks
 from analysis.figures.ratios import ratios
 from analysis.figures.scores import cost, differences, divergence_bars, seeds
 from analysis.results import Results
@@ -29,16 +29,18 @@ def panels(
         costs: arm → its cost.
         alpha: the weight of the newest value in the moving averages.
     """
-    learning, training = learning_curves(results, alpha=alpha), training_curves(results, alpha=alpha)
+    drawn = looks(results.arms, members)
+    learning = learning_curves(results, drawn, alpha=alpha)
+    training = training_curves(results, drawn, alpha=alpha)
     scored = bool(len(results.by_step))
     found = [
         *(stability_panels(results, learning, training) if "stability" in members else []),
         explorer(results, members),
         ratios(results),
-        *([divergence_bars(results)] if "divergence" in members else []),
+        *([divergence_bars(results, drawn)] if "divergence" in members else []),
         *(ensemble_panels(results, learning) if "ensemble" in members else []),
-        *([differences(results, score) for score in ("mean", "best")] if len(results.differences) else []),
-        *([cost(results, costs), seeds(results)] if scored else []),
+        *([differences(results, drawn, score) for score in ("mean", "best")] if len(results.differences) else []),
+        *([cost(results, drawn, costs), seeds(results, drawn)] if scored else []),
         *learning_panels(results, learning),
         *training_panels(training),
     ]

@@ -10,12 +10,12 @@ from analysis.evaluation import AVERAGE
 from analysis.figures.panel import (
     Control,
     Look,
+    Looks,
     Panel,
     Trace,
     colour,
     error_bar,
     layout,
-    looks,
     rounded,
     rows_layout,
     short,
@@ -31,9 +31,9 @@ def score_control(results: Results) -> Control:
     return Control("score", "Score", tuple((score, results.label(score)) for score in ("mean", "best")))
 
 
-def differences(results: Results, score: str) -> Panel:
+def differences(results: Results, drawn: Looks, score: str) -> Panel:
     """Each settled arm minus the baseline at the last step."""
-    drawn, traces = looks(results.arms), []
+    traces: list[Trace] = []
     frame = results.differences
     shown = frame[(frame["score"] == score) & (frame["which"] == "last")]
     for arm in results.arms:
@@ -54,9 +54,9 @@ def differences(results: Results, score: str) -> Panel:
     )
 
 
-def divergence_bars(results: Results) -> Panel:
+def divergence_bars(results: Results, drawn: Looks) -> Panel:
     """Figure 6 of the adventures post: the divergences' scores, the default's as a dashed line."""
-    drawn, traces = looks(results.arms), []
+    traces: list[Trace] = []
     for arm, row, meta in _estimated(results):
         value, low, high = (rounded(100 * row[number]) for number in ("value", "low", "high"))
         look = drawn[arm.id]
@@ -92,9 +92,9 @@ def divergence_bars(results: Results) -> Panel:
     )
 
 
-def seeds(results: Results) -> Panel:
+def seeds(results: Results, drawn: Looks) -> Panel:
     """Each run's score beside its arm's mean: how far seeds alone spread."""
-    drawn, traces = looks(results.arms), []
+    traces: list[Trace] = []
     frame = results.outcomes[results.outcomes["score"].isin(["mean", "best"])]
     of_run: dict[str, list[dict[str, Any]]] = {}
     for row in rows_of(frame):
@@ -123,9 +123,9 @@ def seeds(results: Results) -> Panel:
     )
 
 
-def cost(results: Results, costs: Mapping[str, Cost]) -> Panel:
+def cost(results: Results, drawn: Looks, costs: Mapping[str, Cost]) -> Panel:
     """Score against what it cost to train."""
-    drawn, traces = looks(results.arms), []
+    traces: list[Trace] = []
     for arm, row, meta in _estimated(results):
         if arm.id not in costs or arm.role == "teacher":
             continue

@@ -132,7 +132,17 @@ def test_hostile_name_is_text_in_a_figure(tmp_path):
 def test_no_two_of_the_first_24_arms_look_alike(demo):
     arms = [arm for arm in demo[0].arms if arm.role != "teacher"][:1]
     many = [type(arms[0])(**{**vars(arms[0]), "id": str(number)}) for number in range(24)]
-    assert len(set(looks(many).values())) == 24
+    assert len(set(looks(many, {}).values())) == 24
+
+
+def test_arms_of_one_comparison_look_different_however_many_there_are(demo):
+    (arm,) = [arm for arm in demo[0].arms if arm.role == "baseline"]
+    many = [type(arm)(**{**vars(arm), "id": str(number)}) for number in range(100)]
+    members = {"one": ["0", *map(str, range(1, 90, 9))], "two": ["0", "10", *map(str, range(2, 90, 9))]}
+    drawn = looks(many, members)
+    for arms in members.values():
+        assert len({drawn[arm] for arm in arms}) == len(arms) > 10
+    assert set(drawn) == set(map(str, range(100)))
 
 
 def linear(colour: str) -> np.ndarray:
