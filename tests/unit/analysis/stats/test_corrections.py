@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -21,11 +21,13 @@ def test_benjamini_hochberg_by_hand():
 
 
 @given(P)
+@settings(deadline=None)
 def test_benjamini_hochberg_is_scipys(p: np.ndarray):
     np.testing.assert_allclose(benjamini_hochberg(p), scipy.stats.false_discovery_control(p))
 
 
 @given(P)
+@settings(deadline=None)
 def test_holm_rejects_what_the_procedure_rejects_step_by_step(p: np.ndarray):
     rejected, waiting = set(), list(np.argsort(p, kind="stable"))
     while waiting and p[waiting[0]] <= 0.05 / len(waiting):
