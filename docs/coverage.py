@@ -71,7 +71,7 @@ def page() -> str:
     rows = []
     for seeds, problems, (name, spread) in product(SEEDS, PROBLEMS, SPREADS.items()):
         if seeds > 1 or name == "small":
-            found = [_covered(seeds, problems, spread, paired=paired) for paired in (False, True)]
+            found = [covered(seeds, problems, spread, paired=paired) for paired in (False, True)]
             rows.append(
                 (str(seeds), str(problems), "–" if seeds == 1 else name, *(f"{c:.1f}" for pair in found for c in pair))
             )
@@ -81,7 +81,7 @@ def page() -> str:
             sweep,
             str(seeds),
             str(problems),
-            *(f"{_wrong(sweep, seeds, problems, between):.1f}" for between in (0.005, 0.03)),
+            *(f"{wrong_verdicts(sweep, seeds, problems, between):.1f}" for between in (0.005, 0.03)),
         )
         for sweep, seeds, problems in product(("stability", "ensemble", "filter"), SEEDS[1:], (30, 200))
     ]
@@ -94,7 +94,7 @@ def page() -> str:
         few=FEW_TRIALS,
         error=2 * 100 * (0.05 * 0.95 / TRIALS) ** 0.5,
         few_error=2 * 100 * (0.05 * 0.95 / FEW_TRIALS) ** 0.5,
-        small_sets=_table(("mean", "beta-binomial", "t"), [_small_set(mean) for mean in (0.5, 0.2, 0.05, 0.02)]),
+        small_sets=_table(("mean", "beta-binomial", "t"), [small_set(mean) for mean in (0.5, 0.2, 0.05, 0.02)]),
         verdicts=_table(("sweep", "seeds", "problems", "seeds differ by 0.5 points", "by 3 points"), verdict_rows),
         verdict_trials=FEW_TRIALS,
         verdict_error=2 * 100 * (0.05 * 0.95 / FEW_TRIALS) ** 0.5,
@@ -104,7 +104,7 @@ def page() -> str:
 # ---- intervals
 
 
-def _covered(seeds: int, problems: int, spread: float, *, paired: bool) -> tuple[float, float]:
+def covered(seeds: int, problems: int, spread: float, *, paired: bool) -> tuple[float, float]:
     """In 100, how often t and the bootstrap hold the truth: of one arm, or of the difference of two."""
     rng = np.random.default_rng([seeds, problems, int(1000 * spread), paired])
     hard = rng.normal(0, HARDNESS, (TRIALS, 1, problems))
@@ -140,7 +140,8 @@ def _holds(interval: np.ndarray, truth: np.ndarray) -> float:
     return 100 * float(((interval[0] <= truth) & (truth <= interval[1])).mean())
 
 
-def _small_set(mean: float) -> tuple[str, str, str]:
+def small_set(mean: float) -> tuple[str, str, str]:
+    """A row: the mean, and in 100 how often the beta-binomial interval and t hold it."""
     rng = np.random.default_rng(int(1000 * mean))
     size = 1 / 0.4 - 1
     right = rng.binomial(K, rng.beta(mean * size, (1 - mean) * size, (TRIALS, 30)))
@@ -153,7 +154,7 @@ def _small_set(mean: float) -> tuple[str, str, str]:
 # ---- verdicts
 
 
-def _wrong(sweep: str, seeds: int, problems: int, between: float) -> float:
+def wrong_verdicts(sweep: str, seeds: int, problems: int, between: float) -> float:
     """In 100, how often any claim of the sweep has a verdict where all of them are on the edge."""
     settings, claims = published().settings, [claim for claim in published().claims if claim.sweep == sweep]
     claims = [claim for claim in claims if claim.kind != "report only"]
