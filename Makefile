@@ -74,7 +74,6 @@ status: setup  ## the state of every run
 docs: setup  ## the pages of docs/ that are made from the code
 	$(PYTHON) -m docs.tables
 	$(PYTHON) -m docs.credit_variance
-	$(PYTHON) -m docs.coverage
 
 clean:  ## the virtual environment and caches; never runs or models
 	rm -rf $(VENV) .pytest_cache .ruff_cache .hypothesis .import_linter_cache *.egg-info
