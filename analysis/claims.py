@@ -1,16 +1,15 @@
 """Results → a verdict on each published claim."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from analysis.arms import Arm
-from analysis.contrasts import LEVEL, Side, compare
-from analysis.decisions import IDENTITY, KINDS, NOT_RUN, REPORT_ONLY, Decision, Found, Statement, decide
-from analysis.outcomes import MEASURES
+from analysis.contrasts import LEVEL
+from analysis.decisions import IDENTITY, REPORT_ONLY, Decision, Found, decide
+from analysis.evidence import Evidence, gather, listed
 from analysis.published import Claim, Published, Settings, published
 from analysis.results import Results
 from analysis.stats.corrections import holm_levels
@@ -60,22 +59,6 @@ class Verdict:
 
 
 @dataclass(frozen=True)
-class _Evidence:
-    """A claim with what the runs say of its statements, or the reason why they say nothing."""
-
-    claim: Claim
-    arms: Mapping[str, Arm]
-    found: Sequence[Found]
-    missing: str
-
-    @property
-    def decidable(self) -> bool:
-        """Whether it counts among the claims that are corrected for each other."""
-        undecided = (REPORT_ONLY, NOT_RUN, IDENTITY)
-        return not self.missing and self.claim.kind not in undecided and min(one.seeds for one in self.found) > 1
-
-
-@dataclass(frozen=True)
 class _Answer:
     word: Word
     note: str
@@ -91,7 +74,7 @@ def verdicts(results: Results, *, known: Published | None = None) -> list[Verdic
     chance of at most `settings.error`: Holm's correction over the two-sided p of each claim (`decisions.Decision`).
     """
     known = known or published()
-    evidence = [_evidence(claim, results, known) for claim in known.claims]
+    evidence = [gather(claim, results, known) for claim in known.claims]
     decisions = {each.claim.id: decide(each.found) for each in evidence if each.decidable}
     levels = _levels([each.claim for each in evidence], decisions, known.settings.error)
     answers = [
@@ -101,52 +84,6 @@ def verdicts(results: Results, *, known: Published | None = None) -> list[Verdic
         for each in evidence
     ]
     return [_verdict(each, answer, results) for each, answer in zip(evidence, answers, strict=True)]
-
-
-# ---- what the runs say
-
-
-def _evidence(claim: Claim, results: Results, known: Published) -> _Evidence:
-    if claim.kind == NOT_RUN:
-        return _Evidence(claim, {}, (), claim.why)
-    wanted = dict.fromkeys((*claim.arms, *claim.baseline))
-    found = {name: _arms_of(name, results, known.same) for name in wanted}
-    absent = [name for name, arms in found.items() if not arms]
-    several = [name for name, arms in found.items() if len(arms) > 1]
-    arms = {name: own[0] for name, own in found.items() if len(own) == 1}
-    if absent:
-        return _Evidence(claim, arms, (), f"No finished and evaluated run of {_and(absent)} was found.")
-    if several:
-        return _Evidence(
-            claim, arms, (), f"Several configs are named {_and(several)}: give the report the runs of one scale alone."
-        )
-    compared = [_found(one, arms, claim, results) for one in KINDS[claim.kind](claim, known.settings)]
-    if not all(compared):
-        return _Evidence(claim, arms, (), "Its runs were not asked the same problems, or their scores are not known.")
-    return _Evidence(claim, arms, [one for one in compared if one], "")
-
-
-def _arms_of(name: str, results: Results, same: Mapping[str, str]) -> list[Arm]:
-    """The settled arms of that name, or of the other name of the same config; of several the baseline alone."""
-    for called in (name, same.get(name, name)):
-        arms = [arm for arm in results.arms if arm.settled and arm.id.rpartition("-")[0] == called]
-        if arms:
-            return [arm for arm in arms if arm.role == "baseline"] or arms
-    return []
-
-
-def _found(statement: Statement, arms: Mapping[str, Arm], claim: Claim, results: Results) -> Found | None:
-    arm, baseline = arms[statement.arm], arms[statement.baseline]
-    paired = arm.seeds == baseline.seeds
-    sides = [Side(1, arm.used), Side(-statement.factor, baseline.used)]
-    shared = compare(sides, results.scores, results.steps, paired=paired)
-    if not shared:
-        return None
-    estimate = shared[0].estimate.one(MEASURES.index((claim.which, claim.score)))
-    if np.isnan(estimate.error[0]):
-        return None
-    fewest = min(len(arm.used), len(baseline.used))
-    return Found(statement, estimate, fewest, 1 if paired else 2, shared[0].problems)
 
 
 # ---- what that comes to
@@ -165,12 +102,15 @@ def _levels(claims: Iterable[Claim], decisions: Mapping[str, Decision], error: f
     return levels
 
 
-def _decided(evidence: _Evidence, decision: Decision, alpha: float, settings: Settings) -> _Answer:
-    one, level = decision.deciding, 100 * (1 - alpha)
+def _decided(evidence: Evidence, decision: Decision, alpha: float, settings: Settings) -> _Answer:
+    one, settled = decision.deciding, decision.p <= alpha
+    if decision.fails < decision.holds:
+        alpha /= len(evidence.found)  # any of them may be the one that fails
+    level = 100 * (1 - alpha)
     between = f"{one.statement.arm} − {_share(one.statement.factor)}{one.statement.baseline}"
     if math.isnan(decision.p):
         return _Answer("not settled", f"{between} does not vary at all, which tells nothing of other problems.", one)
-    if decision.p <= alpha:
+    if settled:
         word: Word = "reproduced" if decision.holds < decision.fails else "contradicted"
         where = "where the claim has it" if word == "reproduced" else "where the claim has it not"
         return _Answer(word, f"The {level:.3g} % interval of {between} lies wholly {where}.", one, alpha)
@@ -203,7 +143,7 @@ def _seeds_needed(claim: Claim, one: Found, alpha: float, settings: Settings) ->
     return None, at
 
 
-def _undecided(evidence: _Evidence, results: Results, settings: Settings) -> _Answer:
+def _undecided(evidence: Evidence, results: Results, settings: Settings) -> _Answer:
     claim, found = evidence.claim, evidence.found
     if evidence.missing:
         return _Answer("not run", evidence.missing)
@@ -215,13 +155,13 @@ def _undecided(evidence: _Evidence, results: Results, settings: Settings) -> _An
         return _Answer("report only", claim.why + (rest if found[1:] else ""), largest)
     one = min(found, key=lambda one: one.seeds)
     names = [name for name, arm in evidence.arms.items() if len(arm.used) == 1]
-    return _Answer("not settled", f"{_and(names)} ran with one seed, which tells nothing of how seeds differ.", one)
+    return _Answer("not settled", f"{listed(names)} ran with one seed, which tells nothing of how seeds differ.", one)
 
 
-def _identity(evidence: _Evidence, results: Results, settings: Settings) -> _Answer:
+def _identity(evidence: Evidence, results: Results, settings: Settings) -> _Answer:
     """Whether the divergence from the teacher is no more than rounding at every step of every run."""
     training = results.records.training
-    own = training[training["run"].isin(_runs(evidence))]["divergence/reverse_kl"].abs().dropna()
+    own = training[training["run"].isin(evidence.runs)]["divergence/reverse_kl"].abs().dropna()
     if own.empty:
         return _Answer("not run", "Its runs recorded no divergence from the teacher.")
     note = f"The largest divergence from the teacher at any step is {own.max():.2g} nats."
@@ -231,7 +171,7 @@ def _identity(evidence: _Evidence, results: Results, settings: Settings) -> _Ans
 # ---- as it is shown
 
 
-def _verdict(evidence: _Evidence, answer: _Answer, results: Results) -> Verdict:
+def _verdict(evidence: Evidence, answer: _Answer, results: Results) -> Verdict:
     claim, found = evidence.claim, answer.found
     value = low = high = None
     if found:
@@ -247,12 +187,12 @@ def _verdict(evidence: _Evidence, answer: _Answer, results: Results) -> Verdict:
         high=high,
         verdict=answer.word,
         seeds_needed=answer.seeds,
-        runs=_runs(evidence),
+        runs=evidence.runs,
         note=answer.note + steadiness,
     )
 
 
-def _steadiness(evidence: _Evidence, results: Results) -> str:
+def _steadiness(evidence: Evidence, results: Results) -> str:
     own = {run for name in evidence.claim.arms for run in evidence.arms[name].used}
     rows = results.steadiness[results.steadiness["run"].isin(own)]
     fell = sum(value is True for value in rows["collapsed"])
@@ -260,13 +200,5 @@ def _steadiness(evidence: _Evidence, results: Results) -> str:
     return f" Of its {len(rows)} runs {fell} lost half of their best score, {spiked} had spikes of the gradient norm."
 
 
-def _runs(evidence: _Evidence) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(run for arm in evidence.arms.values() for run in arm.used))
-
-
 def _share(factor: float) -> str:
     return "" if factor == 1 else f"{factor:.3g} × "
-
-
-def _and(names: Sequence[str]) -> str:
-    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))

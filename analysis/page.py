@@ -28,9 +28,9 @@ from analysis.topics import TOPICS
 METHOD = (
     "mean@k is the share of a problem's k answers that are right, averaged over the problems; best@k is 1 for a problem"
     " with any right answer; maj@k is 1 if its most frequent answer is right. Benchmarks are averaged unweighted.",
-    "Intervals are 95 % percentile bootstrap intervals over the problems of each benchmark and, for runs with several"
-    " seeds, over the seeds. With one seed they say nothing of how seeds differ; with two or three they are too narrow"
-    " if seeds differ much.",
+    "Intervals are 95 % intervals of Student's t over the problems of each benchmark and, for runs with several seeds,"
+    " over the seeds; of a single run's shares on at most 50 problems, exact or beta-binomial ones. With one seed they"
+    " say nothing of how seeds differ; with two or three they are wide if seeds differ much.",
     "Only finished runs whose last step was evaluated count in means and differences. What is broken, unfinished or"
     " there twice is named under “Left out”. A missing number is shown as –, never as 0.",
 )

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import Arm
-from analysis.contrasts import LEVEL, Bootstrap, ProblemScores
+from analysis.compared import ProblemScores
+from analysis.contrasts import LEVEL, Bootstrap
 from analysis.outcomes import MEASURES, Steps
 from analysis.stats.bootstrap import resampled_means
 from analysis.stats.ranking import ranks

@@ -7,7 +7,8 @@ from typing import Any
 import pandas as pd
 
 from analysis.arms import Arm, group_arms
-from analysis.contrasts import Bootstrap, ProblemScores, contrasts, estimates
+from analysis.compared import ProblemScores
+from analysis.contrasts import Bootstrap, contrasts, estimates
 from analysis.evaluation import AVERAGE
 from analysis.load import Records
 from analysis.outcomes import Steps, by_step, chosen_steps, outcomes, steadiness

@@ -54,7 +54,7 @@ def _summary_note(results: Results) -> str:
     if len(results.benchmarks) == 1:
         over = f"on {results.benchmarks[0]}"
     parts = [
-        f"Percent at the last step {over}, with 95 % bootstrap intervals.",
+        f"Percent at the last step {over}, with 95 % intervals.",
         f"Before: {mean} before training.",
         f"Δ: points above {results.baseline.label}." if results.baseline and len(results.differences) else "",
         f"max {mean}: best over training, chosen on the test sets.",
@@ -92,7 +92,7 @@ def differences(results: Results) -> Table:
         Field("benchmark", "Benchmark"),
         Field("seeds", "Seeds", "number"),
         Field("problems", "Problems", "number"),
-        Field("drawn", "Resampled"),
+        Field("drawn", "Interval over"),
         *(Field(f"{score}_last_diff", f"Δ {results.label(score)}", "points", interval=True) for score in GRADES),
         *(Field(f"{score}_max_diff", f"Δ max {results.label(score)}", "points", interval=True) for score in GRADES),
     ]
@@ -104,7 +104,7 @@ def differences(results: Results) -> Table:
     name = results.baseline.label if results.baseline else "the baseline"
     note = (
         f"Percentage points, run minus {name}, on the same problems and, where both have them, the same seeds, with"
-        " 95 % bootstrap intervals. Where only problems are resampled, they say nothing of how seeds differ."
+        " 95 % intervals. An interval over problems alone says nothing of how seeds differ."
     )
     return table("differences", f"Differences to {name}", note, fields, rows, [arm for arm, _ in own])
 

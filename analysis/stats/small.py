@@ -1,5 +1,7 @@
 """Intervals for one run on few problems, where a normal approximation fails: exact, and Bayesian."""
 
+from functools import lru_cache
+
 import numpy as np
 from jaxtyping import Float, Int
 
@@ -30,21 +32,19 @@ def beta_binomial_interval(right: Int[np.ndarray, " problem"], k: int, *, level:
     prior is Jeffreys' of a share, Beta(1/2, 1/2), on m and uniform on ρ. Computed on a grid.
     """
     counts = np.bincount(right, minlength=k + 1)
-    weight = np.exp(_log_posterior(counts, k)).sum(axis=1)
+    log = np.tensordot(counts, _log_chances(k), 1) - 0.5 * (np.log(_MEANS) + np.log1p(-_MEANS))[:, None]
+    weight = np.exp(log - log.max()).sum(axis=1)
     cumulative = np.cumsum(weight) / weight.sum()
     tail = (1 - level) / 2
     low, high = np.interp([tail, 1 - tail], cumulative, _MEANS)
     return (0.0 if not right.any() else float(low)), (1.0 if (right == k).all() else float(high))
 
 
-def _log_posterior(counts: np.ndarray, k: int) -> Float[np.ndarray, "mean spread"]:
+@lru_cache(maxsize=8)
+def _log_chances(k: int) -> Float[np.ndarray, "right mean spread"]:
+    """The logarithm of the chance of each number of right answers, but for what the number alone decides."""
     from scipy.special import betaln
 
     mean, size = _MEANS[:, None], (1 / _SPREADS - 1)[None]
     a, b = mean * size, (1 - mean) * size
-    prior = -0.5 * (np.log(mean) + np.log1p(-mean)) - betaln(a, b) * counts.sum()
-    return _from_highest(prior + sum(n * betaln(a + c, b + k - c) for c, n in enumerate(counts) if n))
-
-
-def _from_highest(log: np.ndarray) -> np.ndarray:
-    return log - log.max()
+    return np.stack([betaln(a + right, b + k - right) - betaln(a, b) for right in range(k + 1)])
