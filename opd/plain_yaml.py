@@ -1,0 +1,68 @@
+"""YAML as OmegaConf reads it, ten times as fast where nothing in it is OmegaConf's own."""
+
+from functools import lru_cache
+from typing import Any
+
+MOST_BYTES, MOST_BRANCHES, MOST_VALUES = 1 << 20, 5_000, 100_000
+
+
+def read_plain(content: bytes) -> dict[str, Any] | None:
+    """The mapping that `OmegaConf.to_container(OmegaConf.load(…))` gives; None where that one is to be asked.
+
+    None where the content is broken, huge, deep or not in UTF-8, or holds an interpolation, a missing value or a type
+    other than JSON's.
+
+    Raises:
+        ValueError: where it holds more than `MOST_VALUES`, as a few lines can that name each other.
+    """
+    import yaml
+
+    # libyaml's binding has no check of its own for how deep it goes.
+    if len(content) > MOST_BYTES or sum(content.count(mark) for mark in (b"[", b"{", b"-", b"?")) > MOST_BRANCHES:
+        return None
+    try:
+        found = yaml.load(content.decode(), Loader=_loader())
+    except (UnicodeDecodeError, ValueError, TypeError, RecursionError, yaml.YAMLError):
+        return None
+    return found if isinstance(found, dict) and _is_plain(found) else None
+
+
+@lru_cache(maxsize=1)
+def _loader() -> Any:
+    """OmegaConf's loader on libyaml's parser, or on Python's where PyYAML was built without that."""
+    import yaml
+    from omegaconf._utils import get_yaml_loader
+    from yaml.constructor import SafeConstructor
+    from yaml.resolver import Resolver
+
+    own = get_yaml_loader()
+    if not yaml.__with_libyaml__:
+        return own
+
+    class Loader(yaml.cyaml.CParser, own):
+        def __init__(self, stream: str):
+            yaml.cyaml.CParser.__init__(self, stream)
+            SafeConstructor.__init__(self)
+            Resolver.__init__(self)
+
+    return Loader
+
+
+def _is_plain(found: dict[str, Any]) -> bool:
+    left, seen = [found], 0
+    while left:
+        part = left.pop()
+        seen += 1 + len(part)
+        if seen > MOST_VALUES:
+            raise ValueError(f"holds more than {MOST_VALUES} values")
+        if isinstance(part, dict) and not all(type(key) is str for key in part):
+            return False
+        for value in part.values() if isinstance(part, dict) else part:
+            if isinstance(value, dict | list):
+                left.append(value)
+            elif isinstance(value, str):
+                if "${" in value or value == "???":
+                    return False
+            elif type(value) not in (bool, int, float, type(None)):
+                return False
+    return True
