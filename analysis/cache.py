@@ -70,8 +70,12 @@ class Cache:
     def _settled(self, latest: int) -> bool:
         return time.time_ns() - latest >= self.margin * 1e9
 
-    def forget_others(self, runs: Iterable[RunDir]) -> None:
-        """Removes what was kept of runs that are no longer there."""
+    def tidy(self, runs: Iterable[RunDir]) -> None:
+        """Removes what was kept of runs that are no longer there, and tells backups to pass the folder over."""
+        tag = self.folder / "CACHEDIR.TAG"
+        with suppress(OSError):
+            if self.folder.is_dir() and not tag.exists():
+                write_whole(tag, _TAG)
         there = {self._key(run) for run in runs}
         for key, files in self._files.items():
             if key not in there:
@@ -91,10 +95,8 @@ class Cache:
 
     def _keep(self, key: str, stamp: Stamp, found: Contents) -> None:
         content = _packed(found)
+        file = self.folder / f"{key}-{stamp}-{_digest(content)}.parquet"
         with suppress(OSError):
-            if not (self.folder / "CACHEDIR.TAG").exists():
-                write_whole(self.folder / "CACHEDIR.TAG", _TAG)
-            file = self.folder / f"{key}-{stamp}-{_digest(content)}.parquet"
             write_whole(file, content)
             _remove(other for other in self._files.get(key, ()) if other != file)
 

@@ -30,10 +30,10 @@ def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -
         return None
     if table.num_rows != lines or any(table[name].null_count for name in schema.names if name not in optional):
         return None
-    if any(_infinite(table[field.name]) for field in schema if pa.types.is_floating(field.type)):
+    if not all(_finite(table[field.name]) for field in schema if pa.types.is_floating(field.type)):
         return None
     return table.combine_chunks()
 
 
-def _infinite(column: pa.ChunkedArray) -> bool:
-    return bool(pa.compute.any(pa.compute.is_inf(column)).as_py())
+def _finite(column: pa.ChunkedArray) -> bool:
+    return pa.compute.all(pa.compute.is_finite(column)).as_py() is not False

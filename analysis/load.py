@@ -59,7 +59,7 @@ def load(root: Path, *, cache: Cache | None = None) -> Records:
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         contents = list(pool.map(cache.contents if cache else read_contents, folders))
     if cache:
-        cache.forget_others(folders)
+        cache.tidy(folders)
     read: list[_Run] = []
     alike: dict[str, int] = {}
     for folder, found in zip(folders, contents, strict=True):
