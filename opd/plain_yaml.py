@@ -18,9 +18,6 @@ def read_plain(content: bytes) -> dict[str, Any] | None:
 
     None where the content is not as OmegaConf writes it, is broken, huge or deep, or holds an interpolation, a missing
     value or a type other than JSON's.
-
-    Raises:
-        ValueError: where it holds more than `MOST_VALUES`, as a few lines can that name each other.
     """
     import yaml
 
@@ -58,14 +55,29 @@ def _loader() -> Any:
     return Loader
 
 
+def refuse_endless(text: str) -> None:
+    """Raises ValueError where YAML unfolds to more than `MOST_VALUES`, as a few lines can that name each other."""
+    import yaml
+
+    if "*" not in text:
+        return
+    sizes: dict[int, float] = {}
+
+    def size(node: Any) -> float:
+        if id(node) not in sizes:
+            sizes[id(node)] = float("inf")  # while it is counted: one that holds itself never ends
+            parts = node.value if isinstance(node.value, list) else []
+            sizes[id(node)] = 1.0 + sum(size(one) for part in parts for one in (part if type(part) is tuple else (part,)))
+        return sizes[id(node)]
+
+    if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None and size(root) > MOST_VALUES:
+        raise ValueError(f"unfolds to more than {MOST_VALUES} values")
+
+
 def _is_plain(found: dict[Any, Any]) -> bool:
     left: list[Any] = [found]
-    seen = 0
     while left:
         part = left.pop()
-        seen += 1 + len(part)
-        if seen > MOST_VALUES:
-            raise ValueError(f"holds more than {MOST_VALUES} values")
         if isinstance(part, dict) and not all(type(key) is str for key in part):
             return False
         for value in part.values() if isinstance(part, dict) else part:
