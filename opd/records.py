@@ -110,12 +110,13 @@ class RunDir:
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
-        from opd.plain_yaml import read_plain
+        from opd.plain_yaml import read_plain, refuse_endless
 
         content = read_bytes(self.config_file)
         try:
             if (plain := read_plain(content)) is not None:
                 return plain
+            refuse_endless(content.decode())
             # Not resolved: a recorded config is, and a foreign one could name an environment variable.
             config = OmegaConf.to_container(OmegaConf.load(StringIO(content.decode())))
         except (ValueError, YAMLError, OmegaConfBaseException) as error:
