@@ -15,9 +15,9 @@ def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -
     """
     lines = content.count(b"\n")
     # One object a line: an object may neither go over the end of a line, nor share a line with the next.
-    if not (content.startswith(b"{") and lines == content.count(b"}\n") == content.count(b"\n{") + 1):
+    if not (content.startswith(b"{") and content.endswith(b"}\n") and lines == content.count(b"}\n{") + 1):
         return None
-    if not content.endswith(b"}\n") or not content.isascii():
+    if not content.isascii():
         return None
     try:
         table = pyarrow.json.read_json(

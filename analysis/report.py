@@ -20,6 +20,7 @@ are listed in them with the reason.
                     delete, used only where no record has changed since, and the report is the same without it
 """
 
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import MISSING, dataclass, fields
@@ -179,4 +180,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that is not in UTF-8 loses a character, not the report
     sys.exit(main(sys.argv[1:]))
