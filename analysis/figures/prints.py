@@ -22,7 +22,7 @@ _MARKERS = {
     "line-ns-open": "|",
 }
 # Text as text is, not as mathematics: a name may hold a $.
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "font.size": 9,
     "text.parse_math": False,
     "svg.hashsalt": "opd",
