@@ -3,16 +3,17 @@
 import csv
 import io
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
-from analysis.text import csv_cell, markdown
+from analysis.arms import Arm
+from analysis.text import csv_cell, latex, markdown
 
 MISSING = "–"
-Kind = Literal["text", "number", "percent", "points", "tokens"]
+Kind = Literal["text", "number", "percent", "points", "tokens", "decimal"]
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,29 @@ class Table:
             lines.append("| " + " | ".join(cells) + " |")
         return "\n".join(lines) + "\n"
 
+    def latex(self) -> str:
+        """A `table` environment; needs booktabs. Numbers are set as text, so that a minus and a dash stay apart."""
+        columns = "".join("l" if field.kind == "text" else "r" for field in self.fields)
+        lines = [" & ".join(latex(field.label) for field in self.fields) + r" \\", r"\midrule"]
+        for _, row in self.rows():
+            cells = [latex(f"{cell.text} {cell.interval}".strip()) for cell in row]
+            lines.append(" & ".join(cells) + r" \\")
+        return "\n".join(
+            [
+                r"\begin{table}",
+                r"\centering",
+                rf"\caption{{{latex(self.title)}. {latex(self.note)}}}",
+                rf"\label{{tab:{self.name}}}",
+                rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
+                r"\toprule",
+                *lines,
+                r"\bottomrule",
+                r"\end{tabular}",
+                r"\end{table}",
+                "",
+            ]
+        )
+
     def csv(self) -> str:
         keys = [
             key
@@ -68,6 +92,19 @@ class Table:
             for key in ([field.key, f"{field.key}_low", f"{field.key}_high"] if field.interval else [field.key])
         ]
         return frame_csv(self.frame[keys])
+
+
+def table(
+    name: str, title: str, note: str, fields: list[Field], rows: Iterable[dict[str, Any]], arms: Iterable[Arm | None]
+) -> Table:
+    """Rows as mappings of cells, and the arm that each is about; a key that a row lacks is a missing cell."""
+    keys = [key for field in fields for key in (field.key, f"{field.key}_low", f"{field.key}_high")]
+    columns = ["arm", *dict.fromkeys(["label", *keys])]
+    whole = [
+        {**row, "arm": arm.id, "label": arm.label} if arm else {**row, "arm": None}
+        for row, arm in zip(rows, arms, strict=True)
+    ]
+    return Table(name, title, note, fields, pd.DataFrame(whole, columns=columns, dtype=object))
 
 
 def frame_csv(frame: pd.DataFrame) -> str:
@@ -103,6 +140,8 @@ def _cell(row: dict[str, Any], field: Field) -> Cell:
 def _number(value: float, kind: Kind) -> str:
     if kind == "number":
         return f"{value:.0f}"
+    if kind == "decimal":
+        return f"{value:.3g}".replace("-", "−")
     if kind == "tokens":
         return f"{value:.1f}" if value < 100 else f"{value:.0f}"
     text = f"{value:+.1f}" if kind == "points" else f"{value:.1f}"

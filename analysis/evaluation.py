@@ -1,6 +1,5 @@
 """One evaluation: the graded answers of one `evaluate/step_*.jsonl` → the scores of each problem."""
 
-import io
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
@@ -8,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.json
 
+from analysis.lines import read_table
 from analysis.text import encodable, printable
-from opd.records import RecordError, RunDir, Sample, read_lines
-from opd.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+from opd.records import RecordError, RunDir, Sample, parse_lines, read_bytes
+from opd.scores import best_at_k, best_at_k_resampled, mean_at_k
 
 AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's benchmarks
 
@@ -85,28 +84,16 @@ def read_evaluation(run: RunDir, step: int, *, examples: int) -> Evaluation:
 
 
 def _read(run: RunDir, step: int) -> pa.Table:
-    """The file's lines as a table. Arrow reads a sound file fast; one that it does not take, or not line by line, is
-    left to the record's own reader, which knows what is wrong and where.
+    """The file's lines as a table; what is not plainly so is left to the record's own reader, which knows what is
+    wrong and where.
     """
-    file = run.samples_file(step)
-    content = file.read_bytes()
+    content = read_bytes(run.samples_file(step))
     if not content:
         raise RecordError("holds no answer")
     if not content.endswith(b"\n"):
         raise RecordError("its last line is torn")
-    try:
-        table = pyarrow.json.read_json(
-            io.BytesIO(content),
-            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
-            parse_options=pyarrow.json.ParseOptions(explicit_schema=_SCHEMA, unexpected_field_behavior="ignore"),
-        ).select(_SCHEMA.names)
-        table.validate(full=True)
-        needed = [name for name in _SCHEMA.names if name != "prediction"]
-        if table.num_rows == content.count(b"\n") and not any(table[name].null_count for name in needed):
-            return table.combine_chunks()
-    except (pa.ArrowException, UnicodeDecodeError, OverflowError):
-        pass
-    return _table(list(read_lines(file)))
+    table = read_table(content, _SCHEMA, optional=frozenset({"prediction"}))
+    return _table(list(parse_lines(content, run.samples_file(step)))) if table is None else table
 
 
 def _table(lines: Sequence[Mapping[str, Any]]) -> pa.Table:
@@ -158,11 +145,23 @@ def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
     correct, truncated, length = (
         answers[name].to_numpy().reshape(shape) for name in ("correct", "truncated", "num_tokens")
     )
-    predictions = np.array(answers["prediction"].to_pylist(), dtype=object).reshape(shape)
-    maj = [maj_at_k(given, right) for given, right in zip(predictions.tolist(), correct.tolist(), strict=True)]
-    return np.stack(
-        [*_by_count(shape[1])[:, correct.sum(axis=1)], np.array(maj), truncated.mean(axis=1), length.mean(axis=1)]
-    )
+    given = answers["prediction"].combine_chunks().dictionary_encode().indices.fill_null(-1)
+    maj = _maj(given.to_numpy().reshape(shape), correct)
+    return np.stack([*_by_count(shape[1])[:, correct.sum(axis=1)], maj, truncated.mean(axis=1), length.mean(axis=1)])
+
+
+def _maj(given: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """`opd.scores.maj_at_k` of each row of "problem sample", where equal answers have equal numbers and none is -1."""
+    size, k = given.shape
+    votes = np.arange(size)[:, None] * (given.max() + 1) + given
+    at = np.flatnonzero(given >= 0)
+    _, first, count = np.unique(votes.ravel()[at], return_index=True, return_counts=True)
+    first, problem = at[first], at[first] // k
+    order = np.lexsort((first, -count, problem))
+    chosen = first[order[np.unique(problem[order], return_index=True)[1]]]
+    maj = np.zeros(size)
+    maj[chosen // k] = correct.ravel()[chosen]
+    return maj
 
 
 @lru_cache(maxsize=64)

@@ -6,7 +6,7 @@ import pandas as pd
 from analysis.evaluation import SCORES
 from analysis.outcomes import SHARES
 from analysis.results import Results
-from analysis.stats import ema
+from analysis.stats.smoothing import ema
 
 
 def exports(results: Results, *, alpha: float) -> dict[str, pd.DataFrame]:

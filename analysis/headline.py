@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from analysis.arms import Arm
 from analysis.evaluation import AVERAGE
 from analysis.results import Results, rows_of
+from analysis.wandb_export import EXPORTED
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,7 @@ def _tiles(
 def _ran(results: Results) -> list[str]:
     runs = rows_of(results.records.runs)
     counted = sum(row["counted"] for row in runs)
-    unfinished = sum(row["state"] != "finished" for row in runs)
+    unfinished = sum(row["state"] not in ("finished", EXPORTED) for row in runs)
     studies = sorted({row["study"] for row in runs})
     return [
         *([f"study {_list(studies)}"] if studies else []),

@@ -1,11 +1,12 @@
 """Run directories → tidy frames. What cannot be used is listed by name with the reason, and counts nowhere.
 
-The columns are declared below, with where they come from and their type. Paths are relative to the folder that was
-loaded: the frames are a pure function of the records in it.
+`analysis.columns` declares what is read of a run, with where it comes from and its type. Paths are relative to the
+folder that was loaded: the frames are a pure function of the records in it.
 """
 
-import math
-from collections.abc import Sequence
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,45 +14,15 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.evaluation import SCORES, Evaluation, Example, read_evaluation
+from analysis.cache import Cache
+from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS, Column
+from analysis.contents import Contents, read_contents
+from analysis.details import Details, read_details
+from analysis.evaluation import SCORES, Evaluation, Example
 from analysis.text import printable
-from opd.records import RecordError, RunDir, config_hash, find_runs, read_json
+from analysis.training import Training
+from opd.records import RunDir, find_runs
 
-
-@dataclass(frozen=True)
-class Column:
-    """One column of a frame: the record and key that it comes from and the type of its values."""
-
-    name: str
-    source: str
-    type: type
-    optional: bool = False
-
-
-RUN_COLUMNS = (
-    Column("name", "config.yaml", str),
-    Column("study", "config.yaml", str),
-    Column("seed", "config.yaml", int),
-    Column("state", "status.json", str),
-    Column("step", "status.json", int),
-    Column("num_steps", "status.json", int),
-    Column("error", "status.json", str, optional=True),
-)
-TRAINING_COLUMNS = tuple(
-    Column(name, "metrics.jsonl", float, optional=True)
-    for name in (
-        "divergence/reverse_kl",
-        "entropy/student",
-        "grad_norm",
-        "loss",
-        "filter/kept",
-        "rollout_correction/masked",
-        "rollout_correction/log_ppl_drift",
-        "response/length",
-        "response/truncated",
-    )
-)
-ANSWERS_SHOWN = 6  # a run
 _EXAMPLE = [field.name for field in fields(Example)]
 
 
@@ -67,6 +38,9 @@ class Records:
         scores: one row a problem of an evaluation. `run`, `step`, `benchmark`, `problem`, `k` and `SCORES`.
         answers: a few answers of each run's last evaluation.
         excluded: one row a thing left out. `run`, `left_out`, `reason`.
+        details: arm → what it was set to and what its rollouts look like.
+        damage: those rows of `excluded` that are there because a record is broken, missing, foreign or there twice,
+            not because its run has not finished.
     """
 
     runs: pd.DataFrame
@@ -74,24 +48,37 @@ class Records:
     scores: pd.DataFrame
     answers: pd.DataFrame
     excluded: pd.DataFrame
+    details: Mapping[str, Details] = field(default_factory=dict)
+    damage: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def load(root: Path) -> Records:
-    """Reads every run directory under `root`. No record, however broken, makes it raise."""
+def load(root: Path, *, cache: Cache | None = None) -> Records:
+    """Reads every run directory under `root`. No record, however broken, makes it raise.
+
+    With `cache`, what has been read before and has not changed since is taken from there.
+    """
+    unreadable: list[OSError] = []
+    folders = find_runs(root, on_error=unreadable.append)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        contents = list(pool.map(cache.contents if cache else read_contents, folders))
+    if cache:
+        cache.tidy(folders)
     read: list[_Run] = []
-    for run in find_runs(root):
-        path = printable(run.path.relative_to(root).as_posix(), limit=300)
-        alike = sum(path == other.path.partition(" #")[0] for other in read)
-        read.append(_read(run, f"{path} #{alike + 1}" if alike else path))
+    alike: dict[str, int] = {}
+    for folder, found in zip(folders, contents, strict=True):
+        path = _relative(folder.path, root)
+        alike[path] = alike.get(path, 0) + 1
+        read.append(_judged(path if alike[path] == 1 else f"{path} #{alike[path]}", folder, found))
     kept = sorted(_without_duplicates(read), key=lambda run: [run.row[key] for key in ("name", "arm", "seed", "run")])
+    details, torn = read_details((run.row["arm"], run.path, run.folder) for run in kept)
+    damage = sorted((run.path, *what) for run in read for what in run.damage) + torn
+    damage += sorted((_relative(Path(error.filename), root), "all in it", str(error.strerror)) for error in unreadable)
     return Records(
         runs=_frame(
             ("run", "arm", *_names(RUN_COLUMNS), "counted", "last_known", "max_known"),
             [tuple(run.row.values()) for run in kept],
         ),
-        training=_frame(
-            ("run", "step", *_names(TRAINING_COLUMNS)), [(run.path, *line) for run in kept for line in run.training]
-        ),
+        training=_training(kept),
         scores=_scores(kept),
         answers=_frame(
             ("run", "step", *_EXAMPLE),
@@ -103,9 +90,16 @@ def load(root: Path) -> Records:
             ],
         ),
         excluded=_frame(
-            ("run", "left_out", "reason"), sorted((run.path, *what) for run in read for what in run.excluded)
+            ("run", "left_out", "reason"),
+            sorted([*damage, *((run.path, *what) for run in read for what in run.unfinished)]),
         ),
+        details=details,
+        damage=damage,
     )
+
+
+def _relative(path: Path, root: Path) -> str:
+    return printable(path.relative_to(root).as_posix(), limit=300)
 
 
 # ---- one run
@@ -114,86 +108,29 @@ def load(root: Path) -> Records:
 @dataclass
 class _Run:
     path: str
-    row: dict[str, Any] = field(default_factory=dict)
-    training: list[tuple] = field(default_factory=list)
-    evaluations: list[Evaluation] = field(default_factory=list)
-    excluded: list[tuple[str, str]] = field(default_factory=list)
+    folder: RunDir
+    row: dict[str, Any]
+    training: Training
+    evaluations: list[Evaluation]
+    damage: list[tuple[str, str]]
+    unfinished: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _read(run: RunDir, path: str) -> _Run:
-    found = _Run(path)
-    try:
-        row = _describe(run)
-    except Exception as error:
-        found.excluded.append(("the run", _reason(error, run)))
-        return found
-    try:
-        found.training = _training(run)
-        if run.metrics_file.exists() and not run.metrics_file.read_bytes().endswith(b"\n"):
-            found.excluded.append(("the last line of its training curves", "is torn"))
-    except Exception as error:
-        found.excluded.append(("its training curves", _reason(error, run)))
-    found.evaluations, damaged = _evaluations(run)
-    found.excluded += [(f"its evaluation at step {step}", reason) for step, reason in damaged.items()]
+def _judged(path: str, folder: RunDir, found: Contents) -> _Run:
+    """The run with what its numbers may be used for, and what it is left out of."""
+    run = _Run(path, folder, {}, found.training, found.evaluations, list(found.damage))
+    run.damage += [(f"its evaluation at step {step}", reason) for step, reason in found.damaged.items()]
+    run.damage += [("its best score over training", "an evaluation of it is damaged")] if found.damaged else []
+    if not found.row:
+        return run
     last = found.evaluations[-1].step if found.evaluations else -1
-    last_known = last > max(damaged, default=-1)
-    not_counted = _not_counted(row, last, last_known)
-    found.excluded += [not_counted] if not_counted else []
-    found.excluded += [("its best score over training", "an evaluation of it is damaged")] if damaged else []
-    known = {"counted": not not_counted, "last_known": last_known, "max_known": last >= 0 and not damaged}
-    found.row = {"run": found.path, **row, **known}
-    return found
-
-
-def _describe(run: RunDir) -> dict[str, Any]:
-    config, status = run.config(), read_json(run.status_file)
-    row = {}
-    for column in RUN_COLUMNS:
-        source = config if column.source == "config.yaml" else status
-        if column.name not in source:
-            raise RecordError(f"{column.source}: has no {column.name}")
-        value = source[column.name]
-        if type(value) is not column.type and not (column.optional and value is None):
-            shown = printable(repr(value), limit=40)
-            raise RecordError(f"{column.source}: {column.name} is {shown}, not of type {column.type.__name__}")
-        row[column.name] = value
-    run.status()  # knows the states that there are
-    first_line = (row["error"] or "").strip().partition("\n")[0]
-    row |= {"name": printable(row["name"], limit=80), "study": printable(row["study"], limit=80)}
-    row["error"] = printable(first_line, limit=300) or None
-    return {"arm": f"{row['name']}-{config_hash(config)[:8]}", **row}
-
-
-def _training(run: RunDir) -> list[tuple]:
-    rows = {}
-    for line in run.metrics():
-        step = line.get("step")
-        if type(step) is not int:
-            raise RecordError(f"metrics.jsonl: {printable(repr(step), limit=40)} is no step")
-        rows[step] = (step, *(_number(line.get(column.name)) for column in TRAINING_COLUMNS))
-    return [rows[step] for step in sorted(rows)]
-
-
-def _number(value: Any) -> float:
-    number = float(value) if isinstance(value, int | float) else math.nan
-    return number if math.isfinite(number) else math.nan
-
-
-def _evaluations(run: RunDir) -> tuple[list[Evaluation], dict[int, str]]:
-    """The whole evaluations in order of steps, and step → reason of the damaged ones."""
-    whole: list[Evaluation] = []
-    damaged: dict[int, str] = {}
-    for step in run.evaluations():
-        try:
-            whole.append(read_evaluation(run, step, examples=ANSWERS_SHOWN))
-        except Exception as error:
-            damaged[step] = _reason(error, run)
-    asked = [set(zip(evaluation.benchmark, evaluation.problem, strict=True)) for evaluation in whole]
-    total = len(set().union(*asked))
-    for evaluation, problems in zip(whole, asked, strict=True):
-        if missing := total - len(problems):
-            damaged[evaluation.step] = f"lacks {missing} of the {total} problems of the run's other evaluations"
-    return [evaluation for evaluation in whole if evaluation.step not in damaged], dict(sorted(damaged.items()))
+    last_known = last > max(found.damaged, default=-1)
+    not_counted = _not_counted(found.row, last, last_known)
+    if not_counted:
+        (run.damage if found.row["state"] == "finished" else run.unfinished).append(not_counted)
+    known = {"counted": not not_counted, "last_known": last_known, "max_known": last >= 0 and not found.damaged}
+    run.row = {"run": path, **found.row, **known}
+    return run
 
 
 def _not_counted(row: dict[str, Any], last: int, last_known: bool) -> tuple[str, str] | None:
@@ -206,13 +143,6 @@ def _not_counted(row: dict[str, Any], last: int, last_known: bool) -> tuple[str,
     if last < 0:
         return ("its scores", f"{where}, no evaluation to read")
     return ("means and differences", f"{where}, last evaluated at step {last}")
-
-
-def _reason(error: Exception, run: RunDir) -> str:
-    text = str(error).replace(f"{run.path}/", "").replace(str(run.path), ".")
-    if not isinstance(error, RecordError):
-        text = f"{type(error).__name__}: {text}"
-    return printable(text.strip().partition("\n")[0], limit=300)
 
 
 # ---- all runs
@@ -232,8 +162,21 @@ def _without_duplicates(read: Sequence[_Run]) -> list[_Run]:
     for run in sorted(readable, key=rank):
         first = kept.setdefault((run.row["arm"], run.row["seed"]), run)
         if first is not run:
-            run.excluded = [("the run", f"has the name, config and seed of {first.path}, which is counted")]
+            run.damage = [("the run", f"has the name, config and seed of {first.path}, which is counted")]
+            run.unfinished = []
     return list(kept.values())
+
+
+def _training(kept: Sequence[_Run]) -> pd.DataFrame:
+    curves = [run.training for run in kept]
+    values = np.concatenate([np.empty((len(TRAINING_COLUMNS), 0)), *(curve.values for curve in curves)], axis=1)
+    return pd.DataFrame(
+        {
+            "run": np.repeat(np.array([run.path for run in kept], dtype=object), [len(curve.step) for curve in curves]),
+            "step": np.concatenate([np.empty(0, dtype=np.int64), *(curve.step for curve in curves)]),
+            **dict(zip(_names(TRAINING_COLUMNS), values, strict=True)),
+        }
+    )
 
 
 def _scores(kept: Sequence[_Run]) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import pandas as pd
 
 from analysis.evaluation import AVERAGE, SCORES
 from analysis.load import Records
+from analysis.stats.stability import collapsed, drift, fall, spikes
 
 Which = Literal["last", "max"]
 SHARES = ("mean", "best", "best_resampled", "maj", "truncated")
@@ -13,6 +14,10 @@ GRADES = ("mean", "best", "best_resampled", "maj")  # higher is better, so that 
 MEASURES: tuple[tuple[Which, str], ...] = tuple(
     (which, score) for which in get_args(Which) for score in (SCORES if which == "last" else GRADES)
 )
+
+KEPT = 0.5  # a run that ends with less of its best mean@k collapsed
+SPIKE_WINDOW, SPIKE_TIMES = 20, 5.0  # a gradient norm of so many times the median of so many steps before is a spike
+DRIFT_SHARE = 0.1  # of the steps: the train KL's last tenth against the tenth before
 
 # (run, which, score) → the step at which the run is judged; no entry where that is not known.
 Steps = dict[tuple[str, Which, str], int]
@@ -71,3 +76,37 @@ def outcomes(scored: pd.DataFrame, steps: Steps) -> pd.DataFrame:
         for row in at[run, step]
     ]
     return pd.DataFrame(rows, columns=["run", "benchmark", "k", "score", "which", "step", "value"])
+
+
+def steadiness(records: Records, scored: pd.DataFrame) -> pd.DataFrame:
+    """How steadily each run trained. One row a run.
+
+    Columns: `run`; `collapsed`, whether its last mean@k is less than `KEPT` of its best, and `fall`, its best minus its
+    last, averaged over benchmarks, from the first step of training on (missing where it was not evaluated in training);
+    `spikes`, the number of steps with a spike of the gradient norm; `kl_drift`, the train KL's last tenth minus the
+    tenth before it, above 0 where it turned.
+    """
+    average = scored[(scored["benchmark"] == AVERAGE) & (scored["step"] > 0)]
+    curves = {str(run): rows.sort_values("step")["mean"].to_numpy(float) for run, rows in average.groupby("run")}
+    steps = {str(run): rows for run, rows in records.training.groupby("run")}
+    rows = []
+    for run in map(str, records.runs["run"]):
+        known, trained = curves.get(run), steps.get(run)
+        rows.append(
+            (
+                run,
+                None if known is None else collapsed(known, kept=KEPT),
+                float("nan") if known is None else fall(known),
+                None if trained is None else _spikes(trained),
+                float("nan") if trained is None else _drift(trained),
+            )
+        )
+    return pd.DataFrame(rows, columns=["run", "collapsed", "fall", "spikes", "kl_drift"])
+
+
+def _spikes(trained: pd.DataFrame) -> int:
+    return spikes(trained["grad_norm"].to_numpy(float), window=SPIKE_WINDOW, times=SPIKE_TIMES)
+
+
+def _drift(trained: pd.DataFrame) -> float:
+    return drift(trained["divergence/reverse_kl"].to_numpy(float), share=DRIFT_SHARE)

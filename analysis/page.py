@@ -15,30 +15,51 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from analysis import figures
 from analysis.cells import Table
 from analysis.evaluation import AVERAGE
-from analysis.figures import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel
+from analysis.figures.curves import many_evaluations
+from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks
 from analysis.headline import Headline
+from analysis.page_data import page_data
 from analysis.results import Results
 from analysis.text import markdown, script_json
+from analysis.topics import TOPICS
 
-GROUPS = {
-    "learning": ("Learning curves", "Scores at each evaluation; step 0 is the student before training."),
-    "differences": ("Differences", "Each finished run against the baseline, with its uncertainty."),
-    "training": ("Training", "What each step recorded, as a moving average (α = {alpha})."),
-}
 METHOD = (
     "mean@k is the share of a problem's k answers that are right, averaged over the problems; best@k is 1 for a problem"
     " with any right answer; maj@k is 1 if its most frequent answer is right. Benchmarks are averaged unweighted.",
-    "Intervals are 95 % percentile bootstrap intervals over the problems of each benchmark and, for runs with several"
-    " seeds, over the seeds. With one seed they say nothing of how seeds differ; with two or three they are too narrow"
-    " if seeds differ much.",
+    "Intervals are 95 % intervals of Student's t over the problems of each benchmark and, for runs with several seeds,"
+    " over the seeds; of a single run's shares on at most 50 problems, exact or beta-binomial ones. With one seed they"
+    " say nothing of how seeds differ; with two or three they are wide if seeds differ much.",
     "Only finished runs whose last step was evaluated count in means and differences. What is broken, unfinished or"
     " there twice is named under “Left out”. A missing number is shown as –, never as 0.",
 )
-SHOWN_AT_FIRST = 8
-SMOOTHED_FROM = 25  # evaluations: a moving average of fewer mostly shows its own lag
+# Group of figures → its title, what it shows, and the table that stands below its figures ("" for none).
+GROUPS = {
+    "learning": ("Learning curves", "Scores at each evaluation; step 0 is the student before training.", ""),
+    "differences": ("Differences", "Each finished run against the baseline, with its uncertainty.", ""),
+    "stability": (
+        "Stability",
+        "Whether training holds: the default, a lower learning rate, and corrections of the rollout's mismatch.",
+        "",
+    ),
+    "explorer": ("Hyper-parameters", "What each knob of the default does, moved alone.", "hyperparameters"),
+    "divergence": ("Divergences", "What each divergence rewards, and what came of it.", ""),
+    "ensemble": ("Teacher ensembles", "Several teachers made one, against the default's single one.", ""),
+    "filter": ("Token filters", "Learning from some of the tokens only.", "filters"),
+    "tokens": (
+        "Tokens",
+        "Responses of the last recorded step: blue tokens are made likelier, orange ones less likely; the deeper, the"
+        " larger the advantage. Struck out: not learned.",
+        "",
+    ),
+    "cost": ("Cost", "Score against the hours and tokens that training took.", "costs"),
+    "seeds": ("Seeds", "How far runs of one config lie apart.", ""),
+    "training": ("Training", "What each step recorded, as a moving average (α = {alpha}).", ""),
+}
+DETAILS = ("settings", "scores", "differences", "runs", "answers", "excluded")
+MANY = 12  # arms: of more, curves begin with those of one comparison
+SHOWN_AT_FIRST = 8  # of the arms that belong to no published comparison
 
 
 def markdown_page(headline: Headline, tables: Mapping[str, Table]) -> str:
@@ -53,21 +74,34 @@ def markdown_page(headline: Headline, tables: Mapping[str, Table]) -> str:
 
 
 def html_page(
-    results: Results, headline: Headline, tables: Mapping[str, Table], panels: Sequence[Panel], *, alpha: float
+    results: Results,
+    headline: Headline,
+    tables: Mapping[str, Table],
+    panels: Sequence[Panel],
+    members: Mapping[str, list[str]],
+    *,
+    alpha: float,
 ) -> str:
-    """The page. `alpha` is the weight of the newest value in the moving averages, named where curves are smoothed."""
+    """The page. `members` is topic → its arms (`topics.members`); `alpha` the weight of the newest value in the moving
+    averages, named where curves are smoothed.
+    """
     template, css, script = (_read(name) for name in ("report.html.jinja", "report.css", "report.js"))
     scripts = (get_plotlyjs(), script)
+    data, tokens = page_data(results, panels, members)
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         headline=headline,
         tables=tables,
-        groups=_groups(panels, alpha),
-        arms=_arms(results),
+        groups=_groups(panels, tables, alpha, tokens=bool(data["rollouts"])),
+        details=[name for name in DETAILS if name in tables and (name != "differences" or len(tables[name].frame))],
+        tokens=tokens,
+        arms=_arms(results, members),
+        topics=[topic for topic in TOPICS if topic.name in members],
+        focus=next(iter(members)) if len(results.arms) > MANY and members else "",
         benchmarks=[AVERAGE, *results.benchmarks] if results.benchmarks[1:] else results.benchmarks,
         alpha=f"{alpha:g}",
-        smooth=_many_evaluations(results),
-        data=script_json(json.dumps(_data(panels), allow_nan=False, separators=(",", ":"))),
+        smooth=many_evaluations(results),
+        data=script_json(json.dumps(data, allow_nan=False, separators=(",", ":"))),
         palette=[*zip(range(len(LIGHT)), LIGHT, DARK, strict=True), ("teacher", TEACHER_LIGHT, TEACHER_DARK)],
         css=css,
         scripts=scripts,
@@ -80,58 +114,33 @@ def _read(name: str) -> str:
     return (files("analysis") / name).read_text(encoding="utf-8")
 
 
-def _data(panels: Sequence[Panel]) -> dict[str, Any]:
-    """The figures for the page's script. Their traces share much: each different part is kept once and has a number."""
-    shared: dict[str, int] = {}
-    pool: list[Any] = []
-
-    def number(value: Any) -> int:
-        key = json.dumps(value)
-        if key not in shared:
-            shared[key] = len(pool)
-            pool.append(value)
-        return shared[key]
-
-    packed = [
-        {
-            "id": panel.id,
-            "group": panel.group,
-            "layout": panel.layout,
-            "traces": [
-                [
-                    number({key: value for key, value in trace.items() if key not in ("x", "y", "meta")}),
-                    number(trace["meta"]),
-                    number(trace["x"]),
-                    number(trace["y"]),
-                ]
-                for trace in panel.traces
-            ],
-        }
-        for panel in panels
-    ]
-    return {"panels": packed, "pool": pool}
+def _groups(
+    panels: Sequence[Panel], tables: Mapping[str, Table], alpha: float, *, tokens: bool
+) -> list[dict[str, Any]]:
+    """The groups that have a figure, a table or tokens."""
+    found = []
+    for name, (title, note, table) in GROUPS.items():
+        own = [panel for panel in panels if panel.group == name]
+        if own or table in tables or (name == "tokens" and tokens):
+            shown = {"name": name, "title": title, "note": note.format(alpha=f"{alpha:g}"), "panels": own}
+            benchmarks = any("benchmark" in trace["meta"] for panel in own for trace in panel.traces)
+            found.append({**shown, "table": table if table in tables else "", "benchmarks": benchmarks})
+    return found
 
 
-def _groups(panels: Sequence[Panel], alpha: float) -> list[dict[str, Any]]:
-    return [
-        {"name": name, "title": title, "note": note.format(alpha=f"{alpha:g}"), "panels": own}
-        for name, (title, note) in GROUPS.items()
-        if (own := [panel for panel in panels if panel.group == name])
-    ]
-
-
-def _arms(results: Results) -> dict[str, dict[str, Any]]:
-    looks = figures.looks(results.arms)
-    students = [arm.id for arm in results.arms if arm.role != "teacher"]
+def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
+    drawn = looks(results.arms, members)
+    known = {arm for arms in members.values() for arm in arms}
+    others = [arm.id for arm in results.arms if arm.role != "teacher" and arm.id not in known]
     return {
         arm.id: {
             "id": arm.id,
             "label": arm.label,
             "settled": arm.settled,
-            "shown": arm.role == "teacher" or arm.id in students[:SHOWN_AT_FIRST],
-            "slot": "teacher" if looks[arm.id].slot is None else looks[arm.id].slot,
-            "dashes": _DASHES[looks[arm.id].dash],
-            "outline": "" if arm.role == "teacher" else _OUTLINES[looks[arm.id].marker],
+            "shown": arm.role == "teacher" or arm.id in known or arm.id in others[:SHOWN_AT_FIRST],
+            "slot": "teacher" if drawn[arm.id].slot is None else drawn[arm.id].slot,
+            "dashes": _DASHES[drawn[arm.id].dash],
+            "outline": "" if arm.role == "teacher" else _OUTLINES[drawn[arm.id].marker],
         }
         for arm in results.arms
     }
@@ -146,11 +155,6 @@ _OUTLINES = {
     "x": "M10 1l3 3l3-3l2 2l-3 3l3 3l-2 2l-3-3l-3 3l-2-2l3-3l-3-3z",
     "cross": "M11.500 1h3v3.500h3.500v3h-3.500v3.500h-3v-3.500h-3.500v-3h3.500z",
 }
-
-
-def _many_evaluations(results: Results) -> bool:
-    evaluations = results.by_step.groupby("run")["step"].nunique()
-    return bool(len(evaluations)) and float(evaluations.median()) >= SMOOTHED_FROM
 
 
 def _sha256(script: str) -> str:

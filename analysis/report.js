@@ -1,27 +1,37 @@
 "use strict";
 (() => {
-  const { panels, pool } = JSON.parse(document.getElementById("data").textContent);
+  const { panels, pool, topics, rollouts } = JSON.parse(document.getElementById("data").textContent);
   for (const panel of panels) {
     panel.traces = panel.traces.map(([style, meta, x, y]) => ({ ...pool[style], meta: pool[meta], x: pool[x], y: pool[y] }));
   }
-  const chips = [...document.querySelectorAll(".chip")];
+  const byId = (id) => document.getElementById(id);
+  const all = (selector, within = document) => [...within.querySelectorAll(selector)];
+  const panelOf = new Map(panels.map((panel) => [panel.id, panel]));
+  const members = Object.fromEntries(Object.entries(topics).map(([name, arms]) => [name, new Set(arms)]));
+  const chips = all(".chip");
   const coarse = matchMedia("(pointer: coarse)").matches;
   const dark = matchMedia("(prefers-color-scheme: dark)");
-  const drawn = new Set();
+  const FEW = 12; // arms: of more, single seeds are not drawn
+  const ROWS = 1000; // of the numbers of one figure
 
   // ---- theme
 
   const probe = document.body.appendChild(document.createElement("span"));
   probe.hidden = true;
+  let known = new Map();
   const colour = (name) => {
-    probe.style.color = `var(--${name})`;
-    return getComputedStyle(probe).color;
+    if (!known.has(name)) {
+      probe.style.color = `var(--${name})`;
+      known.set(name, getComputedStyle(probe).color);
+    }
+    return known.get(name);
   };
   const isDark = () => (document.documentElement.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
-  const theme = document.getElementById("theme");
+  const theme = byId("theme");
   const themed = () => {
+    known = new Map();
     theme.setAttribute("aria-pressed", String(isDark()));
-    drawn.forEach(draw);
+    redraw();
   };
   theme.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
@@ -29,85 +39,204 @@
   });
   dark.addEventListener("change", themed);
 
+  // ---- what is chosen
+
+  const focus = byId("focus"), smoothing = byId("smooth"), benchmarks = all(".benchmark"), controls = all(".control");
+  const pressed = (chip) => chip.getAttribute("aria-pressed") === "true";
+  const press = (chip, on) => chip.setAttribute("aria-pressed", String(on));
+  const chosenArms = () => new Set(chips.filter(pressed).map((chip) => chip.dataset.arm));
+  const smooth = () => smoothing?.checked ?? false;
+  const benchmark = () => benchmarks[0]?.value;
+  const choicesOf = (panel) => Object.fromEntries(
+    controls.filter((control) => control.dataset.panel === panel.id).map((control) => [control.dataset.key, control.value]));
+
+  /** The traces that a figure shows now. */
+  function shownTraces(panel) {
+    const chosen = chosenArms(), only = members[panel.topic ?? focus?.value];
+    const arms = only ? new Set([...chosen].filter((arm) => only.has(arm))) : chosen;
+    const choices = choicesOf(panel), few = arms.size <= FEW;
+    const fits = (meta) =>
+      (meta.arm === undefined || arms.has(meta.arm)) &&
+      (few || !meta.faint) &&
+      (meta.smooth === undefined || meta.smooth === smooth()) &&
+      (meta.benchmark === undefined || benchmark() === undefined || meta.benchmark === benchmark()) &&
+      Object.entries(choices).every(([key, value]) => meta[key] === undefined || meta[key] === value);
+    return panel.traces.filter((trace) => fits(trace.meta)).map((trace) => (trace.meta.arms ? withoutPoints(trace, chosen) : trace));
+  }
+  function withoutPoints(trace, arms) {
+    const kept = trace.meta.arms.map((arm, index) => (arms.has(arm) ? index : -1)).filter((index) => index >= 0);
+    const pick = (values) => kept.map((index) => values[index]);
+    const { array, arrayminus } = trace.error_y;
+    return { ...trace, x: pick(trace.x), y: pick(trace.y), error_y: { ...trace.error_y, array: pick(array), arrayminus: pick(arrayminus) } };
+  }
+
   // ---- figures
 
-  const chosenArms = () => new Set(chips.filter((chip) => chip.getAttribute("aria-pressed") === "true").map((chip) => chip.dataset.arm));
-  const smooth = () => document.getElementById("smooth")?.checked ?? false;
-  const benchmark = () => document.querySelector(".benchmark")?.value;
-  const shows = (meta, arms) =>
-    arms.has(meta.arm) &&
-    (meta.smooth === undefined || meta.smooth === smooth()) &&
-    (meta.benchmark === undefined || benchmark() === undefined || meta.benchmark === benchmark());
-
   function draw(panel) {
-    const arms = chosenArms();
     const ink = colour("ink"), muted = colour("muted"), grid = colour("grid");
-    const traces = panel.traces.filter((trace) => shows(trace.meta, arms)).map((trace) => {
+    const shown = shownTraces(panel);
+    const traces = shown.map((trace) => {
       const own = colour(`arm-${trace.meta.slot ?? "teacher"}`);
-      const coloured = { ...trace, textfont: { color: own } };
-      for (const part of ["line", "marker", "error_x"]) if (trace[part]) coloured[part] = { ...trace[part], color: own };
+      const coloured = { ...trace, textfont: { color: own }, showlegend: !trace.meta.faint };
+      for (const part of ["line", "marker", "error_x", "error_y"]) if (trace[part]) coloured[part] = { ...trace[part], color: own };
+      if (trace.type === "bar" && trace.error_x) coloured.error_x.color = ink;
       return coloured;
     });
-    const axis = (given, more) => ({ ...given, gridcolor: grid, linecolor: grid, zerolinecolor: muted, tickcolor: grid, fixedrange: coarse, ...more });
-    const layout = {
-      ...panel.layout,
-      xaxis: axis(panel.layout.xaxis),
-      yaxis: axis(panel.layout.yaxis),
+    const axis = (given) => ({ ...given, gridcolor: grid, linecolor: grid, zerolinecolor: muted, tickcolor: grid, fixedrange: coarse || given.fixedrange });
+    const layout = { ...panel.layout };
+    for (const name of ["xaxis", "yaxis", "yaxis2"]) if (panel.layout[name]) layout[name] = axis(panel.layout[name]);
+    const choices = choicesOf(panel), title = Object.values(choices).map((value) => panel.titles[value]).find((found) => found !== undefined);
+    if (title !== undefined) {
+      const named = panel.id === "cost" ? "xaxis" : "yaxis";
+      layout[named] = { ...layout[named], title: { ...layout[named].title, text: title } };
+    }
+    Object.assign(layout, {
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: muted },
+      legend: { orientation: "h", x: 0, y: 1.02, yanchor: "bottom", font: { color: ink } },
       hoverlabel: { bgcolor: colour("surface"), bordercolor: grid, font: { color: ink } },
       paper_bgcolor: "rgba(0,0,0,0)",
       plot_bgcolor: "rgba(0,0,0,0)",
-    };
-    const place = document.getElementById(panel.id);
-    if (panel.group === "differences") place.style.height = `${5 + 1.75 * Math.max(2, traces.length)}rem`;
-    drawn.add(panel);
+    });
+    layout.showlegend ||= panel.topic !== null && !panel.tall;
+    if (layout.showlegend) layout.margin = { ...layout.margin, t: 44 };
+    const place = byId(panel.id);
+    delete place.dataset.stale;
+    writeNumbers(panel, shown);
     return Plotly.react(place, traces, layout, { displaylogo: false, responsive: true, displayModeBar: false, scrollZoom: false });
   }
-  const redraw = () => drawn.forEach(draw);
-
   const seen = new IntersectionObserver((entries) => {
     for (const entry of entries) {
       if (!entry.isIntersecting) continue;
       seen.unobserve(entry.target);
-      draw(panels.find((panel) => panel.id === entry.target.id));
+      draw(panelOf.get(entry.target.id));
     }
   }, { rootMargin: "50%" });
-  document.querySelectorAll(".plot").forEach((place) => seen.observe(place));
+  /** What is near is drawn anew, the rest when it comes near; heights are set at once, so that nothing moves later. */
+  function redraw() {
+    for (const panel of panels) {
+      const place = byId(panel.id);
+      if (panel.tall) {
+        const rows = new Set(shownTraces(panel).flatMap((trace) => (trace.yaxis ? [] : trace.y)));
+        place.style.height = `${5 + 1.75 * Math.max(2, rows.size)}rem`;
+      }
+      place.dataset.stale = "true";
+      seen.unobserve(place);
+      seen.observe(place);
+    }
+  }
+
+  // ---- the numbers of a figure, for those who do not see it
+
+  function writeNumbers(panel, shown) {
+    const place = document.querySelector(`.numbers[data-panel="${panel.id}"]`);
+    if (!place.open) return;
+    const text = (label) => String(label ?? "").replaceAll("&lt;", "<").replaceAll("&gt;", ">").replaceAll("&amp;", "&"); // plotly's labels are escaped
+    const round = (value) => (typeof value === "number" ? String(+value.toPrecision(4)) : text(value));
+    const rows = [];
+    for (const trace of shown) {
+      if (trace.hoverinfo === "skip") continue;
+      const bar = trace.error_y ?? trace.error_x, along = trace.error_y ? trace.y : trace.x;
+      trace.x.forEach((x, index) => {
+        const low = bar?.arrayminus?.[index], high = bar?.array?.[index];
+        const ends = low == null || high == null ? "" : `${round(along[index] - low)} to ${round(along[index] + high)}`;
+        rows.push([text(trace.name), round(x), round(trace.y[index]), ends]);
+      });
+    }
+    const table = document.createElement("table"), head = table.createTHead().insertRow(), body = table.createTBody();
+    const titles = [panel.layout.xaxis.title.text || "x", panel.layout.yaxis.title.text || "y"].map(text);
+    for (const title of ["Run", ...titles, "95 % interval"]) {
+      const cell = document.createElement("th");
+      cell.scope = "col";
+      cell.textContent = title;
+      head.append(cell);
+    }
+    for (const row of rows.slice(0, ROWS)) {
+      const line = body.insertRow();
+      row.forEach((value) => { line.insertCell().textContent = value; });
+    }
+    const note = document.createElement("p");
+    note.className = "note";
+    note.textContent = rows.length > ROWS ? `The first ${ROWS} of ${rows.length} rows; all are in the CSV files beside this page.` : "";
+    place.querySelector(".scroll").replaceChildren(table, note);
+  }
+  all(".numbers").forEach((place) => place.addEventListener("toggle", () => {
+    const panel = panelOf.get(place.dataset.panel);
+    writeNumbers(panel, shownTraces(panel));
+  }));
 
   // ---- selection
 
-  const status = document.getElementById("status");
+  const status = byId("status");
   function selected() {
     const arms = chosenArms();
     status.textContent = `${arms.size} of ${chips.length} runs shown`;
-    document.querySelectorAll("#table-answers tbody tr").forEach((row) => { row.hidden = !arms.has(row.dataset.arm); });
+    all("#table-answers tbody tr").forEach((row) => { row.classList.toggle("unchosen", !arms.has(row.dataset.arm)); });
+    showTokens();
     redraw();
   }
-  const press = (chip, on) => chip.setAttribute("aria-pressed", String(on));
+  function findChips() {
+    const wanted = (byId("find")?.value ?? "").toLowerCase(), only = members[focus?.value];
+    chips.forEach((chip) => { chip.hidden = !chip.textContent.toLowerCase().includes(wanted) || (only !== undefined && !only.has(chip.dataset.arm)); });
+  }
   chips.forEach((chip) => chip.addEventListener("click", () => {
-    press(chip, chip.getAttribute("aria-pressed") !== "true");
+    press(chip, !pressed(chip));
     selected();
+    remember();
   }));
   for (const [id, on] of [["all", true], ["none", false]]) {
-    document.getElementById(id)?.addEventListener("click", () => {
+    byId(id)?.addEventListener("click", () => {
       chips.filter((chip) => !chip.hidden).forEach((chip) => press(chip, on));
       selected();
+      remember();
     });
   }
-  document.getElementById("find")?.addEventListener("input", (event) => {
-    const wanted = event.target.value.toLowerCase();
-    chips.forEach((chip) => { chip.hidden = !chip.textContent.toLowerCase().includes(wanted); });
-  });
-  document.getElementById("smooth")?.addEventListener("change", redraw);
-  const choices = [...document.querySelectorAll(".benchmark")];
-  choices.forEach((choice) => choice.addEventListener("change", () => {
-    choices.forEach((other) => { other.value = choice.value; });
-    redraw();
+  byId("find")?.addEventListener("input", findChips);
+  const changed = () => { findChips(); redraw(); remember(); };
+  [focus, smoothing].forEach((choice) => choice?.addEventListener("change", changed));
+  benchmarks.forEach((choice) => choice.addEventListener("change", () => {
+    benchmarks.forEach((other) => { other.value = choice.value; });
+    changed();
   }));
+  controls.forEach((control) => control.addEventListener("change", () => {
+    draw(panelOf.get(control.dataset.panel));
+    remember(control.dataset.panel);
+  }));
+
+  // ---- tokens of a rollout
+
+  const whose = byId("rollouts");
+  rollouts.forEach((rollout, index) => whose?.append(new Option(`${rollout.label}, step ${rollout.step}`, String(index))));
+  whose?.addEventListener("change", () => { showTokens(); remember("tokens"); });
+  function showTokens() {
+    if (!whose || !rollouts.length) return;
+    const { responses } = rollouts[Number(whose.value)];
+    const most = Math.max(...responses.flatMap((response) => response.advantage.map((value, index) => (response.learned[index] ? Math.abs(value ?? 0) : 0)))) || 1;
+    byId("responses").replaceChildren(...responses.map((response) => {
+      const row = document.createElement("div"), asked = document.createElement("p"), answer = document.createElement("p");
+      row.className = "response";
+      asked.className = "note";
+      asked.textContent = response.problem;
+      answer.className = "tokens";
+      response.tokens.forEach((token, index) => {
+        const advantage = response.advantage[index], ratio = response.log_ratio[index], learned = response.learned[index] === 1 && advantage !== null;
+        const piece = document.createElement(learned ? "span" : "s");
+        piece.textContent = token;
+        piece.title = `${learned ? `advantage ${advantage}` : "not learned"}, log r ${ratio ?? "–"}`;
+        if (learned) {
+          piece.className = advantage > 0 ? "up" : "down";
+          piece.style.setProperty("--strength", `${Math.round(80 * Math.abs(advantage) / most)}%`);
+        }
+        answer.append(piece, token.endsWith("↵") ? document.createElement("br") : "");
+      });
+      if (response.left_out) answer.append(` … ${response.left_out} more tokens`);
+      row.append(asked, answer);
+      return row;
+    }));
+  }
 
   // ---- tables
 
-  for (const table of document.querySelectorAll("table")) {
+  for (const table of all("table")) {
     const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
       const numeric = !head.classList.contains("text");
@@ -117,17 +246,81 @@
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
-      const key = (row) => row.cells[column].dataset.order;
-      const rows = [...body.rows].sort((one, other) => {
-        const a = key(one), b = key(other);
-        if (a === undefined || b === undefined) return (a === undefined) - (b === undefined);
+      const missing = "–";
+      const key = (row) => row.cells[column].dataset.order ?? row.cells[column].textContent.trim();
+      const rows = [...body.rows].map((row) => [key(row), row]).sort(([a], [b]) => {
+        if (a === missing || b === missing) return (a === missing) - (b === missing);
         return sign * (numeric ? a - b : a.localeCompare(b, "en", { numeric: true }));
       });
-      body.append(...rows);
+      body.append(...rows.map(([, row]) => row));
     }));
   }
+  for (const input of all(".filter input")) {
+    const rows = byId(input.getAttribute("aria-controls")).tBodies[0].rows;
+    input.addEventListener("input", () => {
+      const wanted = input.value.toLowerCase();
+      for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
+    });
+  }
+
+  // ---- deep links: the address after # holds the figure and all that is chosen
+
+  const short = (arm) => arm.slice(-8); // of its config's hash
+  const atFirst = new Map(controls.map((control) => [control, control.value]));
+  const firstFocus = focus?.value ?? "", firstSmooth = smooth(), firstArms = [...chosenArms()].map(short).join();
+  function address(figure) {
+    const state = new URLSearchParams();
+    if (figure) state.set("figure", figure);
+    const on = chips.filter(pressed).map((chip) => short(chip.dataset.arm)), off = chips.filter((chip) => !pressed(chip)).map((chip) => short(chip.dataset.arm));
+    if (on.join() !== firstArms) state.set(on.length <= off.length ? "show" : "hide", (on.length <= off.length ? on : off).join());
+    if ((focus?.value ?? "") !== firstFocus) state.set("of", focus.value);
+    if (smooth() !== firstSmooth) state.set("smooth", String(smooth()));
+    if (benchmarks.length && benchmarks[0].selectedIndex) state.set("benchmark", benchmark());
+    if (whose?.selectedIndex > 0) state.set("rollouts", short(rollouts[Number(whose.value)].arm));
+    controls.forEach((control) => { if (control.value !== atFirst.get(control)) state.set(`${control.dataset.panel}.${control.dataset.key}`, control.value); });
+    return `#${state}`;
+  }
+  let figure = "";
+  function remember(at = figure) {
+    figure = at;
+    history.replaceState(null, "", address(figure));
+  }
+  const has = (choice, value) => [...choice.options].some((option) => option.value === value);
+  function restore() {
+    if (!location.hash.includes("=")) return;
+    const state = new URLSearchParams(location.hash.slice(1));
+    for (const [name, on] of [["show", true], ["hide", false]]) {
+      if (!state.has(name)) continue;
+      const named = new Set(state.get(name).split(","));
+      chips.forEach((chip) => press(chip, named.has(short(chip.dataset.arm)) === on));
+    }
+    if (focus && state.has("of") && has(focus, state.get("of"))) focus.value = state.get("of");
+    if (smoothing && state.has("smooth")) smoothing.checked = state.get("smooth") === "true";
+    benchmarks.forEach((choice) => { if (has(choice, state.get("benchmark"))) choice.value = state.get("benchmark"); });
+    const index = rollouts.findIndex((rollout) => short(rollout.arm) === state.get("rollouts"));
+    if (index >= 0) whose.value = String(index);
+    for (const control of controls) {
+      const value = state.get(`${control.dataset.panel}.${control.dataset.key}`);
+      if (has(control, value)) control.value = value;
+    }
+    figure = state.get("figure") ?? "";
+    const place = byId(`figure-${figure}`) ?? byId(figure);
+    place?.scrollIntoView();
+  }
+  all(".link").forEach((link) => link.addEventListener("click", (event) => {
+    event.preventDefault();
+    remember(new URLSearchParams(link.hash.slice(1)).get("figure"));
+    (byId(`figure-${figure}`) ?? byId(figure)).scrollIntoView();
+  }));
+  addEventListener("hashchange", () => {
+    restore();
+    findChips();
+    if (status) selected();
+  });
 
   theme.setAttribute("aria-pressed", String(isDark()));
+  restore();
+  findChips();
   if (status) selected();
   document.documentElement.dataset.ready = "true";
 })();

@@ -7,10 +7,12 @@ from typing import Any
 import pandas as pd
 
 from analysis.arms import Arm, group_arms
-from analysis.contrasts import Bootstrap, ProblemScores, contrasts, estimates
+from analysis.compared import ProblemScores
+from analysis.contrasts import Bootstrap, contrasts, estimates
 from analysis.evaluation import AVERAGE
 from analysis.load import Records
-from analysis.outcomes import by_step, chosen_steps, outcomes
+from analysis.outcomes import Steps, by_step, chosen_steps, outcomes, steadiness
+from analysis.ranking import ranking
 
 
 @dataclass(frozen=True)
@@ -24,6 +26,9 @@ class Results:
         arms: the runs that differ in nothing but their seed, in the order in which they are shown.
         estimates: every arm's scores with intervals (`contrasts.estimates`).
         differences: every arm minus the baseline with intervals (`contrasts.contrasts`).
+        ranking: the arms in the order of their scores (`ranking.ranking`).
+        steadiness: how steadily every run trained (`outcomes.steadiness`).
+        scores, steps: what intervals are made from: the score of every problem, and where each run is judged.
         excluded: `run`, `left_out`, `reason`: of reading and of comparing.
         benchmarks: all benchmarks there, sorted.
         k: the number of answers to a problem; 0 where it is not the same everywhere.
@@ -35,6 +40,10 @@ class Results:
     arms: list[Arm]
     estimates: pd.DataFrame
     differences: pd.DataFrame
+    ranking: pd.DataFrame
+    steadiness: pd.DataFrame
+    scores: ProblemScores
+    steps: Steps
     excluded: pd.DataFrame
     benchmarks: list[str]
     k: int
@@ -86,7 +95,7 @@ def analyse(records: Records, *, baseline: str, bootstrap: Bootstrap) -> Results
     steps = chosen_steps(records, scored)
     arms, no_baseline = group_arms(records.runs, list(scored["run"].unique()), baseline=baseline)
     problem_scores = ProblemScores.of(records.scores)
-    differences, left_out = contrasts(arms, problem_scores, steps, bootstrap)
+    differences, left_out = contrasts(arms, problem_scores, steps)
     if no_baseline and sum(arm.settled for arm in arms) > 1:
         left_out.append(("all runs", "differences", no_baseline))
     excluded = pd.DataFrame(left_out, columns=list(records.excluded.columns))
@@ -96,8 +105,12 @@ def analyse(records: Records, *, baseline: str, bootstrap: Bootstrap) -> Results
         by_step=scored,
         outcomes=outcomes(scored, steps),
         arms=arms,
-        estimates=estimates(arms, problem_scores, steps, bootstrap),
+        estimates=estimates(arms, problem_scores, steps),
         differences=differences,
+        ranking=ranking(arms, problem_scores, steps, bootstrap),
+        steadiness=steadiness(records, scored),
+        scores=problem_scores,
+        steps=steps,
         excluded=pd.concat([records.excluded, excluded], ignore_index=True),
         benchmarks=sorted(set(scored["benchmark"]) - {AVERAGE}),
         k=int(ks.pop()) if len(ks) == 1 else 0,

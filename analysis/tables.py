@@ -1,22 +1,21 @@
 """The report's tables. Scores are in percent, differences in percentage points, lengths in tokens."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-import pandas as pd
-
 from analysis.arms import Arm
-from analysis.cells import Field, Table
+from analysis.cells import Field, Table, table
 from analysis.evaluation import AVERAGE
 from analysis.outcomes import GRADES, SHARES
 from analysis.results import Results, rows_of
 
+EXAMPLES_OF_ALL = 60  # runs: of more, each config's first one shows its answers
 ByBenchmark = Mapping[tuple[str, str], list[dict[str, Any]]]
 
 
-def all_tables(results: Results) -> list[Table]:
-    """Every table of the report, the summary first."""
-    return [table(results) for table in (summary, scores, differences, runs, answers, excluded)]
+def own_tables(results: Results) -> list[Table]:
+    """What the runs came to, the summary first."""
+    return [make(results) for make in (summary, scores, differences, runs, answers, excluded)]
 
 
 def summary(results: Results) -> Table:
@@ -35,8 +34,8 @@ def summary(results: Results) -> Table:
     ]
     rows = [
         {
-            **_measures(results.estimated, arm, AVERAGE),
-            **_measures(results.contrasted, arm, AVERAGE, suffix="_diff"),
+            **measures(results.estimated, arm, AVERAGE),
+            **measures(results.contrasted, arm, AVERAGE, suffix="_diff"),
             "seeds": len(arm.used),
             "state": _state(results, arm),
             "before": 100 * results.before[arm.id] if arm.id in results.before else None,
@@ -47,7 +46,7 @@ def summary(results: Results) -> Table:
         fields = [field for field in fields if not field.key.endswith("_diff")]
     if all(arm.settled for arm in results.arms):
         fields = [field for field in fields if field.key != "state"]
-    return _table("summary", "Summary", _summary_note(results), fields, rows, results.arms)
+    return table("summary", "Summary", _summary_note(results), fields, rows, results.arms)
 
 
 def _summary_note(results: Results) -> str:
@@ -55,7 +54,7 @@ def _summary_note(results: Results) -> str:
     if len(results.benchmarks) == 1:
         over = f"on {results.benchmarks[0]}"
     parts = [
-        f"Percent at the last step {over}, with 95 % bootstrap intervals.",
+        f"Percent at the last step {over}, with 95 % intervals.",
         f"Before: {mean} before training.",
         f"Δ: points above {results.baseline.label}." if results.baseline and len(results.differences) else "",
         f"max {mean}: best over training, chosen on the test sets.",
@@ -76,14 +75,14 @@ def scores(results: Results) -> Table:
         Field("length_last", results.label("length"), "tokens"),
         *(Field(f"{score}_max", f"max {results.label(score)}", "percent", interval=True) for score in GRADES),
     ]
-    own = [(arm, benchmark) for arm in results.arms for benchmark in _benchmarks(results, results.estimated, arm)]
-    rows = [{**_measures(results.estimated, arm, benchmark), "benchmark": benchmark} for arm, benchmark in own]
+    own = [(arm, benchmark) for arm in results.arms for benchmark in benchmarks_of(results, results.estimated, arm)]
+    rows = [{**measures(results.estimated, arm, benchmark), "benchmark": benchmark} for arm, benchmark in own]
     note = (
         f"Percent at the last step; length in tokens. {results.label('best_resampled')} is the expected best of k draws"
         " with replacement from the k answers, which veRL reports as best@k. max: at the step of training whose average"
         " over the benchmarks is highest; it is chosen on the test sets, so it flatters."
     )
-    return _table("scores", "Scores on each benchmark", note, fields, rows, [arm for arm, _ in own])
+    return table("scores", "Scores on each benchmark", note, fields, rows, [arm for arm, _ in own])
 
 
 def differences(results: Results) -> Table:
@@ -93,21 +92,21 @@ def differences(results: Results) -> Table:
         Field("benchmark", "Benchmark"),
         Field("seeds", "Seeds", "number"),
         Field("problems", "Problems", "number"),
-        Field("drawn", "Resampled"),
+        Field("drawn", "Interval over"),
         *(Field(f"{score}_last_diff", f"Δ {results.label(score)}", "points", interval=True) for score in GRADES),
         *(Field(f"{score}_max_diff", f"Δ max {results.label(score)}", "points", interval=True) for score in GRADES),
     ]
-    own = [(arm, benchmark) for arm in results.arms for benchmark in _benchmarks(results, results.contrasted, arm)]
+    own = [(arm, benchmark) for arm in results.arms for benchmark in benchmarks_of(results, results.contrasted, arm)]
     rows = []
     for arm, benchmark in own:
-        measures = _measures(results.contrasted, arm, benchmark, suffix="_diff")
-        rows.append({**measures, "benchmark": benchmark, "drawn": _drawn(measures)})
+        cells = measures(results.contrasted, arm, benchmark, suffix="_diff")
+        rows.append({**cells, "benchmark": benchmark, "drawn": _drawn(cells)})
     name = results.baseline.label if results.baseline else "the baseline"
     note = (
         f"Percentage points, run minus {name}, on the same problems and, where both have them, the same seeds, with"
-        " 95 % bootstrap intervals. Where only problems are resampled, they say nothing of how seeds differ."
+        " 95 % intervals. An interval over problems alone says nothing of how seeds differ."
     )
-    return _table("differences", f"Differences to {name}", note, fields, rows, [arm for arm, _ in own])
+    return table("differences", f"Differences to {name}", note, fields, rows, [arm for arm, _ in own])
 
 
 def runs(results: Results) -> Table:
@@ -140,7 +139,7 @@ def runs(results: Results) -> Table:
         "Every run that could be read, seed by seed: percent at its last evaluation, averaged over the benchmarks; max:"
         " at its best evaluation, chosen on the test sets."
     )
-    return _table("runs", "Every run", note, fields, rows, [arm for arm, _ in own])
+    return table("runs", "Every run", note, fields, rows, [arm for arm, _ in own])
 
 
 def answers(results: Results) -> Table:
@@ -160,12 +159,14 @@ def answers(results: Results) -> Table:
     for row in rows_of(results.records.answers):
         verdict = "✓ right" if row["correct"] else "✗ wrong"
         given.setdefault(row["run"], []).append({**row, "seed": seeds[row["run"]], "verdict": verdict})
-    own = [(arm, row) for arm in results.arms for run in arm.runs for row in given.get(run, [])]
+    runs = 1 if len(results.records.runs) > EXAMPLES_OF_ALL else None
+    own = [(arm, row) for arm in results.arms for run in arm.runs[:runs] for row in given.get(run, [])]
+    whose = "each run's" if runs is None else "each config's first run's"
     note = (
-        "The first answer to the first problems of each run's last evaluation, in the order of the record, not picked."
+        f"The first answer to the first problems of {whose} last evaluation, in the order of the record, not picked."
         " –: no answer was found in what the student wrote. Follows the choice of runs above."
     )
-    return _table("answers", "Examples of answers", note, fields, [row for _, row in own], [arm for arm, _ in own])
+    return table("answers", "Examples of answers", note, fields, [row for _, row in own], [arm for arm, _ in own])
 
 
 def excluded(results: Results) -> Table:
@@ -173,13 +174,14 @@ def excluded(results: Results) -> Table:
     fields = [Field("run", "Run"), Field("left_out", "Left out"), Field("reason", "Reason")]
     rows = rows_of(results.excluded)
     note = "Broken, unfinished, foreign or there twice: named here, counted nowhere."
-    return _table("excluded", "Left out", note, fields, rows, [None] * len(rows))
+    return table("excluded", "Left out", note, fields, rows, [None] * len(rows))
 
 
 # ---- parts
 
 
-def _measures(found: ByBenchmark, arm: Arm, benchmark: str, *, suffix: str = "") -> dict[str, Any]:
+def measures(found: ByBenchmark, arm: Arm, benchmark: str, *, suffix: str = "") -> dict[str, Any]:
+    """The cells of one arm and benchmark: `<score>_<which><suffix>` with its ends, k, seeds and problems."""
     cells: dict[str, Any] = {}
     for row in found.get((arm.id, benchmark), ()):
         key = f"{row['score']}_{row['which']}{suffix}"
@@ -194,7 +196,7 @@ def _shown(score: str, value: float) -> float:
     return 100 * value if score in SHARES else value
 
 
-def _benchmarks(results: Results, found: ByBenchmark, arm: Arm) -> list[str]:
+def benchmarks_of(results: Results, found: ByBenchmark, arm: Arm) -> list[str]:
     """The arm's benchmarks, the average over them first where there are several."""
     own = [benchmark for benchmark in results.benchmarks if (arm.id, benchmark) in found]
     return [AVERAGE, *own] if len(own) > 1 else own
@@ -209,20 +211,8 @@ def _state(results: Results, arm: Arm) -> str:
     return ", ".join(sorted({f"{row['state']} {row['step']}/{row['num_steps']}" for row in rows}))
 
 
-def _drawn(measures: Mapping[str, Any]) -> str:
-    own, other = measures["seeds"], measures["baseline_seeds"]
+def _drawn(cells: Mapping[str, Any]) -> str:
+    own, other = cells["seeds"], cells["baseline_seeds"]
     if own == other == 1:
         return "problems"
-    return "problems, seeds" if measures["paired"] else f"problems, {own} and {other} seeds unpaired"
-
-
-def _table(
-    name: str, title: str, note: str, fields: list[Field], rows: Iterable[dict[str, Any]], arms: Iterable[Arm | None]
-) -> Table:
-    keys = [key for field in fields for key in (field.key, f"{field.key}_low", f"{field.key}_high")]
-    columns = ["arm", *dict.fromkeys(["label", *keys])]
-    whole = [
-        {**row, "arm": arm.id, "label": arm.label} if arm else {**row, "arm": None}
-        for row, arm in zip(rows, arms, strict=True)
-    ]
-    return Table(name, title, note, fields, pd.DataFrame(whole, columns=columns, dtype=object))
+    return "problems, seeds" if cells["paired"] else f"problems, {own} and {other} seeds unpaired"

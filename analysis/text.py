@@ -7,6 +7,28 @@ import re
 _UNPRINTABLE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
 )
+_LATEX = {
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    '"': "''",
+    "`": "'",
+    "[": "{[}",
+    "]": "{]}",
+    "−": r"\ensuremath{-}",
+    "Δ": r"\ensuremath{\Delta}",
+    "γ": r"\ensuremath{\gamma}",
+    "α": r"\ensuremath{\alpha}",
+    "×": r"\ensuremath{\times}",
+    "π": r"\ensuremath{\pi}",
+    "✓": "",
+    "✗": "",
+    "\N{NO-BREAK SPACE}": "~",
+}
 _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
@@ -27,6 +49,21 @@ def encodable(text: str) -> str:
 def markdown(text: str) -> str:
     """`text` for a cell of a Markdown table: no markup, no HTML, no end of the cell."""
     return _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False))
+
+
+def latex(text: str) -> str:
+    """`text` for LaTeX: no command, no mathematics, no end of a cell or of the line. What pdflatex has no letter for is
+    spelt by its code.
+    """
+    return "".join(_LATEX.get(character) or _letter(character) for character in text)
+
+
+def _letter(character: str) -> str:
+    return (
+        character
+        if character.isascii() or "\u00a1" <= character <= "\u017f" or character in "–—…“”‘’"
+        else f"U+{ord(character):04X}"
+    )
 
 
 def csv_cell(text: str) -> str:

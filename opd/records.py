@@ -12,7 +12,8 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+import stat
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from datetime import UTC, datetime
@@ -103,14 +104,22 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """The resolved config."""
+        from io import StringIO
+
         from omegaconf import OmegaConf
         from omegaconf.errors import OmegaConfBaseException
         from yaml import YAMLError
 
+        from opd.plain_yaml import read_plain, refuse_endless
+
+        content = read_bytes(self.config_file)
         try:
+            if (plain := read_plain(content)) is not None:
+                return plain
+            refuse_endless(content.decode())
             # Not resolved: a recorded config is, and a foreign one could name an environment variable.
-            config = OmegaConf.to_container(OmegaConf.load(self.config_file))
-        except (OSError, UnicodeDecodeError, YAMLError, OmegaConfBaseException) as error:
+            config = OmegaConf.to_container(OmegaConf.load(StringIO(content.decode())))
+        except (ValueError, YAMLError, OmegaConfBaseException) as error:
             raise RecordError(f"{self.config_file}: {_reason(error)}") from error
         if not isinstance(config, dict):
             raise RecordError(f"{self.config_file}: holds no mapping")
@@ -202,14 +211,14 @@ class RunDir:
         write_whole(self.page_file(step), page)
 
 
-def find_runs(root: Path) -> list[RunDir]:
+def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) -> list[RunDir]:
     """Every run directory under `root` (one that holds `config.yaml` or `status.json`), sorted by path.
 
     Hidden folders are left out: a sweep keeps copies of code and config in one. What wandb keeps inside a run, which
-    looks like one, is none.
+    looks like one, is none. A folder that cannot be listed is passed over, and `on_error` is told.
     """
     found = []
-    for folder, folders, names in os.walk(root):
+    for folder, folders, names in os.walk(root, onerror=on_error):
         folders[:] = [name for name in folders if not name.startswith(".")]
         if {"config.yaml", "status.json"} & set(names):
             found.append(Path(folder))
@@ -279,8 +288,8 @@ def write_whole(file: Path, content: str | bytes) -> None:
 def read_json(file: Path) -> dict[str, Any]:
     """One JSON object; raises `RecordError`."""
     try:
-        content = json.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        content = json.loads(read_bytes(file).decode())
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
         raise RecordError(f"{file}: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise RecordError(f"{file}: holds no JSON object")
@@ -289,11 +298,23 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def read_lines(file: Path) -> Iterator[dict[str, Any]]:
     """JSON objects, one a line. A torn last line (no newline) is dropped; any other bad one raises `RecordError`."""
+    yield from parse_lines(read_bytes(file), file)
+
+
+def read_bytes(file: Path) -> bytes:
+    """A record's content. A pipe or device in its place, which might never end, is refused with `RecordError`."""
     try:
-        lines = file.read_bytes().split(b"\n")
+        kind = file.stat().st_mode
+        if not (stat.S_ISREG(kind) or stat.S_ISDIR(kind)):
+            raise RecordError(f"{file}: is a pipe or a device")
+        return file.read_bytes()
     except OSError as error:
         raise RecordError(f"{file}: {_reason(error)}") from error
-    for number, line in enumerate(lines[:-1], 1):
+
+
+def parse_lines(content: bytes, file: Path) -> Iterator[dict[str, Any]]:
+    """`read_lines` of what `file` holds."""
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
             content = json.loads(line)
         except (UnicodeDecodeError, json.JSONDecodeError) as error:

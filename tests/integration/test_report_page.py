@@ -8,22 +8,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from analysis.report import main
-from tests.unit.analysis.fake_runs import Fake, write_broken, write_demo, write_run
+from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_broken, write_demo, write_run
+from tests.unit.analysis.published_runs import rollouts, write_published
 
 # The elements with text of their own, outside figures, that is below 4.5:1 against what is behind it or under 12 px.
 POOR_TEXT = """() => {
-  const rgb = text => text.match(/[\\d.]+/g).map(Number);
+  const rgb = text => {
+    const parts = text.match(/[\\d.]+(?:e[-+]\\d+)?/g).map(Number);
+    return text.startsWith("color(") ? [...parts.slice(0, 3).map(part => 255 * part), ...parts.slice(3)] : parts;
+  };
   const linear = v => v <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
   const light = ([r, g, b]) => 0.2126 * linear(r / 255) + 0.7152 * linear(g / 255) + 0.0722 * linear(b / 255);
   const behind = element => {
-    for (; element; element = element.parentElement) {
-      const colour = rgb(getComputedStyle(element).backgroundColor);
-      if (colour.length < 4 || colour[3] > 0) return colour;
+    const layers = [];
+    for (; element && layers.at(-1)?.[3] !== 1; element = element.parentElement) {
+      const [red, green, blue, alpha = 1] = rgb(getComputedStyle(element).backgroundColor);
+      layers.push([red, green, blue, alpha]);
     }
-    return [255, 255, 255];
+    const over = (below, [...above]) => below.map((part, at) => part + above[3] * (above[at] - part));
+    return layers.reverse().reduce(over, [255, 255, 255]);
   };
   const written = element => element.checkVisibility() && !element.closest(".plot, script, option") &&
     [...element.childNodes].some(node => node.nodeType === 3 && node.data.trim());
@@ -91,8 +98,9 @@ def open_report(browser) -> Iterator:
         found.page.close()
 
 
-def write(root: Path) -> Path:
-    assert main([f"runs={root}", f"out={root.parent / (root.name + '-report')}", "bootstrap=200"]) == 0
+def write(root: Path, *more: str) -> Path:
+    out = root.parent / f"{root.name}-report"
+    assert main([f"runs={root}", f"out={out}", "bootstrap=200", "figures=false", "cache=false", *more]) == 0
     return root.parent / f"{root.name}-report" / "report.html"
 
 
@@ -108,18 +116,29 @@ def hostile(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("reports") / "hostile"
     write_demo(root)
     write_broken(root)
+    run = write_run(root, Fake("rollouts", num_steps=4, every=2, benchmarks={"arithmetic": 60}))
+    run.write_rollouts(4, rollouts(np.random.default_rng(0), HOSTILE), "")
     return write(root)
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("reports") / "published"
+    write_published(root)
+    return write(root, "baseline=mis")
 
 
 def draw_all(page) -> None:
     """Figures are drawn when they come near: go past all of them."""
     for place in page.locator(".plot").all():
         place.scroll_into_view_if_needed()
-        place.locator(".main-svg").first.wait_for()
+        page.locator(f"#{place.get_attribute('id')}:not([data-stale]) .main-svg").first.wait_for()
 
 
 def drawn(page, figure: str) -> list[str]:
-    """The names of the traces that plotly has drawn in a figure."""
+    """The names of the traces that plotly has drawn in a figure, which is drawn when it is seen."""
+    page.locator(f"#{figure}").scroll_into_view_if_needed()
+    page.locator(f"#{figure}:not([data-stale])").wait_for()
     return page.evaluate("id => document.getElementById(id)._fullData.map(trace => trace.name)", figure)
 
 
@@ -161,9 +180,11 @@ def test_chosen_runs_are_shown_in_all_figures_and_in_the_examples(open_report, d
 def test_smoothing_changes_the_curve(open_report, demo):
     page = open_report(demo)
     page.locator("#learning-mean").scroll_into_view_if_needed()
+    page.locator("#learning-mean:not([data-stale])").wait_for()
     curve = "() => [...document.getElementById('learning-mean')._fullData.find(t => t.name === 'tis').y]"
     raw = page.evaluate(curve)
     page.locator("#smooth").check()
+    page.locator("#learning-mean:not([data-stale])").wait_for()
     smooth = page.evaluate(curve)
     assert smooth[0] == raw[0]
     assert smooth[1] == pytest.approx(0.85 * raw[0] + 0.15 * raw[1], abs=0.02)
@@ -178,6 +199,7 @@ def test_benchmark_is_chosen_for_all_figures(open_report, tmp_path):
     value = "id => document.getElementById(id)._fullData[0].meta.benchmark"
     assert {page.evaluate(value, figure) for figure in FIGURES[:4]} == {"average"}
     page.locator(".benchmark").first.select_option("gsm8k")
+    draw_all(page)
     assert {page.evaluate(value, figure) for figure in FIGURES[:4]} == {"gsm8k"}
     assert page.locator(".benchmark").last.input_value() == "gsm8k"
 
@@ -294,3 +316,125 @@ def test_page_without_scripts_still_shows_its_numbers(browser, demo):
     assert page.locator("#table-summary tbody tr").count() == 9
     assert "The figures need JavaScript" in page.locator("noscript").inner_text()
     context.close()
+
+
+# ---- the published study
+
+
+def numbers(page, figure: str) -> list[list[str]]:
+    """The table that stands in for a figure."""
+    place = page.locator(f'.numbers[data-panel="{figure}"]')
+    place.scroll_into_view_if_needed()
+    page.locator(f"#{figure}:not([data-stale])").wait_for()
+    if place.get_attribute("open") is None:
+        place.locator("summary").press("Enter")
+    place.locator("tbody").wait_for()
+    return [row.locator("td").all_inner_texts() for row in place.locator("tbody tr").all()]
+
+
+def test_every_published_figure_is_drawn_and_has_its_numbers(open_report, published):
+    page = open_report(published)
+    figures = [place.get_attribute("id") for place in page.locator(".plot").all()]
+    assert {"stability-diagnostics", "stability-outcomes", "explorer", "ratios", "divergence-bars"} <= set(figures)
+    assert {"ensemble-mean", "cost", "seeds"} <= set(figures)
+    for figure in ("stability-outcomes", "explorer", "divergence-bars", "cost", "seeds"):
+        assert drawn(page, figure), figure
+    bars = {row[0]: row for row in numbers(page, "divergence-bars")}
+    assert list(bars) == ["mis", "hellinger", "naive_k3"]
+    low, high = bars["naive_k3"][3].split(" to ")
+    assert float(low) < float(bars["naive_k3"][1]) < float(high)
+
+
+def test_verdicts_come_first(open_report, published):
+    page = open_report(published)
+    cards = [card.get_attribute("id") for card in page.locator("main section.card").all()]
+    assert cards[:2] == ["verdicts", "summary"]
+    words = page.locator("#table-verdicts .verdict").all_inner_texts()
+    assert words and set(words) <= {"reproduced", "contradicted", "not settled", "report only", "not run"}
+
+
+def test_metric_of_a_figure_is_chosen(open_report, published):
+    page = open_report(published)
+    first = {row[0] for row in numbers(page, "stability-outcomes")}
+    assert first == {"mis", "naive", "tis"}
+    page.locator('[data-panel="stability-outcomes"][data-key="metric"]').select_option("divergence/reverse_kl")
+    steps = [float(row[1]) for row in numbers(page, "stability-outcomes") if row[0] == "mis"]
+    assert steps == list(range(1, 21))
+
+
+def test_comparison_narrows_what_is_shown(open_report, published):
+    page = open_report(published)
+    assert page.locator("#focus").input_value() == "stability"  # of more than twelve arms, one comparison at first
+    assert set(drawn(page, "learning-mean")) == {"mis", "naive", "tis"}
+    page.locator("#focus").select_option("filter")
+    assert set(drawn(page, "learning-mean")) == {"mis", "kl_0_30", "kl_70_100"}
+    assert page.locator(".chip:visible").count() == 3
+    assert set(drawn(page, "divergence-bars")) >= {"hellinger"}  # a comparison's own figure keeps its arms
+    page.locator("#focus").select_option("")
+    assert "hard_switch" in drawn(page, "learning-mean")
+
+
+def test_address_holds_the_figure_and_all_that_is_chosen(open_report, published):
+    page = open_report(published)
+    page.locator("#focus").select_option("")
+    chip(page, "hellinger").click()
+    page.locator('[data-panel="explorer"][data-key="axis"]').select_option("temperature")
+    page.locator("#smooth").check()
+    page.locator(".benchmark").first.select_option("hmmt25")
+    page.locator('[href="#figure=explorer"]').click()
+    address = page.evaluate("location.hash")
+    assert "figure=explorer" in address
+    other = open_report(published)
+    other.evaluate("hash => { location.hash = hash }", address)
+    other.wait_for_function("document.getElementById('smooth').checked")
+    assert other.locator("#focus").input_value() == ""
+    assert chip(other, "hellinger").get_attribute("aria-pressed") == "false"
+    assert other.locator('[data-panel="explorer"][data-key="axis"]').input_value() == "temperature"
+    assert other.locator(".benchmark").first.input_value() == "hmmt25"
+    top = other.locator("#figure-explorer").bounding_box()
+    assert top is not None and 0 <= top["y"] < 400
+    assert [row[1] for row in numbers(other, "explorer") if row[0] == "average"] == ["0.5", "1.0", "1.2"]
+
+
+def test_address_of_another_report_does_no_harm(open_report, published):
+    page = open_report(published)
+    page.evaluate("location.hash = '#figure=<img src=x>&of=nothing&show=zzz&explorer.axis=none&rollouts=1'")
+    page.wait_for_function("document.getElementById('status').textContent.startsWith('0 of')")
+    assert page.locator("#focus").input_value() == "stability"
+
+
+def test_tokens_are_coloured_by_advantage_and_struck_out_where_not_learned(open_report, published):
+    page = open_report(published)
+    answer = page.locator(".tokens").first
+    pieces = answer.locator("span, s").all()
+    assert [piece.evaluate("piece => piece.tagName") for piece in pieces] == ["SPAN"] * 2 + ["S"] * 2 + ["SPAN"] * 3
+    assert pieces[0].get_attribute("class") == "up" and pieces[1].get_attribute("class") == "down"
+    colour = "piece => getComputedStyle(piece).backgroundColor"
+    assert pieces[0].evaluate(colour) != pieces[1].evaluate(colour)
+    assert pieces[1].get_attribute("title") == "advantage -1, log r 1"
+    assert (pieces[2].get_attribute("title") or "").startswith("not learned")
+
+
+def test_hostile_tokens_stay_text(open_report, hostile):
+    page = open_report(hostile)
+    assert page.evaluate("window.hacked") is None
+    assert page.locator("#responses img, #responses a, #responses script, #responses b").count() == 0
+    assert "</script><script>window.hacked = 1" in page.locator(".tokens").first.inner_text()
+
+
+def test_tables_are_filtered(open_report, published):
+    page = open_report(published)
+    page.locator('.filter input[aria-controls="table-scores"]').fill("hellinger")
+    shown = [row for row in page.locator("#table-scores tbody tr").all() if row.is_visible()]
+    assert len(shown) == 3 and all("hellinger" in row.inner_text() for row in shown)
+
+
+def test_published_page_is_readable_in_both_themes_and_on_a_phone(open_report, published, tmp_path):
+    for scheme, width in (("light", 1280), ("dark", 1280), ("light", 390)):
+        page = open_report(published, scheme=scheme, width=width)
+        draw_all(page)
+        assert page.evaluate(POOR_TEXT) == []
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+        image = tmp_path / f"{scheme}-{width}.png"
+        page.screenshot(path=image, full_page=True)
+        assert image.stat().st_size > 50_000

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.unit.analysis.fake_runs import write_broken, write_demo
+from tests.unit.analysis.published_runs import write_published
 
 
 @pytest.fixture(scope="session")
@@ -19,4 +20,12 @@ def all_runs(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("all")
     write_demo(root)
     write_broken(root)
+    return root
+
+
+@pytest.fixture(scope="session")
+def published_runs(tmp_path_factory) -> Path:
+    """A folder with the runs of `published_runs.write_published`, to read only."""
+    root = tmp_path_factory.mktemp("published")
+    write_published(root)
     return root

@@ -5,15 +5,16 @@ from dataclasses import replace
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.stats
 
 from analysis.arms import group_arms
-from analysis.contrasts import Bootstrap, ProblemScores, contrasts, estimates
+from analysis.compared import ProblemScores
+from analysis.contrasts import contrasts, estimates
 from analysis.evaluation import AVERAGE, SCORES
 from analysis.load import RUN_COLUMNS, TRAINING_COLUMNS, Records, load
 from analysis.outcomes import by_step, chosen_steps, outcomes
+from analysis.stats.small import beta_binomial_interval
 from tests.unit.analysis.fake_runs import Fake, write_run
-
-BOOTSTRAP = Bootstrap(count=1000, seed=0)
 
 
 def records(means: dict, *, k: int = 8, counted: bool = True) -> Records:
@@ -34,16 +35,16 @@ def records(means: dict, *, k: int = 8, counted: bool = True) -> Records:
         training=pd.DataFrame(columns=["run", "step", *(c.name for c in TRAINING_COLUMNS)]),
         scores=pd.DataFrame(rows, columns=["run", "step", "benchmark", "problem", "k", *SCORES]),
         answers=pd.DataFrame(),
-        excluded=pd.DataFrame(),
+        excluded=pd.DataFrame(columns=["run", "left_out", "reason"]),
     )
 
 
-def compared(read: Records, *, baseline: str = "default", bootstrap: Bootstrap = BOOTSTRAP):
+def compared(read: Records, *, baseline: str = "default"):
     scored = by_step(read)
     arms, _ = group_arms(read.runs, list(scored["run"].unique()), baseline=baseline)
     steps, scores = chosen_steps(read, scored), ProblemScores.of(read.scores)
-    differences, left_out = contrasts(arms, scores, steps, bootstrap)
-    return estimates(arms, scores, steps, bootstrap), differences, left_out
+    differences, left_out = contrasts(arms, scores, steps)
+    return estimates(arms, scores, steps), differences, left_out
 
 
 def one(frame: pd.DataFrame, arm: str, *, benchmark: str = AVERAGE, score: str = "mean", which: str = "last") -> dict:
@@ -193,6 +194,45 @@ def test_same_gain_on_every_problem_is_sure():
     assert one(found, "a")["high"] - one(found, "a")["low"] > 0.05  # by itself neither score is sure
 
 
+def test_one_run_on_few_problems_has_exact_intervals_of_its_shares_and_several_runs_have_not():
+    solved = [1.0] * 7 + [0.0] * 23
+    one_run, _, _ = compared(records({("default", 0, 1, "x"): solved}))
+    exact = scipy.stats.binomtest(7, 30).proportion_ci(0.95, "exact")
+    best, mean = one(one_run, "default", score="best"), one(one_run, "default")
+    assert (best["low"], best["high"]) == pytest.approx((exact.low, exact.high))
+    assert (mean["low"], mean["high"]) == pytest.approx(
+        beta_binomial_interval(np.array([8] * 7 + [0] * 23), 8, level=0.95)
+    )
+    two_runs, _, _ = compared(records({("default", seed, 1, "x"): solved for seed in range(2)}))
+    t = scipy.stats.ttest_1samp(solved, 0).confidence_interval(0.95)
+    assert (one(two_runs, "default")["low"], one(two_runs, "default")["high"]) == pytest.approx(
+        (t.low, t.high), rel=1e-4
+    )
+
+
+def test_share_has_an_interval_of_shares():
+    found, _, _ = compared(records({("default", seed, 1, "x"): [1.0] * 58 + [0.0, 0.5] for seed in range(2)}))
+    assert one(found, "default")["high"] == 1 and one(found, "default", score="length")["high"] > 1
+
+
+def test_p_of_a_difference_is_corrected_for_the_arms_that_are_compared():
+    rng = np.random.default_rng(0)
+    means = {(name, 0, 1, "x"): rng.random(60) for name in ("default", "a", "b", "c")}
+    _, differences, _ = compared(records(means))
+    p = {name: one(differences, name)["p"] for name in "abc"}
+    base = means["default", 0, 1, "x"]
+    assert p["a"] == pytest.approx(scipy.stats.ttest_rel(means["a", 0, 1, "x"], base).pvalue, rel=1e-4)
+    first = min(p, key=lambda name: p[name])
+    assert one(differences, first)["p_holm"] == pytest.approx(min(1, 3 * p[first]))
+
+
+def test_chance_that_a_run_is_better_counts_pairs_of_runs():
+    means = {("default", seed, 1, "x"): [level] * 3 for seed, level in enumerate((0.2, 0.5))}
+    means |= {("a", seed, 1, "x"): [level] * 3 for seed, level in enumerate((0.5, 0.6))}
+    _, differences, _ = compared(records(means))
+    assert one(differences, "a")["prob_improvement"] == 3.5 / 4
+
+
 def test_problem_of_one_side_only_stays_out_by_name():
     read = records({("default", 0, 1, "x"): [0.0, 0.0, 1.0], ("a", 0, 1, "x"): [1.0, 0.5]})
     _, differences, left_out = compared(read)
@@ -252,14 +292,6 @@ def test_interval_does_not_depend_on_which_other_arms_there_are():
     few = compared(records({key: means[key] for key in means if key[0] != "b"}))[1]
     many = compared(records(means))[1]
     assert one(few, "a") == one(many, "a")
-
-
-def test_seed_of_the_bootstrap_changes_the_interval_and_not_the_value():
-    rng = np.random.default_rng(0)
-    read = records({(name, 0, 1, "x"): rng.random(20) for name in ("default", "a")})
-    first, again, other = (one(compared(read, bootstrap=Bootstrap(count=500, seed=s))[1], "a") for s in (0, 0, 1))
-    assert first == again
-    assert first["value"] == other["value"] and (first["low"], first["high"]) != (other["low"], other["high"])
 
 
 def test_order_of_problems_in_a_record_does_not_matter(tmp_path):

@@ -5,15 +5,22 @@ import numpy as np
 import plotly.graph_objects as go
 import pytest
 
-from analysis import figures
 from analysis.contrasts import Bootstrap
-from analysis.figures import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks, panels, thin
+from analysis.costs import costs
+from analysis.figures import curves
+from analysis.figures import panels as figures
+from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks, thin
 from analysis.load import load
 from analysis.results import Results, analyse
-from analysis.stats import ema
+from analysis.stats.smoothing import ema
+from analysis.topics import members
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 BOOTSTRAP = Bootstrap(count=200, seed=0)
+
+
+def panels(results: Results, *, alpha: float) -> list[Panel]:
+    return figures.panels(results, members=members(results), costs=costs(results), alpha=alpha)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +39,7 @@ def traces(panel: Panel, arm: str, **meta) -> list[dict]:
 
 def test_every_figure_is_one_that_plotly_takes(demo):
     _, shown = demo
-    assert {panel.group for panel in shown.values()} == {"learning", "differences", "training"}
+    assert {panel.group for panel in shown.values()} == {"learning", "differences", "seeds", "training"}
     for panel in shown.values():
         figure = go.Figure(panel.traces, panel.layout)
         assert len(figure.data) == len(panel.traces) > 0
@@ -88,7 +95,7 @@ def test_metric_that_no_run_recorded_has_no_figure(tmp_path):
     run = write_run(tmp_path, Fake(num_steps=2, every=2, benchmarks={"x": 3}))
     run.metrics_file.write_text('{"step": 1, "grad_norm": 1.0}\n')
     results = analyse(load(tmp_path), baseline="default", bootstrap=BOOTSTRAP)
-    assert [panel.id for panel in panels(results, alpha=1)] == ["learning-mean", "learning-best", "grad-norm"]
+    assert [panel.id for panel in panels(results, alpha=1)] == ["seeds", "learning-mean", "learning-best", "grad-norm"]
 
 
 def test_no_records_no_figures(tmp_path):
@@ -108,7 +115,7 @@ def test_figure_of_many_runs_keeps_its_points_in_bounds(tmp_path):
         run.metrics_file.write_text("".join(f'{{"step": {step}, "loss": 0, "grad_norm": 1}}\n' for step in range(3000)))
     results = analyse(load(tmp_path), baseline="default", bootstrap=BOOTSTRAP)
     (panel,) = (panel for panel in panels(results, alpha=0.15) if panel.id == "grad-norm")
-    assert all(len(trace["x"]) <= figures.POINTS_PER_TRACE for trace in panel.traces)
+    assert all(len(trace["x"]) <= curves.POINTS_PER_TRACE for trace in panel.traces)
 
 
 def test_hostile_name_is_text_in_a_figure(tmp_path):
@@ -125,7 +132,17 @@ def test_hostile_name_is_text_in_a_figure(tmp_path):
 def test_no_two_of_the_first_24_arms_look_alike(demo):
     arms = [arm for arm in demo[0].arms if arm.role != "teacher"][:1]
     many = [type(arms[0])(**{**vars(arms[0]), "id": str(number)}) for number in range(24)]
-    assert len(set(looks(many).values())) == 24
+    assert len(set(looks(many, {}).values())) == 24
+
+
+def test_arms_of_one_comparison_look_different_however_many_there_are(demo):
+    (arm,) = [arm for arm in demo[0].arms if arm.role == "baseline"]
+    many = [type(arm)(**{**vars(arm), "id": str(number)}) for number in range(100)]
+    members = {"one": ["0", *map(str, range(1, 90, 9))], "two": ["0", "10", *map(str, range(2, 90, 9))]}
+    drawn = looks(many, members)
+    for arms in members.values():
+        assert len({drawn[arm] for arm in arms}) == len(arms) > 10
+    assert set(drawn) == set(map(str, range(100)))
 
 
 def linear(colour: str) -> np.ndarray:

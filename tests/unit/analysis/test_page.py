@@ -7,14 +7,18 @@ from itertools import pairwise
 
 import pytest
 
+from analysis.claims import verdicts
 from analysis.contrasts import Bootstrap
-from analysis.figures import panels
+from analysis.costs import costs
+from analysis.figures.panels import panels
 from analysis.headline import headline
 from analysis.load import load
-from analysis.page import html_page, markdown_page
+from analysis.page import GROUPS, html_page, markdown_page
+from analysis.published_tables import all_tables
 from analysis.results import analyse
-from analysis.tables import all_tables
+from analysis.topics import members
 from tests.unit.analysis.fake_runs import HOSTILE
+from tests.unit.analysis.published_runs import SCORES
 
 
 class Elements(HTMLParser):
@@ -47,11 +51,14 @@ class Elements(HTMLParser):
         return [attributes for name, attributes in self.found if name == tag]
 
 
-def rendered(root) -> tuple[str, str]:
-    results = analyse(load(root), baseline="default", bootstrap=Bootstrap(count=200, seed=0))
-    tables = {table.name: table for table in all_tables(results)}
-    head = headline(results)
-    return html_page(results, head, tables, panels(results, alpha=0.15), alpha=0.15), markdown_page(head, tables)
+def rendered(root, *, baseline: str = "default") -> tuple[str, str]:
+    results = analyse(load(root), baseline=baseline, bootstrap=Bootstrap(count=200, seed=0))
+    head, of_topic, spent = headline(results), members(results), costs(results)
+    tables = {
+        table.name: table for table in all_tables(results, members=of_topic, costs=spent, verdicts=verdicts(results))
+    }
+    drawn = panels(results, members=of_topic, costs=spent, alpha=0.15)
+    return html_page(results, head, tables, drawn, of_topic, alpha=0.15), markdown_page(head, tables)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +115,7 @@ def test_data_of_the_figures_is_json(elements):
     for panel in data["panels"]:
         for style, meta, x, y in panel["traces"]:
             assert len(data["pool"][x]) == len(data["pool"][y])
-            assert "name" in data["pool"][style] and "arm" in data["pool"][meta]
+            assert "name" in data["pool"][style] and "slot" in data["pool"][meta]
 
 
 def test_every_arm_has_one_chip_and_rows_name_their_arm(elements):
@@ -139,7 +146,9 @@ def test_page_can_be_read_by_a_screen_reader(elements):
 def test_markdown_has_every_table_and_no_html(pages):
     page = pages[1]
     assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == [
+        "Published claims",
         "Summary",
+        "Settings of the default",
         "Scores on each benchmark",
         "Differences to default",
         "Every run",
@@ -167,3 +176,17 @@ def test_page_without_any_result(tmp_path):
     found = Elements(page)
     assert "No student has been evaluated yet" in page and "foreign" in found.text
     assert json.loads(found.scripts[0])["panels"] == []
+
+
+def test_published_study_has_every_published_figure_and_table(published_runs):
+    page, text = rendered(published_runs, baseline="mis")
+    found = Elements(page)
+    groups = [attributes["id"] for _, attributes in found.found if (attributes.get("id") or "").startswith("group-")]
+    assert groups == [f"group-{name}" for name in GROUPS]
+    for title in ("Settings of the default", "Hyper-parameters, one at a time", "Token filters", "Cost"):
+        assert f"\n## {title}\n" in text
+    data = json.loads(found.scripts[0])
+    assert {*data["topics"]} == {
+        "stability", "divergence", "ensemble", "filter", "epochs", "temperature", "teacher_size"
+    }  # fmt: skip
+    assert len(data["rollouts"]) == len(SCORES) and data["rollouts"][0]["responses"][0]["tokens"][4] == "↵"

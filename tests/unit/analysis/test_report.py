@@ -2,16 +2,19 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from analysis import report
+from analysis.cache import FOLDER, Cache
 from analysis.report import Arguments, build, main, parse
 from opd.errors import UserError
 from tests.unit.analysis.fake_runs import Fake, write_run
 
-FAST = ["bootstrap=100"]
+FAST = ["bootstrap=100", "figures=false", "cache=false"]
 
 
 def test_report_is_written_whole(demo_runs, tmp_path, capsys):
@@ -35,15 +38,53 @@ def test_same_records_same_bytes_wherever_and_in_whatever_order_they_lie(all_run
     first, again, other = (build(parse([f"runs={root}", "out=x", *FAST]))[0] for root in (all_runs, all_runs, moved))
     assert first == again
     assert first == other
-    assert not any(str(root) in content for content in first.values() for root in (all_runs, tmp_path, Path.home()))
+    assert not any(
+        str(root) in str(content) for content in first.values() for root in (all_runs, tmp_path, Path.home())
+    )
 
 
-def test_another_process_writes_the_same_bytes(demo_runs, tmp_path):
-    for seed in ("1", "2"):
-        command = [sys.executable, "-m", "analysis.report", f"runs={demo_runs}", f"out={tmp_path / seed}", *FAST]
-        subprocess.run(command, env={**os.environ, "PYTHONHASHSEED": seed}, check=True, capture_output=True)
-    for file in (tmp_path / "1").rglob("*.*"):
-        assert file.read_bytes() == (tmp_path / "2" / file.relative_to(tmp_path / "1")).read_bytes()
+def test_another_process_writes_the_same_bytes_in_another_place_zone_language_and_order_of_hashes(demo_runs, tmp_path):
+    """The records copied anew too, so with other times and inodes, and read with a cache and without."""
+    shutil.copytree(demo_runs, tmp_path / "a b" / "copy", copy_function=shutil.copyfile)
+    for file in (tmp_path / "a b" / "copy").rglob("*.jsonl"):
+        os.utime(file, (1e9, 1e9))
+    worlds = (
+        (demo_runs, {"PYTHONHASHSEED": "1", "TZ": "Asia/Tokyo", "LC_ALL": "C", "PYTHONUTF8": "0"}),
+        (
+            tmp_path / "a b" / "copy",
+            {"PYTHONHASHSEED": "2", "TZ": "America/Lima", "LC_ALL": "C.UTF-8", "LANG": "de_DE"},
+        ),
+    )
+    for number, (runs, world) in enumerate(worlds):
+        command = [sys.executable, "-m", "analysis.report", f"runs={runs}", f"out={tmp_path / str(number)}"]
+        command += ["bootstrap=100", f"cache={'true' if number else 'false'}"]
+        environment = {**os.environ, "PYTHONPATH": str(Path(report.__file__).parents[1]), **world}
+        subprocess.run(command, env=environment, cwd=tmp_path, check=True, capture_output=True)
+    one, other = (written(tmp_path / number) for number in "01")
+    assert one == other and len(one) > 8
+
+
+def written(out: Path) -> dict[str, bytes]:
+    return {path.relative_to(out).as_posix(): path.read_bytes() for path in out.rglob("*") if path.is_file()}
+
+
+def test_a_cold_a_warm_a_damaged_and_no_cache_write_the_same_bytes(all_runs, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(all_runs, runs)
+    time.sleep(Cache(runs).margin + 0.1)
+    given = [f"runs={runs}", "out=x", "bootstrap=100", "figures=false"]
+    none, _ = build(parse([*given, "cache=false"]))
+    assert not (runs / FOLDER).exists()
+    assert build(parse(given))[0] == none
+    kept = sorted((runs / FOLDER).glob("*.parquet"))
+    assert len(kept) > 15
+    assert build(parse([*given, "cache=true"]))[0] == none
+    rng = np.random.default_rng(0)
+    for file in kept[::2]:
+        content = bytearray(file.read_bytes())
+        content[rng.integers(len(content))] ^= 1
+        file.write_bytes(content)
+    assert build(parse(given))[0] == none
 
 
 def test_seed_changes_intervals_only(demo_runs):
@@ -77,6 +118,7 @@ def test_old_report_is_replaced(tmp_path):
         (["runs={runs}", "out={out}", "bootstrap=many"], "bootstrap=many is not a whole number from 100 to 100000"),
         (["runs={runs}", "out={out}", "bootstrap=10"], "bootstrap=10 is not a whole number from 100 to 100000"),
         (["runs={runs}", "out={out}", "seed=-1"], "seed=-1 is not a whole number, 0 or more"),
+        (["runs={runs}", "out={out}", "strict=yes"], "strict=yes is not true or false"),
         (["runs={runs}", "out={out}", "out=x"], "out= is given twice; give it one value"),
         (["runs={runs}", "out="], "out= is given without a value; give it one value"),
         (["runs={runs}/nowhere", "out={out}"], "/nowhere is no folder; give one that holds run directories"),
@@ -113,8 +155,9 @@ def test_help_names_every_argument(capsys, flag):
 
 def test_defaults_are_as_the_help_says():
     assert parse(["runs=a", "out=b"]) == Arguments(Path("a"), Path("b"), "default", 0.15, 5000, 0)
-    for name in ("baseline", "ema", "bootstrap", "seed"):
-        assert f"{name}={getattr(Arguments, name)} " in (report.__doc__ or "")
+    for name in ("baseline", "ema", "bootstrap", "seed", "strict", "cache"):
+        default = getattr(Arguments, name)
+        assert f"{name}={str(default).lower() if isinstance(default, bool) else default} " in (report.__doc__ or "")
 
 
 def test_parse_raises_user_errors_only():

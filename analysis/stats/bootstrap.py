@@ -1,22 +1,19 @@
-"""Smoothing and bootstrap intervals. Pure functions of numbers; randomness is an explicit generator."""
+"""The hierarchical bootstrap over seeds and problems. Pure functions; randomness is an explicit generator."""
 
 import numpy as np
-import pandas as pd
 from jaxtyping import Float
 
 
-def ema(values: Float[np.ndarray, " time"], *, alpha: float) -> Float[np.ndarray, " time"]:
-    """Exponential moving average s_0 = x_0, s_t = alpha * x_t + (1 - alpha) * s_(t-1).
+def resampling_weights(
+    size: int, *, drawn: int, count: int, rng: np.random.Generator
+) -> Float[np.ndarray, "count size"]:
+    """`count` draws of `drawn` of `size` things with replacement: how often each was drawn, divided by `drawn`.
 
-    A missing value (NaN) stays missing and the next one continues from the last s. alpha = 1 changes nothing.
+    With `drawn = size - 1` the variance of a resampled mean is s² / size with the unbiased s², where `drawn = size`
+    gives (size - 1) / size of it, half with two seeds (Rao and Wu, Resampling inference with complex survey data,
+    1988).
     """
-    smoothed = pd.Series(values, dtype=float).ewm(alpha=alpha, adjust=False, ignore_na=True).mean().to_numpy()
-    return np.where(np.isnan(values), np.nan, smoothed)
-
-
-def resampling_weights(size: int, *, count: int, rng: np.random.Generator) -> Float[np.ndarray, "count size"]:
-    """`count` draws of `size` things with replacement: how often each was drawn, divided by `size`. Rows sum to 1."""
-    return rng.multinomial(size, np.full(size, 1 / size), size=count) / size
+    return rng.multinomial(drawn, np.full(size, 1 / size), size=count) / drawn
 
 
 def resampled_means(
@@ -29,7 +26,8 @@ def resampled_means(
 
     Seeds and problems are crossed, since every seed answers the same problems: a resample draws seeds, draws problems,
     and takes every drawn seed on every drawn problem (Owen, The pigeonhole bootstrap, 2007). To draw new problems for
-    each seed would treat what the problems have in common as if it averaged out over the seeds.
+    each seed would treat what the problems have in common as if it averaged out over the seeds. The samples of a
+    problem are nested in it and come along with it: what they add to the variance is in the problems' already.
     """
     metrics, num_seeds, num_problems = values.shape
     by_seed = problems @ values.reshape(metrics * num_seeds, num_problems).T

@@ -1,51 +1,36 @@
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from analysis.stats import ema, percentile_interval, resampled_means, resampling_weights
-
-FINITE = st.floats(-1e6, 1e6)
+from analysis.stats.bootstrap import percentile_interval, resampled_means, resampling_weights
 
 
-def interval(scores: np.ndarray, *, count: int, seed: int = 0) -> np.ndarray:
+def interval(scores: np.ndarray, *, count: int, seed: int = 0, fewer: int = 0) -> np.ndarray:
     """The 95 % interval of the mean of "seed problem" scores."""
     rng = np.random.default_rng(seed)
-    problems = resampling_weights(scores.shape[1], count=count, rng=rng)
-    seeds = resampling_weights(scores.shape[0], count=count, rng=rng)
+    seeds, problems = (
+        resampling_weights(size, drawn=max(1, size - fewer), count=count, rng=rng) for size in scores.shape
+    )
     return percentile_interval(resampled_means(scores[None], seeds=seeds, problems=problems), level=0.95)[:, 0]
 
 
-def test_ema_by_hand():
-    np.testing.assert_allclose(ema(np.array([1.0, 2.0, 3.0]), alpha=0.5), [1, 1.5, 2.25])
-    np.testing.assert_allclose(ema(np.array([0.0, 1.0, 1.0]), alpha=0.15), [0, 0.15, 0.2775])
-
-
-def test_ema_leaves_a_missing_value_missing_and_goes_on_from_the_last_one():
-    np.testing.assert_allclose(ema(np.array([np.nan, 1.0, np.nan, 2.0]), alpha=0.5), [np.nan, 1, np.nan, 1.5])
-
-
-@given(arrays(float, st.integers(1, 30), elements=FINITE), st.floats(0.01, 1))
-def test_ema_is_the_recursion(values, alpha):
-    expected = [values[0]]
-    for value in values[1:]:
-        expected.append(alpha * value + (1 - alpha) * expected[-1])
-    np.testing.assert_allclose(ema(values, alpha=alpha), expected, atol=1e-6)
-
-
 def test_weights_are_whole_draws_and_every_thing_is_drawn_alike():
-    weights = resampling_weights(7, count=20_000, rng=np.random.default_rng(0))
+    weights = resampling_weights(7, drawn=7, count=20_000, rng=np.random.default_rng(0))
     np.testing.assert_allclose(weights.sum(axis=1), 1)
     np.testing.assert_allclose(weights * 7, np.round(weights * 7), atol=1e-12)
     np.testing.assert_allclose(weights.mean(axis=0), 1 / 7, atol=0.002)
     np.testing.assert_allclose((weights * 7).var(axis=0), 6 / 7, atol=0.03)  # binomial(7, 1/7)
 
 
+@pytest.mark.parametrize("size", [2, 3, 30])
+def test_one_fewer_draw_makes_the_variance_unbiased(size: int):
+    values = np.random.default_rng(size).random(size)
+    weights = resampling_weights(size, drawn=size - 1, count=100_000, rng=np.random.default_rng(0))
+    assert (weights @ values).var() == pytest.approx(scipy.stats.sem(values) ** 2, rel=0.03)
+
+
 def test_resampled_mean_is_the_mean_of_drawn_seeds_on_drawn_problems():
-    rng = np.random.default_rng(0)
-    values = rng.random((2, 3, 4))
+    values = np.random.default_rng(0).random((2, 3, 4))
     drawn_seeds, drawn_problems = [0, 2, 2], [1, 1, 3, 0]
     means = resampled_means(
         values,
@@ -66,12 +51,11 @@ def test_missing_metric_stays_apart_from_the_others():
 
 def test_two_problems_have_the_distribution_that_can_be_counted():
     """Of two problems, one right: the mean of two draws is 0, 1/2, 1 with chances 1/4, 1/2, 1/4."""
-    weights = resampling_weights(2, count=40_000, rng=np.random.default_rng(0))
+    weights = resampling_weights(2, drawn=2, count=40_000, rng=np.random.default_rng(0))
     means = resampled_means(np.array([[[0.0, 1.0]]]), seeds=np.ones((40_000, 1)), problems=weights)[:, 0]
     values, counts = np.unique(means, return_counts=True)
     assert list(values) == [0, 0.5, 1]
     np.testing.assert_allclose(counts / 40_000, [0.25, 0.5, 0.25], atol=0.01)
-    assert list(interval(np.array([[0.0, 1.0]]), count=2000)) == [0, 1]
 
 
 @pytest.mark.parametrize("size", [30, 200])
@@ -100,29 +84,3 @@ def test_shared_problems_do_not_average_out_over_seeds():
     low, high = interval(one, count=4000)
     low_ten, high_ten = interval(np.repeat(one, 10, axis=0), count=4000)
     assert high_ten - low_ten == pytest.approx(high - low, rel=0.05)
-
-
-def covered(*, seeds: int, problems: int, spread: float, trials: int, paired: bool) -> float:
-    """How often the interval holds the true mean, for scores of 8 answers whose chance varies with problem and seed."""
-    rng = np.random.default_rng(7)
-
-    def chance(shift: float, hard: np.ndarray, seed: np.ndarray) -> np.ndarray:
-        return 1 / (1 + np.exp(-(shift - hard - seed)))
-
-    many = rng.normal(0, 1.2, 400_000), rng.normal(0, 1, 400_000) * spread
-    truth = chance(0.8, *many).mean() - (chance(0, *many).mean() if paired else 0)
-    hits = 0
-    for _ in range(trials):
-        hard = rng.normal(0, 1.2, (1, problems))
-        scores = rng.binomial(8, chance(0.8, hard, rng.normal(0, spread, (seeds, 1)))) / 8
-        if paired:
-            scores = scores - rng.binomial(8, chance(0, hard, rng.normal(0, spread, (seeds, 1)))) / 8
-        low, high = interval(scores, count=400, seed=int(rng.integers(1 << 30)))
-        hits += low <= truth <= high
-    return hits / trials
-
-
-@pytest.mark.parametrize("paired", [False, True])
-@pytest.mark.parametrize(("seeds", "problems", "spread"), [(1, 100, 0.0), (1, 30, 0.0), (5, 100, 0.2)])
-def test_interval_covers_the_truth_and_is_not_needlessly_wide(seeds, problems, spread, paired):
-    assert 0.9 <= covered(seeds=seeds, problems=problems, spread=spread, trials=300, paired=paired) <= 0.98

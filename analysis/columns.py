@@ -1,0 +1,40 @@
+"""The columns that are read from a run's records, declared as data."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a frame: the record and key that it comes from and the type of its values."""
+
+    name: str
+    source: str
+    type: type
+    optional: bool = False
+
+
+RUN_COLUMNS = (
+    Column("name", "config.yaml", str),
+    Column("study", "config.yaml", str),
+    Column("seed", "config.yaml", int),
+    Column("state", "status.json", str),
+    Column("step", "status.json", int),
+    Column("num_steps", "status.json", int),
+    Column("error", "status.json", str, optional=True),
+)
+TRAINING_COLUMNS = tuple(
+    Column(name, "metrics.jsonl", float, optional=True)
+    for name in (
+        "divergence/reverse_kl",
+        "entropy/student",
+        "grad_norm",
+        "loss",
+        "filter/kept",
+        "rollout_correction/masked",
+        "rollout_correction/log_ppl_drift",
+        "response/length",
+        "response/truncated",
+        "response/tokens",
+        "time/step",
+    )
+)

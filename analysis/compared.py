@@ -1,0 +1,127 @@
+"""Sums of sets of runs, problem by problem: what every interval and verdict rests on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+
+from analysis.evaluation import AVERAGE, SCORES
+from analysis.outcomes import MEASURES, Steps
+from analysis.stats.intervals import Block, Estimate, block, estimate
+
+_POSITION = {score: position for position, score in enumerate(SCORES)}
+
+
+@dataclass(frozen=True)
+class ProblemScores:
+    """`Records.scores` for quick access: (run, benchmark) → its problems, sorted, k, and step → "score problem"."""
+
+    problems: dict[tuple[str, str], tuple[str, ...]]
+    k: dict[tuple[str, str], int]
+    values: dict[tuple[str, str, int], np.ndarray]
+
+    @staticmethod
+    def of(scores: pd.DataFrame) -> "ProblemScores":
+        frame = scores.sort_values(["run", "step", "benchmark", "problem"], ignore_index=True)
+        keys = frame[["run", "step", "benchmark"]]
+        starts = [*np.flatnonzero((keys != keys.shift()).any(axis=1)), len(frame)]
+        names, k, values = frame["problem"].to_numpy(), frame["k"].to_numpy(), frame[list(SCORES)].to_numpy(float).T
+        table = ProblemScores({}, {}, {})
+        for start, end in pairwise(starts):
+            run, step, benchmark = keys.iloc[start]
+            table.problems[run, benchmark] = tuple(names[start:end])
+            table.k[run, benchmark] = int(k[start])
+            table.values[run, benchmark, int(step)] = values[:, start:end]
+        return table
+
+    def benchmarks(self, run: str) -> list[str]:
+        return self._asked.get(run, [])
+
+    @cached_property
+    def _asked(self) -> dict[str, list[str]]:
+        found: dict[str, list[str]] = {}
+        for run, benchmark in sorted(self.problems):
+            found.setdefault(run, []).append(benchmark)
+        return found
+
+    def cube(self, runs: Sequence[str], steps: Steps, benchmark: str, problems: Sequence[str]) -> np.ndarray:
+        """`MEASURES` of each run on the given problems, "measure run problem"; NaN where a run's step is not known."""
+        cube = np.full((len(MEASURES), len(runs), len(problems)), np.nan)
+        for column, run in enumerate(runs):
+            own = self.problems[run, benchmark]
+            where = slice(None) if own == tuple(problems) else np.searchsorted(own, problems)
+            for row, (which, score) in enumerate(MEASURES):
+                if (run, which, score) in steps:
+                    scored = self.values[run, benchmark, steps[run, which, score]]
+                    cube[row, column] = scored[_POSITION[score], where]
+        return cube
+
+
+@dataclass(frozen=True)
+class Side:
+    """Runs whose mean score counts `factor` times in a sum."""
+
+    factor: float
+    runs: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A signed sum of sides on one benchmark, or averaged over all that they share (`AVERAGE`), a value a measure.
+
+    Attributes:
+        benchmark, k, problems: what was asked; k is 0 where benchmarks differ in it.
+        estimate: the sum, a value for each of `MEASURES`.
+        by_run: of each side, each run's scores, "measure run benchmark".
+        cubes: of each side, its scores on this benchmark, "measure run problem"; none of the average of several.
+    """
+
+    benchmark: str
+    k: int
+    problems: int
+    estimate: Estimate
+    by_run: list[np.ndarray]
+    cubes: list[np.ndarray]
+
+
+def compare(sides: Sequence[Side], scores: ProblemScores, steps: Steps, *, paired: bool) -> list[Compared]:
+    """The sum of the sides on the problems that all their runs were asked: the average first, then each benchmark.
+
+    A benchmark whose runs differ in k stays out. With `paired` the sides' runs are seed for seed the same seeds.
+    """
+    runs = [run for side in sides for run in side.runs]
+    found: list[tuple[str, int, Block, list[np.ndarray]]] = []
+    for benchmark in shared([scores.benchmarks(run) for run in runs]):
+        problems = shared([scores.problems[run, benchmark] for run in runs])
+        ks = {scores.k[run, benchmark] for run in runs}
+        if not problems or len(ks) > 1:
+            continue
+        cubes = [scores.cube(side.runs, steps, benchmark, problems) for side in sides]
+        signed = [side.factor * cube for side, cube in zip(sides, cubes, strict=True)]
+        found.append((benchmark, ks.pop(), block([np.sum(signed, axis=0)] if paired else signed), cubes))
+    if not found:
+        return []
+    ks = {k for _, k, *_ in found}
+    by_run = [np.stack([cubes[side].mean(axis=2) for *_, cubes in found], axis=2) for side in range(len(sides))]
+    average = Compared(
+        AVERAGE,
+        ks.pop() if len(ks) == 1 else 0,
+        sum(each.problems for _, _, each, _ in found),
+        estimate([each for _, _, each, _ in found]),
+        by_run,
+        found[0][3] if len(found) == 1 else [],
+    )
+    return [average] + [
+        Compared(name, k, each.problems, estimate([each]), [own[:, :, [at]] for own in by_run], cubes)
+        for at, (name, k, each, cubes) in enumerate(found)
+    ]
+
+
+def shared(sets: Sequence[Sequence[str]]) -> Sequence[str]:
+    """What is in all of the sorted sets, sorted."""
+    if all(other == sets[0] for other in sets):
+        return sets[0] if sets else ()
+    return sorted(set.intersection(*map(set, sets)))

@@ -1,0 +1,139 @@
+"""What one run directory holds, and what of it is damaged."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from analysis.columns import RUN_COLUMNS, Column
+from analysis.evaluation import Evaluation, read_evaluation
+from analysis.text import printable
+from analysis.training import NO_TRAINING, Training, read_training
+from opd.records import RecordError, RunDir, config_hash, read_json
+
+ANSWERS_SHOWN = 6  # a run
+_INTEGERS = range(-(2**53), 2**53)  # what every tool that reads on can hold
+
+
+@dataclass(frozen=True)
+class Contents:
+    """A run as it was read.
+
+    Attributes:
+        row: `RUN_COLUMNS` and `arm`, its name and config hash; empty where it cannot be told what the run is.
+        training: its curves.
+        evaluations: the whole ones, in order of steps.
+        damaged: step → what is wrong with its evaluation, in order of steps.
+        damage: what else was left out and why.
+    """
+
+    row: dict[str, Any] = field(default_factory=dict)
+    training: Training = NO_TRAINING
+    evaluations: list[Evaluation] = field(default_factory=list)
+    damaged: dict[int, str] = field(default_factory=dict)
+    damage: list[tuple[str, str]] = field(default_factory=list)
+
+    @property
+    def is_whole(self) -> bool:
+        return not self.damaged and not self.damage
+
+
+def read_contents(run: RunDir) -> Contents:
+    """Reads the run. No record, however broken, makes it raise."""
+    try:
+        config = run.config()
+        row = _describe(run, config)
+    except Exception as error:
+        return Contents(damage=[("the run", _reason(error, run))])
+    training, damage = _training(run, row)
+    evaluations, damaged = _evaluations(run, _due(config, row))
+    return Contents(row, training, evaluations, damaged, damage + _foreign(run))
+
+
+def _describe(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
+    status = read_json(run.status_file)
+    row = {}
+    for column in RUN_COLUMNS:
+        source = config if column.source == "config.yaml" else status
+        if column.name not in source:
+            raise RecordError(f"{column.source}: has no {column.name}")
+        row[column.name] = source[column.name]
+        if not _fits(row[column.name], column):
+            shown = printable(repr(row[column.name]), limit=40)
+            raise RecordError(f"{column.source}: {column.name} is {shown}, not of type {column.type.__name__}")
+    run.status()  # knows the states that there are
+    for name in ("step", "num_steps"):
+        if row[name] < 0:
+            raise RecordError(f"status.json: {name} is {row[name]}, less than 0")
+    first_line = (row["error"] or "").strip().partition("\n")[0]
+    row |= {"name": printable(row["name"], limit=80), "study": printable(row["study"], limit=80)}
+    row["error"] = printable(first_line, limit=300) or None
+    return {"arm": f"{row['name']}-{config_hash(config)[:8]}", **row}
+
+
+def _fits(value: Any, column: Column) -> bool:
+    if value is None:
+        return column.optional
+    return type(value) is column.type and (column.type is not int or value in _INTEGERS)
+
+
+def _training(run: RunDir, row: Mapping[str, Any]) -> tuple[Training, list[tuple[str, str]]]:
+    """The curves, and what is missing of them: a run records every step that it makes."""
+    try:
+        # A run that has not begun, or that only examines a model elsewhere, has none.
+        there = row["step"] or run.metrics_file.is_symlink() or run.metrics_file.exists()
+        training = read_training(run) if there else NO_TRAINING
+    except Exception as error:
+        return NO_TRAINING, [("its training curves", _reason(error, run))]
+    damage = [("the last line of its training curves", "is torn")] if training.torn else []
+    recorded = int(np.count_nonzero((training.step > 0) & (training.step <= row["step"])))
+    if recorded < row["step"]:
+        damage.append(("a part of its training curves", f"{row['step'] - recorded} of {row['step']} steps are missing"))
+    return training, damage
+
+
+def _due(config: Mapping[str, Any], row: Mapping[str, Any]) -> set[int]:
+    """The steps before its last at which the run has evaluated, as its config says."""
+    settings = config.get("evaluate")
+    if not isinstance(settings, Mapping) or not settings.get("benchmarks"):
+        return set()
+    every = settings.get("every")
+    due = set(range(every, row["step"] + 1, every)) if type(every) is int and every > 0 else set()
+    return due - {row["num_steps"]} | ({0} if settings.get("at_start") is True and row["step"] else set())
+
+
+def _evaluations(run: RunDir, due: set[int]) -> tuple[list[Evaluation], dict[int, str]]:
+    whole: list[Evaluation] = []
+    damaged: dict[int, str] = {}
+    there = run.evaluations()
+    for step in sorted({*there, *due}):
+        try:
+            if step not in _INTEGERS:
+                raise RecordError("is later than any step")
+            whole.append(read_evaluation(run, step, examples=ANSWERS_SHOWN))
+        except Exception as error:
+            damaged[step] = _reason(error, run) if step in there else "is missing"
+    asked = [set(zip(evaluation.benchmark, evaluation.problem, strict=True)) for evaluation in whole]
+    total = len(set().union(*asked))
+    for evaluation, problems in zip(whole, asked, strict=True):
+        if missing := total - len(problems):
+            damaged[evaluation.step] = f"lacks {missing} of the {total} problems of the run's other evaluations"
+    return [evaluation for evaluation in whole if evaluation.step not in damaged], dict(sorted(damaged.items()))
+
+
+def _foreign(run: RunDir) -> list[tuple[str, str]]:
+    """Files among the evaluations that no run writes under such a name; hidden ones are unfinished writes."""
+    folder = run.path / "evaluate"
+    if not folder.is_dir():
+        return [("its evaluations", "evaluate is no folder")] if folder.is_symlink() or folder.exists() else []
+    ours = {file.name for file in map(run.samples_file, run.evaluations())}
+    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.name not in ours)
+    return [(f"evaluate/{printable(name, limit=80)}", "is no name of an evaluation") for name in names]
+
+
+def _reason(error: Exception, run: RunDir) -> str:
+    text = str(error).replace(f"{run.path}/", "").replace(str(run.path), ".")
+    if not isinstance(error, RecordError):
+        text = f"{type(error).__name__}: {text}"
+    return printable(text.strip().partition("\n")[0], limit=300)

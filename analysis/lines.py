@@ -1,0 +1,39 @@
+"""JSON lines as a table, fast where they are as a run writes them."""
+
+import io
+
+import pyarrow as pa
+import pyarrow.compute
+import pyarrow.json
+
+
+def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -> pa.Table | None:
+    """The columns of `schema`, a row a line; None where not every line is plainly an object with values of its types.
+
+    Only a column of `optional` may be missing or null. None says nothing of what is wrong: the record's own reader
+    does. Arrow would take what that reader refuses, or read it as another number; such bytes are left to it here.
+    """
+    lines = content.count(b"\n")
+    # One object a line: an object may neither go over the end of a line, nor share a line with the next.
+    if not (content.startswith(b"{") and content.endswith(b"}\n") and lines == content.count(b"}\n{") + 1):
+        return None
+    if not content.isascii():
+        return None
+    try:
+        table = pyarrow.json.read_json(
+            io.BytesIO(content),
+            read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
+            parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
+        ).select(schema.names)
+        table.validate(full=True)
+    except (pa.ArrowException, UnicodeDecodeError, OverflowError):
+        return None
+    if table.num_rows != lines or any(table[name].null_count for name in schema.names if name not in optional):
+        return None
+    if not all(_finite(table[field.name]) for field in schema if pa.types.is_floating(field.type)):
+        return None
+    return table.combine_chunks()
+
+
+def _finite(column: pa.ChunkedArray) -> bool:
+    return pa.compute.all(pa.compute.is_finite(column)).as_py() is not False

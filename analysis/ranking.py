@@ -1,0 +1,56 @@
+"""The arms in the order of their scores, each with the interval of its rank."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from analysis.arms import Arm
+from analysis.compared import ProblemScores
+from analysis.contrasts import LEVEL, Bootstrap
+from analysis.outcomes import MEASURES, Steps
+from analysis.stats.bootstrap import resampled_means
+from analysis.stats.ranking import ranks
+
+_COLUMNS = ["arm", "score", "which", "rank", "low", "high", "best"]
+_RANKED = (("last", "mean"), ("max", "mean"))
+
+
+def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap: Bootstrap) -> pd.DataFrame:
+    """The settled arms by mean@k, last and max, averaged over benchmarks; teachers stay out, and so do arms that were
+    not asked what the first of the others was.
+
+    Columns: `arm`, `score`, `which`, `rank` (1 is best), `low` and `high` (95 % of resamples), `best` (the share of
+    resamples in which it is best). With one seed an arm the ranks say nothing of how seeds differ.
+    """
+    settled = [arm for arm in arms if arm.settled and arm.role != "teacher"]
+    asked = {arm.id: _asked(arm, scores) for arm in settled}
+    alike = [arm for arm in settled if asked[arm.id] and asked[arm.id] == asked[settled[0].id]]
+    if len(alike) < 2:
+        return pd.DataFrame(columns=_COLUMNS)
+    measured = [MEASURES.index(measure) for measure in _RANKED]
+    benchmarks = list(asked[alike[0].id])
+    values, draws = np.zeros((2, len(alike))), np.zeros((2, bootstrap.count, len(alike)))
+    for benchmark in benchmarks:
+        problems = scores.problems[alike[0].used[0], benchmark]
+        weights = bootstrap.weights(f"problems of {benchmark}", len(problems))
+        for at, arm in enumerate(alike):
+            cube = scores.cube(arm.used, steps, benchmark, problems)[measured]
+            seeds = bootstrap.weights("seeds " + " ".join(map(str, arm.seeds)), len(arm.seeds))
+            values[:, at] += cube.mean(axis=(1, 2)) / len(benchmarks)
+            draws[:, :, at] += resampled_means(cube, seeds=seeds, problems=weights).T / len(benchmarks)
+    rows = []
+    for (which, score), value, drawn in zip(_RANKED, values.round(12), draws.round(12), strict=True):
+        known = np.flatnonzero(~np.isnan(value))
+        found = ranks(value[known], drawn[:, known], level=LEVEL)
+        columns = (found.rank, found.low, found.high, found.best)
+        rows += [(alike[at].id, score, which, *map(float, row)) for at, *row in zip(known, *columns, strict=True)]
+    return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["which", "rank", "arm"], ignore_index=True)
+
+
+def _asked(arm: Arm, scores: ProblemScores) -> dict[str, tuple[tuple[str, ...], int]] | None:
+    """Benchmark → the problems and k of all of the arm's runs; None where they differ."""
+    each = [
+        {name: (scores.problems[run, name], scores.k[run, name]) for name in scores.benchmarks(run)} for run in arm.used
+    ]
+    return each[0] if each and all(one == each[0] for one in each) else None

@@ -1,0 +1,170 @@
+"""The mean of scores over seeds and problems, and how sure it is: variance components and Student's t."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import numpy as np
+from jaxtyping import Float
+
+_EXACT = 12  # decimals: what differs by less is rounding
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its standard error and degrees of freedom, one of each a metric.
+
+    Attributes:
+        value: the mean.
+        error: its standard error.
+        df: the degrees of freedom of Student's t.
+        between_seeds: the share of the error's square that falls as 1 / seeds: what differs from seed to seed, with the
+            noise of the answers.
+        between_problems: the share of it that more seeds do not lessen.
+    """
+
+    value: Float[np.ndarray, " metric"]
+    error: Float[np.ndarray, " metric"]
+    df: Float[np.ndarray, " metric"]
+    between_seeds: Float[np.ndarray, " metric"]
+    between_problems: Float[np.ndarray, " metric"]
+
+    def one(self, metric: int) -> "Estimate":
+        """This of one metric alone."""
+        return Estimate(*(getattr(self, field.name)[metric : metric + 1] for field in fields(self)))
+
+    def interval(self, level: float) -> Float[np.ndarray, "2 metric"]:
+        """value ± t · error, t the (1 + level) / 2 quantile."""
+        reach = _quantile(self.df, (1 + level) / 2) * self.error
+        return np.round(np.stack([self.value - reach, self.value + reach]), _EXACT)
+
+    def p_above(self, bound: float) -> Float[np.ndarray, " metric"]:
+        """The chance of a mean as high as this one where the true one is at most `bound`; NaN without an error."""
+        return _tail(self.df, -self._away(bound))
+
+    def p_below(self, bound: float) -> Float[np.ndarray, " metric"]:
+        """The chance of a mean as low as this one where the true one is at least `bound`; NaN without an error."""
+        return _tail(self.df, self._away(bound))
+
+    def p_two_sided(self) -> Float[np.ndarray, " metric"]:
+        """The chance of a mean as far from 0 as this one where the true one is 0."""
+        return 2 * _tail(self.df, -np.abs(self._away(0)))
+
+    def _away(self, bound: float) -> np.ndarray:
+        """In errors; where nothing varies, what is not the bound is infinitely far from it."""
+        away = np.round(self.value - bound, _EXACT)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.where(away == 0, 0 * self.error, away / self.error)
+
+
+@dataclass(frozen=True)
+class Block:
+    """What one benchmark tells. Sides are sets of runs whose seeds are drawn independently of each other.
+
+    Attributes:
+        by_seed: of each side, its signed score by seed, "metric seed".
+        noise: of each side, the variance of one seed on one problem beside what the seed and the problem account for,
+            over the number of its seeds; 0 with one seed, which cannot tell.
+        between: the variance over problems of the signed sum of the sides' means.
+        problems: how many there are.
+    """
+
+    by_seed: Sequence[Float[np.ndarray, "metric _"]]
+    noise: Sequence[Float[np.ndarray, " metric"]]
+    between: Float[np.ndarray, " metric"]
+    problems: int
+
+
+def block(sides: Sequence[Float[np.ndarray, "metric _ problem"]]) -> Block:
+    """The signed scores of each side on one benchmark's problems, which all sides share."""
+    by_problem = [side.mean(axis=1) for side in sides]
+    noise = []
+    for side, problem in zip(sides, by_problem, strict=True):
+        _, seeds, problems = side.shape
+        if seeds < 2 or problems < 2:
+            noise.append(np.zeros(len(side)))
+            continue
+        rest = side - problem[:, None] - side.mean(axis=2, keepdims=True) + problem.mean(axis=1)[:, None, None]
+        noise.append((rest**2).sum(axis=(1, 2)) / ((seeds - 1) * (problems - 1)) / seeds)
+    return Block(
+        by_seed=[side.mean(axis=2) for side in sides],
+        noise=noise,
+        between=_variance(np.sum(by_problem, axis=0)),
+        problems=sides[0].shape[2],
+    )
+
+
+def estimate(blocks: Sequence[Block]) -> Estimate:
+    """The unweighted mean over benchmarks of the sides' signed sum, its seeds and problems both drawn from many.
+
+    A score is mean + seed + problem + rest, each with a variance of its own. For S seeds on P problems, with the mean
+    squares' estimates of Var(mean over seeds) / S = A, Var(mean over problems) / P = B and Var(rest) / SP = C, the
+    error's square is max(A, B, A + B - C): A and B both hold C. Its quantile is the mean of Student's t with S - 1 and
+    with P - 1 degrees of freedom, weighted by what A and the rest add (Cochran and Cox, Experimental Designs, 1957).
+    Satterthwaite's degrees of freedom, the other choice, make intervals that are too narrow where seeds differ much and
+    are two or three (docs/coverage.md). `df` is the one whose 97.5 % quantile is that mean.
+
+    A side with one seed adds nothing to A: the interval then holds for this seed, and says nothing of others.
+    An error of fewer than two problems is NaN.
+    """
+    weight = 1 / len(blocks)
+    sides = range(len(blocks[0].by_seed))
+    by_seed = [np.sum([weight * each.by_seed[side] for each in blocks], axis=0) for side in sides]
+    seeds = [_variance(side) / side.shape[1] if side.shape[1] > 1 else np.zeros(len(side)) for side in by_seed]
+    problems = [weight**2 * each.between / each.problems for each in blocks]
+    rest = np.sum([weight**2 * np.sum(each.noise, axis=0) / each.problems for each in blocks], axis=0)
+    a, b = np.sum(seeds, axis=0), np.sum(problems, axis=0)
+    variance = np.maximum(np.maximum(a, b), a + b - rest)
+    own = [(part, side.shape[1] - 1) for part, side in zip(seeds, by_seed, strict=True) if side.shape[1] > 1]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        share = np.where(variance > 0, a / variance, 0.0)
+    across = _quantile(
+        _pooled_df([(part, each.problems - 1) for part, each in zip(problems, blocks, strict=True)]), 0.975
+    )
+    along = _quantile(_pooled_df(own), 0.975) if own else across
+    return Estimate(
+        value=np.round(np.sum([side.mean(axis=1) for side in by_seed], axis=0), _EXACT),
+        error=np.round(np.sqrt(variance), _EXACT),
+        df=_df_of(share * along + (1 - share) * across),
+        between_seeds=np.maximum(a, rest),
+        between_problems=np.maximum(b - rest, 0),
+    )
+
+
+def _variance(values: np.ndarray) -> np.ndarray:
+    """Over the last axis, unbiased; NaN of fewer than two."""
+    size = values.shape[-1]
+    return values.var(axis=-1, ddof=1) if size > 1 else np.full(values.shape[:-1], np.nan)
+
+
+def _pooled_df(parts: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
+    """Satterthwaite's degrees of freedom of a sum of variances: (sum v)² / sum (v² / df)."""
+    total = np.sum([part for part, _ in parts], axis=0)
+    fewest = min(df for _, df in parts)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        pooled = total**2 / np.sum([part**2 / max(df, 1) for part, df in parts], axis=0)
+    return np.where(total > 0, pooled, max(fewest, 1))
+
+
+def _tail(df: np.ndarray, value: np.ndarray) -> np.ndarray:
+    from scipy.special import stdtr
+
+    return stdtr(df, value)
+
+
+def _quantile(df: np.ndarray | float, probability: float) -> np.ndarray:
+    from scipy.special import stdtrit
+
+    return stdtrit(df, probability)
+
+
+@lru_cache(maxsize=1)
+def _table() -> tuple[np.ndarray, np.ndarray]:
+    """Degrees of freedom from many to one, and their 97.5 % quantiles, which rise."""
+    df = np.geomspace(1e6, 1, 2000)
+    return df, _quantile(df, 0.975)
+
+
+def _df_of(quantile: np.ndarray) -> np.ndarray:
+    df, quantiles = _table()
+    return np.exp(np.interp(quantile, quantiles, np.log(df)))

@@ -1,0 +1,46 @@
+"""How many seeds would settle a difference."""
+
+import numpy as np
+
+MOST = 1000  # seeds: who needs more needs another experiment
+
+
+def seeds_needed(
+    difference: float,
+    *,
+    between_seeds: float,
+    between_problems: float,
+    seeds: int,
+    sides: int,
+    problems: int,
+    alpha: float,
+    power: float,
+) -> int | None:
+    """The fewest seeds an arm with which a true difference is significant with a chance of `power`; None if none do.
+
+    The least S of at least 2 with |difference| >= (t_(1 - α/2) + t_power) · error, where error² is the part between
+    seeds · seeds / S and the part between problems. More seeds do not lessen the second: a difference that is small
+    beside it takes more problems. t has the degrees of freedom of `intervals.estimate`.
+
+    Args:
+        difference: how far the truth is from what it is tested against.
+        between_seeds: the squared error's share between seeds at `seeds` seeds, as `Estimate.between_seeds`.
+        between_problems: its share between problems, as `Estimate.between_problems`.
+        seeds: how many seeds an arm the shares were estimated with.
+        sides: 1 where the arms' seeds are paired, 2 where each side draws its own.
+        problems: how many problems there are.
+        alpha: the two-sided level of the test.
+        power: the chance, above 0.5.
+    """
+    from scipy.special import stdtrit
+
+    count = np.arange(2, MOST + 1)
+    along, across = between_seeds * seeds / count, np.full(len(count), between_problems)
+    share = np.divide(along, along + across, out=np.zeros(len(count)), where=along + across > 0)
+
+    def quantile(probability: float) -> np.ndarray:
+        of_problems = stdtrit(max(problems - 1.0, 1.0), probability)
+        return share * stdtrit(sides * (count - 1.0), probability) + (1 - share) * of_problems
+
+    enough = abs(difference) >= (quantile(1 - alpha / 2) + quantile(power)) * np.sqrt(along + across)
+    return int(count[enough.argmax()]) if enough.any() and difference else None

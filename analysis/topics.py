@@ -1,0 +1,113 @@
+"""Which arms belong to which published figure: those that differ from the baseline in what the figure is about.
+
+An arm is known by what its config changes, not by its name, so that a user's own arm stands in the figure beside the
+published ones, at every scale.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.results import Results
+
+# What names an arm, or follows from the choice of models: no change of method.
+UNCOUNTED = ("name", "study", "seed", "scale", "recipes", "paths", "tracker", "rollouts", "evaluate.sources")
+
+
+@dataclass(frozen=True)
+class Topic:
+    """A published comparison.
+
+    Attributes:
+        name, title, source: how it is called here, and where it was published.
+        moves: the keys of the config that its arms change, each with all below it; at least one is changed.
+        along: keys that may change with them.
+        axis: the key whose values the hyper-parameter explorer shows; "" where they are no scale.
+    """
+
+    name: str
+    title: str
+    source: str
+    moves: tuple[str, ...]
+    along: tuple[str, ...] = ()
+    axis: str = ""
+
+
+_ADVENTURES = "Adventures"
+TOPICS = (
+    Topic("stability", "Stability", f"{_ADVENTURES}, section 3", ("rollout_correction", "optim.lr")),
+    Topic("divergence", "Divergence", f"{_ADVENTURES}, section 5", ("divergence",)),
+    Topic("ensemble", "Teacher ensemble", f"{_ADVENTURES}, section 6", ("ensemble",), ("teacher.models",)),
+    Topic("filter", "Token filter", f"{_ADVENTURES}, section 7", ("filter",)),
+    Topic("epochs", "Epochs", f"{_ADVENTURES}, section 4", ("epochs",), ("num_steps",), axis="epochs"),
+    Topic(
+        "group_size",
+        "Samples a prompt",
+        f"{_ADVENTURES}, section 4",
+        ("samples_per_prompt",),
+        axis="samples_per_prompt",
+    ),
+    Topic(
+        "response_length",
+        "Response length",
+        f"{_ADVENTURES}, section 4",
+        ("max_response_length",),
+        ("evaluate.max_response_length",),
+        axis="max_response_length",
+    ),
+    Topic("entropy_bonus", "Entropy bonus", f"{_ADVENTURES}, section 4", ("entropy_coef",), axis="entropy_coef"),
+    Topic("teacher_size", "Teacher", f"{_ADVENTURES}, section 4", ("teacher.models",), axis="teacher.models"),
+    Topic("gamma", "Discount γ", f"{_ADVENTURES}, section 4", ("gamma",), axis="gamma"),
+    Topic(
+        "temperature",
+        "Rollout temperature",
+        f"{_ADVENTURES}, section 4",
+        ("rollout.temperature",),
+        ("teacher.temperature",),
+        axis="rollout.temperature",
+    ),
+    Topic("whitening", "Whitening", f"{_ADVENTURES}, section 4", ("whitening",), axis="whitening"),
+    Topic(
+        "support",
+        "Support of the signal",
+        "Revisiting OPD",
+        ("support",),
+        ("whitening", "rollout.top_p", "filter.exclude_special"),
+    ),
+    Topic("credit", "Credit", "Revisiting OPD", ("credit", "gamma")),
+    Topic("shaping", "Shaping", "Sketches of methods", ("shaping",), ("allow_heuristic",)),
+)
+
+
+def members(results: Results) -> dict[str, list[str]]:
+    """Topic → its arms in the order of the report, the baseline first; of topics in which it is not alone."""
+    baseline, details = results.baseline, results.records.details
+    if baseline is None or baseline.id not in details:
+        return {}
+    ours = counted(details[baseline.id].config)
+    changes = {
+        arm.id: changed(ours, counted(details[arm.id].config))
+        for arm in results.arms
+        if arm.id in details and arm.role == "arm"
+    }
+    found = {topic.name: [arm for arm, keys in changes.items() if belongs(topic, keys)] for topic in TOPICS}
+    return {name: [baseline.id, *arms] for name, arms in found.items() if arms}
+
+
+def belongs(topic: Topic, keys: set[str]) -> bool:
+    """Whether an arm that changes these keys is one of the topic's: it moves what it is about, and nothing else."""
+    return any(_under(key, topic.moves) for key in keys) and all(_under(key, topic.moves + topic.along) for key in keys)
+
+
+def counted(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a config that is method."""
+    return {key: value for key, value in config.items() if not _under(key, UNCOUNTED)}
+
+
+def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    """The keys that the two do not share with one value."""
+    return {key for key in {*one, *other} if key not in one or key not in other or one[key] != other[key]}
+
+
+def _under(key: str, prefixes: tuple[str, ...]) -> bool:
+    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

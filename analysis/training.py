@@ -1,0 +1,70 @@
+"""The training curves of a run: the lines of its `metrics.jsonl`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from analysis.columns import TRAINING_COLUMNS
+from analysis.lines import read_table
+from analysis.text import printable
+from opd.records import RecordError, RunDir, parse_lines, read_bytes
+
+_NAMES = [column.name for column in TRAINING_COLUMNS]
+_SCHEMA = pa.schema([("step", pa.int64()), *((name, pa.float64()) for name in _NAMES)])
+MOST_STEPS = 2**53  # beyond them a step is no longer one apart from the next in every tool that reads on
+
+
+@dataclass(frozen=True)
+class Training:
+    """What was recorded of each step, in order of steps; of a step that is there twice, what was recorded last.
+
+    Attributes:
+        step: the steps; 0 is before training.
+        values: `TRAINING_COLUMNS`, "column step"; NaN where nothing was recorded, or no finite number.
+        torn: whether the last line was torn, and so dropped.
+    """
+
+    step: np.ndarray
+    values: np.ndarray
+    torn: bool
+
+
+NO_TRAINING = Training(np.empty(0, dtype=np.int64), np.empty((len(_NAMES), 0)), torn=False)
+
+
+def read_training(run: RunDir) -> Training:
+    """Reads the run's curves.
+
+    Raises:
+        RecordError: where there is no file, a line is broken, or a step is none.
+    """
+    content = read_bytes(run.metrics_file)
+    whole = content[: content.rfind(b"\n") + 1]
+    table = read_table(whole, _SCHEMA, optional=frozenset(_NAMES))
+    if table is None:
+        step, values = _carefully(list(parse_lines(whole, run.metrics_file)))
+    else:
+        step = table["step"].to_numpy()
+        values = np.stack([table[name].to_numpy() for name in _NAMES])
+    if len(step) and not 0 <= step.min() <= step.max() < MOST_STEPS:
+        raise RecordError(f"metrics.jsonl: {step.min() if step.min() < 0 else step.max()} is no step")
+    last = len(step) - 1 - np.unique(step[::-1], return_index=True)[1]
+    return Training(step[last], values[:, last], torn=len(whole) < len(content))
+
+
+def _carefully(lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    steps = [line.get("step") for line in lines]
+    for step in steps:
+        if type(step) is not int or abs(step) > MOST_STEPS:
+            raise RecordError(f"metrics.jsonl: {printable(repr(step), limit=40)} is no step")
+    values = np.array([[_number(line.get(name)) for line in lines] for name in _NAMES]).reshape(len(_NAMES), -1)
+    return np.array(steps, dtype=np.int64), values
+
+
+def _number(value: Any) -> float:
+    number = float(value) if isinstance(value, int | float) else math.nan
+    return number if math.isfinite(number) else math.nan

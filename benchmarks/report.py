@@ -1,0 +1,125 @@
+"""The report of a big study: seconds and memory of each part, and how soon its page answers in headless Chromium.
+
+    python -m benchmarks.report [--runs 1000 --steps 1000 --evaluations 7 --problems 200 --samples 8]
+    python -m benchmarks.report --folder DIR [--keep]      a study that is there; --keep: its cache too
+
+The records are written as runs write them (`benchmarks.study`); nothing is trained. Each report is made in a process of
+its own: with no cache, then with the one that it left. "interactive": the page has read its data, drawn the figures in
+view and the browser is idle; "choice": from a click on a run to the figures in view drawn anew.
+"""
+
+import argparse
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from analysis.cache import FOLDER, Cache
+from benchmarks.study import add_size, size_of, write_study
+
+SEEN = """() => {
+  const near = [...document.querySelectorAll(".plot")].filter(p => p.getBoundingClientRect().top < innerHeight);
+  return document.documentElement.dataset.ready === "true" && near.every(p => p.querySelector(".main-svg"));
+}"""
+IDLE = "() => new Promise(done => requestAnimationFrame(() => setTimeout(done, 0)))"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--folder", type=Path)
+    parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--once", type=Path, help=argparse.SUPPRESS)
+    add_size(parser)
+    args = parser.parse_args()
+    if args.once:
+        print(json.dumps(report(args.folder, args.once)))
+        return
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, size = args.folder or Path(scratch) / "runs", size_of(args)
+        if not args.folder:
+            started = time.perf_counter()
+            write_study(folder, size)
+            print(f"written in {time.perf_counter() - started:.0f} s", flush=True)
+            time.sleep(Cache(folder).margin)
+        if not args.keep:
+            shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        out = Path(scratch) / "report"
+        for what in ("no cache", "cache"):
+            command = [sys.executable, "-m", "benchmarks.report", "--folder", str(folder), "--once", str(out)]
+            parts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            print(f"{what}: {parts.pop('read')}", flush=True)
+            for name, (seconds, computed, peak) in parts.items():
+                print(f"  {name:10} {seconds:6.1f} s ({computed:.1f} s of processor), {peak:.2f} GB so far", flush=True)
+            print(f"  {'all':10} {sum(seconds for seconds, *_ in parts.values()):6.1f} s", flush=True)
+        print(f"page {(out / 'report.html').stat().st_size / 1e6:.1f} MB; {opened(out / 'report.html')}")
+
+
+def report(folder: Path, out: Path) -> dict[str, Any]:
+    """Part → seconds, seconds of processor and peak memory in GB; and how much was read."""
+    started = time.perf_counter(), time.process_time()
+    from analysis.contrasts import Bootstrap
+    from analysis.load import load
+    from analysis.report import Arguments, contents, write
+    from analysis.results import analyse
+
+    parts: dict[str, Any] = {"imports": _measures(*started)}
+
+    def timed(name: str, work: Callable[[], Any]) -> Any:
+        started = time.perf_counter(), time.process_time()
+        found = work()
+        parts[name] = _measures(*started)
+        return found
+
+    given = Arguments(folder, out)
+    records = timed("load", lambda: load(folder, cache=Cache(folder)))
+    bootstrap = Bootstrap(count=given.bootstrap, seed=given.seed)
+    results = timed("statistics", lambda: analyse(records, baseline=given.baseline, bootstrap=bootstrap))
+    made, _ = timed("page", lambda: contents(results, given))
+    timed("write", lambda: write(out, made))
+    samples = int(records.scores["k"].sum())
+    parts["read"] = (
+        f"{len(records.runs)} runs, {len(records.training)} steps, {samples} samples, {len(records.damage)} damaged"
+    )
+    return parts
+
+
+def _measures(started: float, computed: float) -> tuple[float, float, float]:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+    return time.perf_counter() - started, time.process_time() - computed, peak
+
+
+def opened(page: Path) -> str:
+    """How soon the page answers in Chromium, the median of three."""
+    from playwright.sync_api import sync_playwright
+
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        return "not opened: no chromium on PATH"
+    found = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        for _ in range(3):
+            tab = browser.new_page(viewport={"width": 1280, "height": 900})
+            started = time.perf_counter()
+            tab.goto(page.as_uri(), wait_until="commit")
+            tab.wait_for_function(SEEN)
+            tab.evaluate(IDLE)
+            ready = time.perf_counter() - started
+            started = time.perf_counter()
+            tab.locator(".chip").first.click()
+            tab.evaluate(IDLE)
+            found.append((ready, time.perf_counter() - started))
+            tab.close()
+        browser.close()
+    ready, choice = (sorted(times)[1] for times in zip(*found, strict=True))
+    return f"interactive in {ready:.2f} s, a choice in {choice:.2f} s"
+
+
+if __name__ == "__main__":
+    main()

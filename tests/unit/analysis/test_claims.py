@@ -1,0 +1,248 @@
+"""Verdicts on runs whose scores are made up so that the right verdict is known."""
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+from analysis.claims import Verdict, verdicts
+from analysis.contrasts import Bootstrap
+from analysis.decisions import KINDS
+from analysis.outcomes import MEASURES
+from analysis.published import Claim, Published, published
+from analysis.results import Results, analyse
+from opd.config import CONF
+from tests.unit.analysis.test_contrasts import records
+
+REFERENCE = Path(__file__).parents[3].parent / "shared" / "reference" / "claims.yaml"
+SOURCES = {"adventures", "nanochat", "thinking", "revisiting", "verl"}
+BOOTSTRAP = Bootstrap(count=200, seed=0)
+
+
+def claim(kind: str, **changes) -> Claim:
+    plain = Claim(
+        id="c", source="s", section="1", sweep="sweep", kind=kind, says="It is so.", arms=("a",), baseline=("mis",),
+        score="mean", which="last", expected=None, effect=None, published="so", why="",
+    )  # fmt: skip
+    return replace(plain, **changes)
+
+
+def results(levels: dict[str, float], *, seeds: int = 5, spread: float = 0.002, problems: int = 200) -> Results:
+    """Arms with these true scores. Seeds differ by `spread`, problems by much, and answers hardly at all."""
+    rng = np.random.default_rng(1)
+    hard = rng.uniform(-0.2, 0.2, problems)
+    hard -= hard.mean()
+    return analyse(
+        records(
+            {
+                (name, seed, 1, "x"): level + hard + rng.normal(0, spread) + rng.normal(0, 0.01, problems)
+                for name, level in levels.items()
+                for seed in range(seeds)
+            }
+        ),
+        baseline=next(iter(levels)),
+        bootstrap=BOOTSTRAP,
+    )
+
+
+def judged(found: Results, *claims: Claim) -> list[Verdict]:
+    return verdicts(found, known=replace(published(), claims=claims))
+
+
+def word(levels: dict[str, float], one: Claim, **design) -> str:
+    (verdict,) = judged(results(levels, **design), one)
+    return verdict.verdict
+
+
+# ---- the list
+
+
+def test_every_published_claim_is_there_once_with_its_source():
+    ids = [one.id for one in published().claims]
+    assert len(ids) == len(set(ids)) == 43
+    if not REFERENCE.exists():
+        pytest.skip(f"{REFERENCE} is not there")
+    stated = {entry["id"]: entry for entry in yaml.safe_load(REFERENCE.read_text())["claims"]}
+    assert ids == list(stated)
+    for one in published().claims:
+        entry = stated[one.id]
+        assert one.source == entry["source"]
+        if "metric" in entry and "@8" in entry["metric"]:
+            assert entry["metric"] == f"{ {'mean': 'mean', 'best_resampled': 'best'}[one.score] }@8 {one.which}"
+        if isinstance(entry.get("effect"), float):
+            assert one.effect == entry["effect"]
+        if "value" in entry and "baseline_value" in entry and one.effect is not None:
+            share = 100 if entry["value"] < 1 else 1
+            assert one.effect == pytest.approx(share * (entry["value"] - entry["baseline_value"]))
+        if entry.get("kind") in ("stability", "monotone", "flat", "ranking", "argmax"):
+            assert one.kind == entry["kind"]
+
+
+def test_a_claim_is_decided_on_what_there_is():
+    for one in published().claims:
+        assert one.kind in KINDS and one.source in SOURCES and one.says.endswith(".") and one.published
+        assert (one.which, one.score) in MEASURES
+        assert (one.kind == "effect") <= bool(one.effect), one.id
+        assert (one.kind == "direction") == (one.expected in ("above", "below")), one.id
+        assert (one.kind in ("report only", "not run")) == bool(one.why), one.id
+        assert (one.kind == "not run") == (one.sweep is None) == (not one.arms), one.id
+
+
+def sweep_files() -> dict[str, dict]:
+    files = (file for file in (CONF / "sweep").glob("*.yaml") if file.stem != "base")
+    return {file.stem: yaml.safe_load(file.read_text())["sweep"] for file in files}
+
+
+def test_the_arms_of_a_claim_are_experiments_of_the_sweep_that_names_it():
+    sweeps = sweep_files()
+    arms = {name: {arm for block in sweep["grid"] for arm in block["+experiment"]} for name, sweep in sweeps.items()}
+    arms["everything"] = set.union(*arms.values())
+    tested = [one for one in published().claims if one.sweep is not None]
+    for one in tested:
+        assert one.id in sweeps[str(one.sweep)]["claims"]
+        assert {*one.arms, *one.baseline} <= arms[str(one.sweep)], one.id
+        assert all((CONF / "experiment" / f"{arm}.yaml").exists() for arm in (*one.arms, *one.baseline)), one.id
+    assert sorted(id for sweep in sweeps.values() for id in sweep["claims"]) == sorted(one.id for one in tested)
+
+
+# ---- each kind, true, false and open
+
+
+@pytest.mark.parametrize(
+    ("one", "true", "false", "open_"),
+    [
+        (claim("direction", expected="above"), {"a": 0.56}, {"a": 0.44}, {"a": 0.5001}),
+        (claim("direction", expected="below"), {"a": 0.44}, {"a": 0.56}, {"a": 0.5001}),
+        (claim("effect", effect=1.3), {"a": 0.56}, {"a": 0.44}, {"a": 0.5001}),
+        (claim("effect", effect=-1.6), {"a": 0.44}, {"a": 0.56}, {"a": 0.5001}),
+        (claim("equivalence", effect=0.0), {"a": 0.5}, {"a": 0.56}, {"a": 0.51}),
+        (claim("no worse"), {"a": 0.56}, {"a": 0.44}, {"a": 0.49}),
+        (claim("stability"), {"a": 0.1}, {"a": 0.5}, {"a": 0.3334}),
+        (claim("flat", arms=("a", "b")), {"a": 0.5, "b": 0.5}, {"a": 0.5, "b": 0.56}, {"a": 0.5, "b": 0.51}),
+        (claim("monotone", arms=("a", "mis", "b")), {"a": 0.4, "b": 0.6}, {"a": 0.4, "b": 0.4}, {"a": 0.4, "b": 0.5}),
+        (claim("argmax", arms=("mis",), baseline=("a", "b")), {"a": 0.4, "b": 0.4}, {"a": 0.4, "b": 0.6},
+         {"a": 0.4, "b": 0.5}),
+        (claim("ranking", arms=("mis", "a", "b")), {"a": 0.5, "b": 0.3}, {"a": 0.5, "b": 0.6}, {"a": 0.5, "b": 0.51}),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Claim) else None,
+)  # fmt: skip
+def test_a_claim_is_reproduced_contradicted_or_open(one: Claim, true: dict, false: dict, open_: dict):
+    found = [word({"mis": 0.5} | levels, one) for levels in (true, false, open_)]
+    assert found == ["reproduced", "contradicted", "not settled"]
+
+
+def test_values_are_percentage_points_and_the_interval_holds_the_true_difference():
+    (verdict,) = judged(results({"mis": 0.5, "a": 0.55}), claim("effect", effect=1.3))
+    assert verdict.value == pytest.approx(5, abs=0.3) and verdict.low < 5 < verdict.high
+    assert (verdict.metric, verdict.seeds_needed) == ("mean@8 last", None)
+    assert verdict.runs == tuple(f"{name}/{seed}" for name in ("a", "mis") for seed in range(5))
+
+
+def test_of_several_differences_the_one_that_decides_is_shown():
+    best = claim("argmax", arms=("mis",), baseline=("a", "b"))
+    (holds,) = judged(results({"mis": 0.5, "a": 0.3, "b": 0.4}), best)
+    (fails,) = judged(results({"mis": 0.5, "a": 0.4, "b": 0.6}), best)
+    assert holds.value == pytest.approx(10, abs=0.5) and "mis − b" in holds.note
+    assert fails.value == pytest.approx(-10, abs=0.5) and "mis − b" in fails.note
+
+
+def test_one_seed_settles_nothing():
+    (verdict,) = judged(results({"mis": 0.5, "a": 0.9}, seeds=1), claim("direction", expected="above"))
+    assert verdict.verdict == "not settled" and verdict.value == pytest.approx(40, abs=1)
+    assert verdict.note == "a and mis ran with one seed, which tells nothing of how seeds differ."
+
+
+def test_scores_that_do_not_vary_settle_nothing():
+    read = records({(name, seed, 1, "x"): [0.0] * 30 for name in ("a", "mis") for seed in range(3)})
+    found = analyse(read, baseline="mis", bootstrap=BOOTSTRAP)
+    (verdict,) = judged(found, claim("equivalence", effect=0.0))
+    assert verdict.verdict == "not settled" and "does not vary" in verdict.note
+
+
+def test_a_claim_without_its_runs_is_not_run_and_says_which():
+    lone = results({"mis": 0.5, "a": 0.5})
+    assert "of b was found" in judged(lone, claim("direction", expected="above", arms=("b",)))[0].note
+    unfinished = analyse(
+        replace(lone.records, runs=lone.records.runs.assign(counted=lone.records.runs["name"] == "mis")),
+        baseline="mis",
+        bootstrap=BOOTSTRAP,
+    )
+    (verdict,) = judged(unfinished, claim("direction", expected="above"))
+    assert (verdict.verdict, verdict.value) == ("not run", None)
+    (verdict,) = judged(lone, claim("not run", arms=(), baseline=(), why="It cannot be run."))
+    assert (verdict.verdict, verdict.note, verdict.runs) == ("not run", "It cannot be run.", ())
+
+
+def test_the_default_run_stands_in_for_mis():
+    assert word({"default": 0.5, "a": 0.56}, claim("direction", expected="above")) == "reproduced"
+
+
+def test_a_report_only_claim_shows_its_largest_difference():
+    one = claim("report only", arms=("a", "b"), why="Nothing was claimed.")
+    (verdict,) = judged(results({"mis": 0.5, "a": 0.52, "b": 0.4}), one)
+    assert verdict.verdict == "report only" and verdict.value == pytest.approx(-10, abs=0.5)
+
+
+@pytest.mark.parametrize(("largest", "expected"), [(1e-6, "reproduced"), (0.02, "contradicted"), (math.nan, "not run")])
+def test_a_student_that_is_its_own_teacher_is_judged_by_its_divergence(largest: float, expected: str):
+    found = results({"self": 0.5, "mis": 0.5}, seeds=1)
+    training = found.records.training.reindex(range(2)).assign(run="self/0", step=[1, 2])
+    training["divergence/reverse_kl"] = [largest / 2, -largest]
+    found = replace(found, records=replace(found.records, training=training))
+    (verdict,) = judged(found, claim("identity", arms=("self",), baseline=()))
+    assert verdict.verdict == expected
+
+
+def test_a_collapse_is_described_by_the_runs_own_curves():
+    rng = np.random.default_rng(0)
+    means = {}
+    for seed in range(3):
+        for step, level in enumerate((0.3, 0.6, 0.05), start=1):
+            means["a", seed, step, "x"] = level + rng.uniform(-0.04, 0.04, 60)
+            means["mis", seed, step, "x"] = 0.5 + rng.uniform(-0.2, 0.2, 60)
+    found = analyse(records(means), baseline="mis", bootstrap=BOOTSTRAP)
+    (verdict,) = judged(found, claim("stability"))
+    assert verdict.verdict == "reproduced"
+    assert verdict.note.endswith("Of its 3 runs 3 lost half of their best score, 0 had spikes of the gradient norm.")
+
+
+# ---- many claims
+
+
+def test_the_claims_of_a_sweep_are_corrected_together_and_of_two_sweeps_apart():
+    found = results({"mis": 0.5, "a": 0.56})
+    one = claim("direction", expected="above")
+    (alone,) = judged(found, one)
+    same = judged(found, *(replace(one, id=str(number)) for number in range(4)))
+    apart = judged(found, one, replace(one, id="other", sweep="another"))
+    assert "95 %" in alone.note and "98.8 %" in same[0].note and "95 %" in apart[1].note
+    assert same[0].high - same[0].low > alone.high - alone.low == apart[1].high - apart[1].low
+
+
+def test_more_seeds_are_asked_for_at_the_published_difference_and_would_settle_it():
+    design = {"spread": 0.03, "seeds": 3}
+    (verdict,) = judged(results({"mis": 0.5, "a": 0.5}, **design), claim("effect", effect=3.0))
+    assert verdict.verdict == "not settled" and verdict.seeds_needed > 3
+    assert f"{verdict.seeds_needed - 3} more, would settle the published difference" in verdict.note
+    enough = results({"mis": 0.5, "a": 0.53}, spread=0.03, seeds=verdict.seeds_needed)
+    assert judged(enough, claim("effect", effect=3.0))[0].verdict == "reproduced"
+
+
+def test_verdicts_do_not_depend_on_the_order_of_runs():
+    found = results({"mis": 0.5, "a": 0.51, "b": 0.4})
+    turned = replace(found, arms=found.arms[::-1])
+    claims = [claim("effect", effect=1.0), claim("flat", id="d", arms=("a", "b"))]
+    assert judged(found, *claims) == judged(turned, *claims)
+
+
+def test_the_published_claims_of_no_runs_are_all_not_run():
+    found = verdicts(results({"something": 0.5}))
+    assert [verdict.id for verdict in found] == [one.id for one in published().claims]
+    assert {verdict.verdict for verdict in found} == {"not run"}
+
+
+def test_published_is_the_file(tmp_path):
+    assert isinstance(published(), Published) and published().same == {"mis": "default"}

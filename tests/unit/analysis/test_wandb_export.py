@@ -1,0 +1,162 @@
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from analysis.columns import TRAINING_COLUMNS
+from analysis.report import main
+from analysis.wandb_export import EXPORTED, Followed, _history, read_export
+from opd.errors import UserError
+
+KL, NORM = "divergence/reverse_kl", "grad_norm"
+
+
+def curve(run: Followed, metric: str) -> dict[int, float]:
+    row = [column.name for column in TRAINING_COLUMNS].index(metric)
+    found = zip(run.training.step.tolist(), run.training.values[row].tolist(), strict=True)
+    return {step: value for step, value in found if not math.isnan(value)}
+
+
+def written(folder: Path, name: str, text: str) -> str:
+    (folder / name).write_text(text)
+    return str(folder / name)
+
+
+def test_export_of_a_panel(tmp_path):
+    """As the page of a project exports it: a column a run, its least and greatest value beside it, quoted."""
+    text = (
+        f'"step","a-b - c-0123abcd-s1 - {KL}","a-b - c-0123abcd-s1 - {KL}__MIN","a-b - c-0123abcd-s1 - {KL}__MAX",'
+        f'"other - {KL}","other - {KL}__MIN","other - {KL}__MAX"\n'
+        '"1","0.5","0.5","0.5","","",""\n"2","0.25","0.1","0.9","NaN","",""\n"3","1e-3","","","7","7","7"\n'
+    )
+    one, other = read_export(written(tmp_path, "export.csv", text))
+    assert (one.name, one.state, other.name) == ("a-b - c-0123abcd-s1", EXPORTED, "other")
+    assert curve(one, KL) == {1: 0.5, 2: 0.25, 3: 0.001} and curve(one, NORM) == {}
+    assert list(other.training.step) == [2, 3] and curve(other, KL) == {3: 7.0}
+
+
+def test_export_of_a_history_with_and_without_runs_and_in_several_files(tmp_path):
+    one = written(
+        tmp_path, "x-0123abcd-s0.csv", f"_step,{KL},evaluate/mean@8,_runtime\n0,,0.3,1\n1.0,0.5,,2\n2,Infinity,,3\n"
+    )
+    two = written(tmp_path, "two.csv", f"run,step,{NORM}\nx-0123abcd-s0,1,3\ny,2,4\n\n")
+    x, y = read_export(f"{one},{two}")
+    assert curve(x, KL) == {1: 0.5} and curve(x, NORM) == {1: 3.0} and list(x.training.step) == [1, 2]
+    assert (y.name, curve(y, NORM)) == ("y", {2: 4.0})
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (None, "No such file or directory; give a CSV export"),
+        ("", "has no column step or _step"),
+        (f"{KL}\n1\n", "has no column step or _step"),
+        ("step,loss2\n1,2\n", f"has no column of a metric that metrics.jsonl has, as {KL}"),
+        (f"step,{KL}\n1\n", "line 2: has 1 cells, not 2"),
+        (f"step,{KL}\n1,2\n1.5,2\n", "line 3: '1.5' is no step"),
+        (f"step,{KL}\n1e30,2\n", "line 2: '1e30' is no step"),
+        (f"step,{KL}\n1,\n", f"holds no value of a metric that metrics.jsonl has, as {KL}"),
+        (f'step,{KL}\n1,"{"x" * 200_000}"\n', "line 2: field larger than field limit"),
+    ],
+)
+def test_mistake_is_one_sentence(tmp_path, capsys, text, said):
+    file = tmp_path / "export.csv"
+    if text is not None:
+        file.write_text(text)
+    (tmp_path / "runs").mkdir()
+    assert main([f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}", f"wandb={file}", "bootstrap=100"]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"wandb={file}") and said in error and error.count("\n") == 1
+
+
+def test_bytes_that_are_no_text_are_refused(tmp_path):
+    (tmp_path / "x.csv").write_bytes(b"step\xff\xfe")
+    with pytest.raises(UserError, match="is not text in UTF-8"):
+        read_export(str(tmp_path / "x.csv"))
+
+
+class Service:
+    """Answers wandb's client as its service does, from rows: what the network would be asked for."""
+
+    def __init__(self, rows: list[dict[str, Any]]):
+        self.rows = rows
+
+    def send_api_request(self, request: Any) -> Any:
+        from wandb.proto import wandb_api_pb2 as pb
+
+        asked = request.read_run_history_request
+        if asked.HasField("scan_run_history_init"):
+            init = pb.ScanRunHistoryInitResponse(request_id=7)
+            return pb.ApiResponse(read_run_history_response=pb.ReadRunHistoryResponse(scan_run_history_init=init))
+        scan = asked.scan_run_history
+        assert scan.request_id == 7
+        rows = [
+            pb.HistoryRow(
+                history_items=[
+                    pb.ParquetHistoryItem(key=key, value_json=json.dumps(value)) for key, value in row.items()
+                ]
+            )
+            for row in self.rows
+            if scan.min_step <= row["_step"] < scan.max_step
+        ]
+        history = pb.RunHistoryResponse(history_rows=rows)
+        return pb.ApiResponse(read_run_history_response=pb.ReadRunHistoryResponse(run_history=history))
+
+    def execute_graphql(self, query: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        assert "historyKeys" in query
+        return {"project": {"run": {"historyKeys": {"lastStep": self.rows[-1]["_step"]}}}}
+
+    def finalize(self, *args: Any) -> None: ...
+
+
+def test_history_as_wandb_s_client_gives_it(tmp_path, monkeypatch):
+    """A run of wandb's own client, whose service is answered for; one that went back to step 2 and made it anew."""
+    from wandb.apis.public import Run
+
+    monkeypatch.chdir(tmp_path)
+    rows: list[dict[str, Any]] = [
+        {"_step": 0, "step": 0, "evaluate/mean@8": 0.3},
+        {"_step": 1, "step": 1, KL: 0.5, NORM: 2},
+        {"_step": 2, "step": 2, KL: 0.4, NORM: "NaN"},
+        {"_step": 3, "step": 3, KL: 0.3},
+        {"_step": 4, "step": 2, KL: 0.45},
+        {"_step": 5, "step": 2, "rollouts": {"_type": "html-file"}},
+        {"_step": 1500, "step": 4, KL: 0.2},
+    ]
+    known = {"displayName": "a-0123abcd-s0", "state": "finished", "config": "{}"}
+    run = Run(Service(rows), "entity", "project", "id", attrs=known)
+    assert (run.name, run.state) == ("a-0123abcd-s0", "finished")
+    points = _history(run.scan_history())
+    assert {step: found[KL] for step, found in points.items()} == {1: 0.5, 2: 0.45, 3: 0.3, 4: 0.2}
+    assert points[1][NORM] == 2.0 and NORM not in points[2]
+
+
+def test_project_without_a_login_or_network_is_refused_in_a_sentence(tmp_path, monkeypatch):
+    for name in ("WANDB_API_KEY", "WANDB_MODE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    with pytest.raises(UserError, match=r"^wandb=me/study: .*; log in with `wandb login`, and give a project that is"):
+        read_export("me/study")
+    with pytest.raises(UserError, match=r"^wandb=study: is neither FILE.csv nor ENTITY/PROJECT"):
+        read_export("study")
+
+
+def test_numbers_as_json_and_csv_write_them():
+    from analysis.wandb_export import _number, _step
+
+    assert [_number(value) for value in ("1", " 2.5 ", "-1e-3", ".5", 3, 2.0)] == [1.0, 2.5, -0.001, 0.5, 3.0, 2.0]
+    missing = ("", "NaN", "Infinity", "1_0", "0x1", "1e999", None, {}, math.inf, 10**400)
+    assert all(np.isnan(_number(value)) for value in missing)
+    assert [_step(value) for value in ("3", "3.0", "3.5", -1, None, "NaN", 1e300)] == [
+        3,
+        3,
+        None,
+        None,
+        None,
+        None,
+        None,
+    ]
