@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -10,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from opd.config import CONF
 from opd.errors import UserError
+from opd.places import CONF
 from opd.recipe import STRICT, Count, Text
 
 Number = Annotated[int, Field(ge=0)]
@@ -75,7 +74,7 @@ _OURS = {
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command's arguments, parted into those of the cluster and the rest."""
-    ours = [text for text in arguments if text.partition("=")[0].lstrip("+").split(".")[0] == "cluster"]
+    ours = [text for text in arguments if text.partition("=")[0].lstrip("+~").split(".")[0] == "cluster"]
     return ours, [text for text in arguments if text not in ours]
 
 
@@ -87,19 +86,28 @@ def read(arguments: Sequence[str]) -> Cluster:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from sweeps.compose import parse
 
-    given = {override.key_or_group: override.value() for override in parse(arguments)}
+    given = {}
+    for text, override in zip(arguments, parse(arguments), strict=True):
+        if override.is_delete():
+            raise UserError(f"{text}: no key of a cluster can be taken out; give it a value")
+        if override.is_sweep_override():
+            raise UserError(f"{text}: gives several values, and a submission goes to one cluster; give one")
+        given[override.key_or_group] = override.value()
     name = given.pop("cluster", "local")
     known = sorted(file.stem for file in (CONF / "cluster").glob("*.yaml"))
     if name not in known:
         raise UserError(f"cluster={name}: there is no such cluster; conf/cluster has {', '.join(known)}")
-    values = OmegaConf.load(CONF / "cluster" / f"{name}.yaml")
     try:
+        values = OmegaConf.load(CONF / "cluster" / f"{name}.yaml")
         for key, value in given.items():
             OmegaConf.update(values, key.removeprefix("cluster."), value, merge=True)
         return parse_cluster(OmegaConf.to_container(values, resolve=True), name)
+    except YAMLError as error:
+        raise UserError(f"cluster={name}: {name}.yaml cannot be read ({' '.join(str(error).split())})") from None
     except OmegaConfBaseException as error:
         raise UserError(f"cluster: {str(error).splitlines()[0]}") from None
 
@@ -138,12 +146,3 @@ def _consistent(slurm: Slurm) -> None:
         )
     if slurm.gpus_per_rank > 1:
         raise UserError(f"cluster.gpus_per_rank={slurm.gpus_per_rank}: a rank drives one GPU; add ranks_per_node")
-
-
-def hours(seconds: float) -> str:
-    """A length of time to read: `40 s`, `12 min`, `3.5 h`."""
-    if not math.isfinite(seconds):
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
