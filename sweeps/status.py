@@ -35,6 +35,7 @@ def main(arguments: Sequence[str]) -> None:
             while True:
                 _look(given, flags, shutil.get_terminal_size().lines if sys.stdout.isatty() else None)
                 time.sleep(INTERVAL)
+        return
     while "--wait" in flags and any(one.live for one in gather(given)[0]):
         time.sleep(INTERVAL)
     seen = _look(given, flags, None)
