@@ -18,10 +18,9 @@ def score(tmp_path_factory: pytest.TempPathFactory):
     outputs = tmp_path_factory.mktemp("demo")
 
     def score(*overrides: str) -> tuple[float, float]:
-        config = composed(
-            [f"num_steps={STEPS}", f"evaluate.every={STEPS}", f"paths.models={ROOT / 'models'}"]
-            + [f"paths.outputs={outputs}", "rollouts.every=0", "checkpoint.every=1000", *overrides]
-        )
+        places = [f"paths.models={ROOT / 'models'}", f"paths.outputs={outputs}"]
+        short = [f"num_steps={STEPS}", f"evaluate.every={STEPS}", "rollouts.every=0", "checkpoint.every=1000"]
+        config = composed([*places, *short, *overrides])
         assert train(config).state == "finished"
         return tuple(100 * line["evaluate/mean@8"] for line in evaluated(run_dir(config)))
 
