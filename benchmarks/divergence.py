@@ -1,24 +1,26 @@
 """What exact divergences and sampled tokens cost: time over the matrix products that no method can avoid, and memory.
 
-    python -m benchmarks.divergence [--tokens 256] [--repeats 3] [--only time|memory] [--device cuda --dtype bfloat16]
+    python -m benchmarks.divergence [--tokens 256] [--repeats 5] [--only time|memory] [--device cuda --dtype bfloat16]
 
-On a CPU everything runs in one thread and is timed by CPU time, in interleaved rounds of which the least counts: ratios
-then hold on a busy machine too. Memory is the growth of the peak resident size (on CUDA: of what is allocated) during
-one call, in a process of its own on a CPU. Targets are those of float32 on a CPU. Liger's fused linear JSD is measured
-where `liger_kernel` can be imported (`pip install --no-deps liger-kernel` is enough on a CPU), compiled where there is
-a compiler, as it is by default; compiling does not count.
+On a CPU everything runs in one thread and is timed by CPU time, in interleaved rounds: a ratio is the median over the
+rounds of two times of one round, so that it holds on a machine whose speed drifts. Memory is the growth of the peak
+resident size (on CUDA: of what is allocated) during one call, in a process of its own on a CPU. Targets are those of
+float32 on a CPU. Liger's fused linear JSD is measured where `liger_kernel` can be imported (`pip install --no-deps
+liger-kernel` is enough on a CPU), compiled where there is a compiler, as it is by default; compiling does not count.
 """
 
 import argparse
 import gc
 import multiprocessing
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
+from statistics import median
 
 import torch
 
@@ -181,18 +183,21 @@ def time_table(setting: Setting, repeats: int) -> None:
     warm = [*bases.values(), *judged.values(), *once.values()] if cuda else [judged[LIGER]] if not missing else []
     for arm in warm:
         seconds(case, arm, cuda)
-    best = dict.fromkeys([*bases, *judged, *once], float("inf"))
-    for index in range(repeats):
-        for name, arm in [*bases.items(), *judged.items(), *(once.items() if index == 0 else ())]:
-            best[name] = min(best[name], seconds(case, arm, cuda))
+    arms = bases | judged | once
+    shuffled = random.Random(0)  # no arm keeps its place in the round
+    rounds = [
+        {name: seconds(case, arms[name], cuda) for name in shuffled.sample(list(arms), len(arms))}
+        for _ in range(repeats)
+    ]
+    middle = {name: median(each[name] for each in rounds) for name in arms}
 
     print(f"\n{'forward + backward':<38}{'s' if cuda else 'CPU s':>8}{'ratio':>9} {'to':<16}{'target':>10}")
-    print(f"{FOUR:<38}{best[FOUR]:>8.3f}\n{THREE:<38}{best[THREE]:>8.3f}")
+    print(f"{FOUR:<38}{middle[FOUR]:>8.3f}\n{THREE:<38}{middle[THREE]:>8.3f}")
 
     def row(name: str, base: str, target: float | None) -> None:
-        ratio = best[name] / best[base]
+        ratio = median(each[name] / each[base] for each in rounds)
         judgement = "" if target is None else verdict(ratio, target, cuda)
-        print(f"{name:<38}{best[name]:>8.3f}{ratio:>9.3f} {base:<16}{judgement}")
+        print(f"{name:<38}{middle[name]:>8.3f}{ratio:>9.3f} {base:<16}{judgement}")
 
     row("reverse_kl", FOUR, 1.15)
     for name in DIVERGENCES:
@@ -205,7 +210,7 @@ def time_table(setting: Setting, repeats: int) -> None:
     if missing:
         print(f"{LIGER}: {missing}")
     else:
-        print(f"{LIGER:<38}{best[LIGER]:>8.3f}")
+        print(f"{LIGER:<38}{middle[LIGER]:>8.3f}")
         row("jensen_shannon", LIGER, 1.0)
 
 
@@ -299,7 +304,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=151_936)
     parser.add_argument("--width", type=int, default=1024)
     parser.add_argument("--chunk", type=int, help="256, and 1024 on CUDA")
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--longest", type=int, default=8192, help="tokens of the longest memory measurement")
     parser.add_argument("--only", choices=["time", "memory"])
     parser.add_argument("--device", default="cpu")

@@ -63,7 +63,7 @@ def step(run: Run, number: int) -> dict[str, float]:
     with run.clock("rollout"):
         run.sampler.sync()
     run.meter.learns(own.rollout)
-    run.pages.write(number, prompts, rollout, batch.signal(log_ratio), batch.keep)
+    run.pages.write(number, prompts, rollout, batch.signal(log_ratio), batch.keep, log_ratio)
 
     metrics |= {
         "divergence/reverse_kl": _mean(log_ratio, rollout.mask),

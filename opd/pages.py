@@ -1,9 +1,12 @@
-"""Responses of a step as a page: each token coloured by its advantage, struck out where it was not learned."""
+"""Responses of a step as data and as a page: each token coloured by its advantage, struck out where not learned."""
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
+from typing import Any
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -12,6 +15,7 @@ from opd.batch import Prompt, Rollout
 from opd.config import Rollouts
 from opd.records import RunDir
 
+BINS, REACH = 160, 8.0  # of the histogram of log-ratios: a tenth of a nat each
 STYLE = """
 body { font: 15px/1.6 system-ui, sans-serif; margin: 2em; max-width: 75em; color: #111; background: #fff }
 table { border-collapse: collapse }
@@ -23,7 +27,7 @@ s { opacity: .5 }
 
 @dataclass
 class Pages:
-    """Writes a page of the first `num` responses of every `every`-th step; each of `listeners` is given it too."""
+    """Writes the first `num` responses of every `every`-th step; each of `listeners` is given their page too."""
 
     folder: RunDir
     tokenizer: PreTrainedTokenizerBase
@@ -38,56 +42,96 @@ class Pages:
         rollout: Rollout,
         advantage: Float[Tensor, "batch time"],
         learned: Bool[Tensor, "batch time"],
+        log_ratio: Float[Tensor, "batch time"],
     ) -> None:
-        """The page of step `number`, if it has one; `prompts` are those of the whole step."""
+        """The record of step `number`, if it has one; `prompts` are those of the whole step."""
         if not self.main or not self.knobs.every or number % self.knobs.every:
             return
-        page = self.page(number, prompts, rollout, advantage, learned)
-        self.folder.write_rollouts(number, page)
+        data = {
+            "step": number,
+            "log_ratio": histogram(log_ratio[rollout.mask]),
+            "responses": self.responses(prompts, rollout, advantage, learned, log_ratio),
+        }
+        written = page(data)
+        self.folder.write_rollouts(number, data, written)
         for listener in self.listeners:
-            listener(number, page)
+            listener(number, written)
 
-    def page(self, number: int, prompts: Sequence[Prompt], rollout: Rollout, advantage: Tensor, learned: Tensor) -> str:
-        """One row a response: its prompt, mean advantage and tokens. Nothing in it is taken as HTML, nor run."""
-        rows, shown = [], slice(0, self.knobs.num)
-        used = learned & rollout.mask
-        values = advantage[shown][used[shown]]
-        most = float(values.abs().max()) if len(values) else 0.0
+    def responses(
+        self, prompts: Sequence[Prompt], rollout: Rollout, advantage: Tensor, learned: Tensor, log_ratio: Tensor
+    ) -> list[dict[str, Any]]:
+        """A response each: its prompt, and of every token the text, advantage, log-ratio and whether it is learned."""
+        found = []
         for row in range(min(self.knobs.num, len(rollout))):
-            length = int(rollout.mask[row].sum())
-            tokens = zip(
-                self._texts(rollout.tokens[row, :length]),
-                advantage[row, :length].tolist(),
-                used[row, :length].tolist(),
-                strict=True,
+            length, prompt = int(rollout.mask[row].sum()), prompts[int(rollout.group[row])]
+            found.append(
+                {
+                    "prompt_id": prompt.id,
+                    "problem": prompt.problem,
+                    "tokens": [str(self.tokenizer.decode([index])) for index in rollout.tokens[row, :length].tolist()],
+                    "advantage": _rounded(advantage[row, :length]),
+                    "log_ratio": _rounded(log_ratio[row, :length]),
+                    "learned": learned[row, :length].tolist(),
+                }
             )
-            mean = float(advantage[row][used[row]].double().mean()) if used[row].any() else float("nan")
-            prompt = prompts[int(rollout.group[row])]
-            cells = (
-                f"{escape(prompt.id)}\n{escape(prompt.problem)}",
-                f"{mean:.3f}",
-                "".join(token(*each, most) for each in tokens),
-            )
-            rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-        head = "<tr><th>prompt</th><th>mean advantage</th><th>response</th></tr>"
-        return (
-            '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
-            "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-            f"<title>Rollouts of step {number}</title><style>{STYLE}</style>\n<h1>Rollouts of step {number}</h1>\n"
-            "<p>Green: the token is made likelier; red: less likely; the deepest colour is an advantage of "
-            f"{most:.3g}. Struck out: not learned. Point at a token for its number.</p>\n"
-            f"<table>\n{head}\n" + "\n".join(rows) + "\n</table></html>\n"
+        return found
+
+
+def histogram(log_ratio: Float[Tensor, " token"]) -> dict[str, Any]:
+    """How many tokens have which log(π_student / π_reference): `counts` in `BINS` equal bins from `low` to `high`.
+
+    What lies beyond is counted in `below` and `above`; what is no number is not counted.
+    """
+    values = log_ratio.detach().double().cpu()
+    counts = torch.histc(values, BINS, -REACH, REACH)  # leaves out what lies beyond, and NaN
+    return {
+        "low": -REACH,
+        "high": REACH,
+        "counts": [int(count) for count in counts.tolist()],
+        "below": int((values < -REACH).sum()),
+        "above": int((values > REACH).sum()),
+    }
+
+
+def page(data: Mapping[str, Any]) -> str:
+    """A step's record as HTML: one row a response. Nothing in it is taken as HTML, nor run."""
+    number, responses = data["step"], data["responses"]
+    used = [
+        [value for value, learned in zip(response["advantage"], response["learned"], strict=True) if learned]
+        for response in responses
+    ]
+    most = max((abs(value) for values in used for value in values if value is not None), default=0.0)
+    rows = []
+    for response, values in zip(responses, used, strict=True):
+        known = [value for value in values if value is not None]
+        tokens = zip(response["tokens"], response["advantage"], response["learned"], strict=True)
+        cells = (
+            f"{escape(response['prompt_id'])}\n{escape(response['problem'])}",
+            f"{math.fsum(known) / len(known) if known else math.nan:.3f}",
+            "".join(token(*each, most) for each in tokens),
         )
+        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
+    head = "<tr><th>prompt</th><th>mean advantage</th><th>response</th></tr>"
+    return (
+        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
+        f"<title>Rollouts of step {number}</title><style>{STYLE}</style>\n<h1>Rollouts of step {number}</h1>\n"
+        "<p>Green: the token is made likelier; red: less likely; the deepest colour is an advantage of "
+        f"{most:.3g}. Struck out: not learned. Point at a token for its number.</p>\n"
+        f"<table>\n{head}\n" + "\n".join(rows) + "\n</table></html>\n"
+    )
 
-    def _texts(self, tokens: Tensor) -> list[str]:
-        return [str(self.tokenizer.decode([index])) for index in tokens.tolist()]
 
-
-def token(text: str, advantage: float, learned: bool, most: float) -> str:
+def token(text: str, advantage: float | None, learned: bool, most: float) -> str:
     """One token; line breaks are shown as such and kept."""
     shown = escape(text).replace("\n", "↵\n") or "∅"
-    if not learned:
+    if not learned or advantage is None:
         return f"<s>{shown}</s>"
     strength = abs(advantage) / most if most else 0.0
     colour = "0,140,60" if advantage > 0 else "210,30,30"
     return f'<span style="background:rgba({colour},{0.75 * strength:.2f})" title="{advantage:.4f}">{shown}</span>'
+
+
+def _rounded(values: Float[Tensor, " time"]) -> list[float | None]:
+    """Five digits are more than anybody reads; JSON has no other word for what is no number than null."""
+    return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -2,7 +2,7 @@
 
     outputs/<study>/<name>-<8 hex of the config hash>-s<seed>/
       config.yaml  status.json  manifest.json  metrics.jsonl  evaluate/step_000100.jsonl  checkpoints/
-      rollouts/step_000100.html  profile/rank_0.json.gz
+      rollouts/step_000100.json  rollouts/step_000100.html  profile/rank_0.json.gz
 
 Every file is written whole and renamed, or appended a line at a time. A torn last line is dropped on reading.
 """
@@ -90,6 +90,9 @@ class RunDir:
         return self.path / "evaluate" / f"step_{step:06d}.jsonl"
 
     def rollouts_file(self, step: int) -> Path:
+        return self.path / "rollouts" / f"step_{step:06d}.json"
+
+    def page_file(self, step: int) -> Path:
         return self.path / "rollouts" / f"step_{step:06d}.html"
 
     def trace_file(self, rank: int) -> Path:
@@ -137,6 +140,10 @@ class RunDir:
         """Evaluated step → its samples file, in order of steps."""
         return self._by_step("evaluate", "jsonl")
 
+    def rollouts(self) -> dict[int, Path]:
+        """Step → its record of rollouts, in order of steps."""
+        return self._by_step("rollouts", "json")
+
     def pages(self) -> dict[int, Path]:
         """Step → its page of rollouts, in order of steps."""
         return self._by_step("rollouts", "html")
@@ -183,15 +190,16 @@ class RunDir:
         kept = [line for line in self.metrics() if line["step"] <= step]
         if self.metrics_file.exists():
             write_whole(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
-        for written, file in [*self.evaluations().items(), *self.pages().items()]:
+        for written, file in [*self.evaluations().items(), *self.rollouts().items(), *self.pages().items()]:
             if written > step:
                 file.unlink()
 
     def write_samples(self, step: int, samples: Iterable[Sample]) -> None:
         write_whole(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
 
-    def write_rollouts(self, step: int, page: str) -> None:
-        write_whole(self.rollouts_file(step), page)
+    def write_rollouts(self, step: int, data: Mapping[str, Any], page: str) -> None:
+        write_whole(self.rollouts_file(step), json.dumps(data, allow_nan=False) + "\n")
+        write_whole(self.page_file(step), page)
 
 
 def find_runs(root: Path) -> list[RunDir]:

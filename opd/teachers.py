@@ -85,11 +85,6 @@ def _on_vllm(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
 
     settings = config.teacher.vllm
     assert settings is not None
-    if ranks.size > 1:
-        raise UserError(
-            f"teacher.engine=vllm: scores for one process, not for {ranks.size} ranks, so far; choose "
-            "teacher.engine=local or server, or start one process"
-        )
 
     def loader(key: str, model: str) -> Callable[[], VllmScorer]:
         source, revision = locate(model, config)

@@ -1,8 +1,11 @@
-"""The page of rollouts: what it colours, strikes out and escapes, and when it is written."""
+"""The record and page of rollouts: what they hold, colour, strike out and escape, and when they are written."""
 
+import json
+import math
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tokenizers import Tokenizer, models
@@ -10,7 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from opd.batch import Prompt, Rollout
 from opd.config import Rollouts
-from opd.pages import Pages
+from opd.pages import BINS, REACH, Pages, histogram
+from opd.pages import page as html
 from opd.records import RunDir
 
 HOSTILE = "<script>alert('1')</script>&"
@@ -24,7 +28,7 @@ def hostile() -> PreTrainedTokenizerFast:
 
 
 @pytest.fixture
-def batch() -> tuple[list[Prompt], Rollout, torch.Tensor, torch.Tensor]:
+def batch() -> tuple[list[Prompt], Rollout, torch.Tensor, torch.Tensor, torch.Tensor]:
     """Two responses, of the second and the first prompt; the middle token of the first is not learned."""
     prompts = [Prompt(str(n), f"problem {n} {HOSTILE}", "1", "d", (1,)) for n in range(2)]
     mask = torch.tensor([[True, True, True], [True, False, False]])
@@ -38,7 +42,9 @@ def batch() -> tuple[list[Prompt], Rollout, torch.Tensor, torch.Tensor]:
         truncated=torch.tensor([True, False]),
     )
     advantage = torch.tensor([[2.0, 9.0, -1.0], [0.5, 7.0, 7.0]])
-    return prompts, rollout, advantage, torch.tensor([[True, False, True], [True, True, True]])
+    learned, log_ratio = torch.tensor([[True, False, True], [True, True, True]]), torch.zeros(2, 3)
+    log_ratio[0] = torch.tensor([-2.0, math.inf, 0.123456789])
+    return prompts, rollout, advantage, learned, log_ratio
 
 
 def pages(folder: Path, every: int = 2, num: int = 8, main: bool = True) -> Pages:
@@ -47,7 +53,8 @@ def pages(folder: Path, every: int = 2, num: int = 8, main: bool = True) -> Page
 
 @pytest.fixture
 def page(batch, tmp_path: Path) -> str:
-    return pages(tmp_path).page(100, *batch)
+    pages(tmp_path).write(100, *batch)
+    return RunDir(tmp_path).page_file(100).read_text()
 
 
 def test_nothing_that_a_model_or_prompt_says_becomes_html(page: str):
@@ -81,11 +88,37 @@ def test_pages_are_written_at_their_steps_by_the_main_rank_and_handed_on(batch, 
     for step in range(1, 5):
         writer.write(step, *batch)
     folder = RunDir(tmp_path)
-    assert list(folder.pages()) == [2, 4] == [step for step, _ in heard]
-    assert heard[1][1] == folder.rollouts_file(4).read_text()
+    assert list(folder.pages()) == list(folder.rollouts()) == [2, 4] == [step for step, _ in heard]
+    assert heard[1][1] == folder.page_file(4).read_text()
     assert "problem 1" in heard[0][1] and "problem 0" not in heard[0][1]  # one response alone
     pages(tmp_path, every=0).write(6, *batch)
     pages(tmp_path, main=False).write(6, *batch)
     assert 6 not in folder.pages()
     folder.rewind(2)
-    assert list(folder.pages()) == [2]
+    assert list(folder.pages()) == list(folder.rollouts()) == [2]
+
+
+def test_the_record_holds_each_token_and_no_padding(batch, tmp_path: Path):
+    pages(tmp_path).write(2, *batch)
+    data = json.loads(RunDir(tmp_path).rollouts_file(2).read_text())
+    first, second = data["responses"]
+    assert first == {
+        "prompt_id": "1",
+        "problem": f"problem 1 {HOSTILE}",
+        "tokens": [HOSTILE, "line\nbreak", '" onmouseover="x'],
+        "advantage": [2.0, 9.0, -1.0],
+        "log_ratio": [-2.0, None, 0.12346],
+        "learned": [True, False, True],
+    }
+    assert second["tokens"] == ["plain"] and second["advantage"] == [0.5]
+    assert (sum(data["log_ratio"]["counts"]), data["log_ratio"]["above"]) == (3, 1)  # four tokens, one beyond
+    assert html(data) == RunDir(tmp_path).page_file(2).read_text()
+
+
+def test_the_histogram_is_that_of_numpy():
+    values = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 4
+    found, edges = histogram(values), np.linspace(-REACH, REACH, BINS + 1)
+    assert found["counts"] == np.histogram(values.double().numpy(), edges)[0].tolist()
+    assert (found["below"], found["above"]) == (int((values < -8).sum()), int((values > 8).sum()))
+    assert found["below"] and found["above"]
+    assert sum(histogram(torch.tensor([math.nan, 8.0, -8.0]))["counts"]) == 2

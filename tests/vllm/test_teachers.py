@@ -23,6 +23,7 @@ from tests.integration.conftest import composed
 from tests.integration.test_resume import content
 from tests.unit.engine.conftest import ALONE, rollout_of, root
 from tests.vllm.serving import VllmServer
+from tests.vllm.test_parallel import torchrun
 from tests.vllm.test_run import VLLM
 
 BOUND = 1e-4
@@ -180,8 +181,8 @@ def test_the_likeliest_tokens_are_the_same_from_a_server_and_an_engine(
 
 
 @pytest.fixture
-def config(models: Path, server: VllmServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """A run of four steps, its teacher on the engine that is named."""
+def overrides(models: Path, server: VllmServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Those of a run of four steps, its teacher on the engine that is named."""
     monkeypatch.setenv("OPD_TEST_KEY", server.key or "")
     small = [
         f"student.model={models / 'student'}", f"scale.teacher={models / 'teacher'}", "num_steps=4", "batch_size=4",
@@ -194,11 +195,16 @@ def config(models: Path, server: VllmServer, tmp_path: Path, monkeypatch: pytest
         "vllm": [f"teacher.vllm.kv_cache_bytes={64 << 20}", "teacher.vllm.max_num_seqs=64"],
     }
 
-    def config(engine: str, *more: str, to: str | None = None):
+    def overrides(engine: str, *more: str, to: str | None = None) -> list[str]:
         outputs = f"paths.outputs={tmp_path / (to or engine)}"
-        return composed([*small, outputs, f"teacher.engine={engine}", *engines[engine], *more])
+        return [*small, outputs, f"teacher.engine={engine}", *engines[engine], *more]
 
-    return config
+    return overrides
+
+
+@pytest.fixture
+def config(overrides):
+    return lambda *arguments, **named: composed(overrides(*arguments, **named))
 
 
 def lines(folder: RunDir) -> list[dict[str, float]]:
@@ -214,6 +220,19 @@ def test_runs_have_the_same_numbers_on_every_engine(config):
         found[engine] = lines(run_dir(run))
     for engine in ("server", "vllm"):
         for ours, theirs in zip(found["local"], found[engine], strict=True):
+            for name in ("loss", "grad_norm", "divergence/reverse_kl", "whitening/std", "response/tokens"):
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), (engine, name)
+
+
+def test_on_two_ranks_every_engine_has_the_numbers_of_a_local_teacher_on_one(config, overrides):
+    """Each rank asks the server about its own responses, or has an engine of its own."""
+    alone = config("local", to="alone")
+    assert train(alone).state == "finished"
+    for engine in ("server", "vllm"):
+        torchrun("-m", "opd.train", *overrides(engine, to=f"two-{engine}"))
+        found = run_dir(config(engine, to=f"two-{engine}"))
+        assert found.status().state == "finished" and found.manifest()["world_size"] == 2
+        for ours, theirs in zip(lines(found), lines(run_dir(alone)), strict=True):
             for name in ("loss", "grad_norm", "divergence/reverse_kl", "whitening/std", "response/tokens"):
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-3, abs=1e-5), (engine, name)
 
