@@ -12,7 +12,7 @@ from analysis.arms import Arm
 from analysis.compared import Compared, ProblemScores, Side, compare, shared
 from analysis.outcomes import MEASURES, SHARES, Steps
 from analysis.stats.bootstrap import resampling_weights
-from analysis.stats.corrections import holm
+from analysis.stats.corrections import benjamini_hochberg, holm
 from analysis.stats.improvement import interquartile_mean, probability_of_improvement
 from analysis.stats.small import beta_binomial_interval, clopper_pearson
 
@@ -77,8 +77,8 @@ def contrasts(
     Returns:
         The rows, with the columns of `estimates` but for `iqm`; `prob_improvement`, the chance that a run of the arm
         scores higher than one of the baseline; `baseline_seeds`; `paired` (over seeds); `p`, two-sided, of no
-        difference; and `p_holm`, corrected for all arms that are compared on the row's benchmark and measure. And what
-        stays out of which difference, as (label, left out, reason).
+        difference; and `p_holm` and `p_bh`, corrected for all arms that are compared on the row's benchmark and measure
+        (Holm; Benjamini and Hochberg). And what stays out of which difference, as (label, left out, reason).
     """
     rows, excluded = [], []
     baseline = next((arm for arm in arms if arm.role == "baseline"), None)
@@ -98,8 +98,12 @@ def contrasts(
             (arm.label, f"the difference to {baseline.label}", reason) for reason in _asked_apart(arm, baseline, scores)
         ]
     frame = pd.DataFrame(rows, columns=[*_COLUMNS, "prob_improvement", "seeds", "baseline_seeds", "paired", "p"])
-    corrected = frame.groupby(["benchmark", "score", "which"])["p"].transform(lambda p: holm(p.to_numpy(float)))
-    return frame.assign(p_holm=corrected.astype(float)), excluded
+    together = frame.groupby(["benchmark", "score", "which"])["p"]
+    corrected = {
+        name: together.transform(lambda p, correct=correct: correct(p.to_numpy(float))).astype(float)
+        for name, correct in (("p_holm", holm), ("p_bh", benjamini_hochberg))
+    }
+    return frame.assign(**corrected), excluded
 
 
 def _within_shares(interval: np.ndarray) -> np.ndarray:

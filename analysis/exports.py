@@ -23,7 +23,7 @@ def exports(results: Results, *, alpha: float) -> dict[str, pd.DataFrame]:
 
 def _percent(frame: pd.DataFrame) -> pd.DataFrame:
     factor = np.where(frame["score"].isin(SHARES), 100.0, 1.0)
-    numbers = [column for column in ("value", "low", "high") if column in frame]
+    numbers = [column for column in ("value", "low", "high", "iqm") if column in frame]
     return frame.assign(**{column: frame[column].astype(float) * factor for column in numbers})
 
 

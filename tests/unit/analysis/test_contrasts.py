@@ -224,6 +224,8 @@ def test_p_of_a_difference_is_corrected_for_the_arms_that_are_compared():
     assert p["a"] == pytest.approx(scipy.stats.ttest_rel(means["a", 0, 1, "x"], base).pvalue, rel=1e-4)
     first = min(p, key=lambda name: p[name])
     assert one(differences, first)["p_holm"] == pytest.approx(min(1, 3 * p[first]))
+    expected = scipy.stats.false_discovery_control([p[name] for name in "abc"])
+    assert [one(differences, name)["p_bh"] for name in "abc"] == pytest.approx(list(expected))
 
 
 def test_chance_that_a_run_is_better_counts_pairs_of_runs():
