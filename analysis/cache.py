@@ -94,9 +94,9 @@ class Cache:
         return hashlib.sha256(os.fsencode(run.path.relative_to(self.root))).hexdigest()[:_HEX]
 
     def _keep(self, key: str, stamp: Stamp, found: Contents) -> None:
-        content = _packed(found)
-        file = self.folder / f"{key}-{stamp}-{_digest(content)}.parquet"
-        with suppress(OSError):
+        with suppress(OSError, pa.ArrowException, OverflowError):
+            content = _packed(found)
+            file = self.folder / f"{key}-{stamp}-{_digest(content)}.parquet"
             write_whole(file, content)
             _remove(other for other in self._files.get(key, ()) if other != file)
 

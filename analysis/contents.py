@@ -69,7 +69,10 @@ def _describe(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
     first_line = (row["error"] or "").strip().partition("\n")[0]
     row |= {"name": printable(row["name"], limit=80), "study": printable(row["study"], limit=80)}
     row["error"] = printable(first_line, limit=300) or None
-    return {"arm": f"{row['name']}-{config_hash(config)[:8]}", **row}
+    arm = f"{row['name']}-{config_hash(config)[:8]}"
+    if not run.config_file.read_bytes().endswith(b"\n"):  # what is left of it may be a config, but is not the run's
+        raise RecordError("config.yaml: its last line is torn")
+    return {"arm": arm, **row}
 
 
 def _fits(value: Any, column: Column) -> bool:

@@ -67,7 +67,9 @@ def refuse_endless(text: str) -> None:
         if id(node) not in sizes:
             sizes[id(node)] = float("inf")  # while it is counted: one that holds itself never ends
             parts = node.value if isinstance(node.value, list) else []
-            sizes[id(node)] = 1.0 + sum(size(one) for part in parts for one in (part if type(part) is tuple else (part,)))
+            sizes[id(node)] = 1.0 + sum(
+                size(one) for part in parts for one in (part if type(part) is tuple else (part,))
+            )
         return sizes[id(node)]
 
     if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None and size(root) > MOST_VALUES:

@@ -50,7 +50,7 @@ def write_run(root: Path, fake: Fake, *, folder: str | None = None) -> RunDir:
         **fake.config,
     }
     run = RunDir(root / (folder or f"{fake.study}/{run_id(config)}"))
-    run.write_config(json.dumps(config))  # JSON is YAML
+    run.write_config(json.dumps(config) + "\n")  # JSON is YAML
     step = fake.num_steps if fake.step is None else fake.step
     at = "2026-01-01T00:00:00+00:00"
     run.write_status(Status(fake.state, step, fake.num_steps, fake.error, at, at, "host", None, 1))  # pyright: ignore

@@ -60,6 +60,7 @@ def test_scores_are_of_the_samples(tmp_path):
         ("config.yaml", "{name: 7, study: y, seed: 0}", "config.yaml: name is 7, not of type str"),
         ("config.yaml", "{name: x, study: y, seed: 0, 1: 2}", "TypeError: "),
         ("config.yaml", "\x00", "config.yaml: "),
+        ("config.yaml", "name: x\nstudy: y\nseed: 0\ngamma: 0.", "config.yaml: its last line is torn"),
         ("status.json", None, "status.json: No such file or directory"),
         ("status.json", "", "status.json: Expecting value"),
         ("status.json", json.dumps({**STATUS, "state": "happy"}), "status.json: 'happy' is no state"),
