@@ -10,7 +10,8 @@ view and the browser is idle; "choice": from a click on a run to the figures in 
 
 import argparse
 import json
-import resource
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -90,8 +91,9 @@ def report(folder: Path, out: Path) -> dict[str, Any]:
 
 
 def _measures(started: float, computed: float) -> tuple[float, float, float]:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    return time.perf_counter() - started, time.process_time() - computed, peak
+    # Not of `resource`, where a process starts with the peak of the one that started it.
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return time.perf_counter() - started, time.process_time() - computed, int(peak[1]) / 1e6 if peak else math.nan
 
 
 def opened(page: Path) -> str:

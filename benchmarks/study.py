@@ -11,9 +11,7 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from opd import check
 from opd.records import RunDir, Sample, Status, json_line, run_id, write_whole
-from sweeps.compose import composer
 
 SEEDS = 5  # an arm
 WRONG = 6  # different wrong answers to a problem
@@ -46,6 +44,9 @@ def size_of(args: argparse.Namespace) -> Size:
 
 def write_study(root: Path, size: Size) -> None:
     """Writes finished runs under `root`: arms of `SEEDS` seeds, the first the default, the last the teachers."""
+    from opd import check
+    from sweeps.compose import composer
+
     every = -(-size.steps // (size.evaluations - 1))
     with composer() as composed:
         config = check.as_dict(composed.config(["study=big", f"num_steps={size.steps}", f"evaluate.every={every}"]))
