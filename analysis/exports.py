@@ -18,6 +18,8 @@ def exports(results: Results, *, alpha: float) -> dict[str, pd.DataFrame]:
         "runs_long": _percent(results.outcomes),
         "learning_curves": _learning_curves(results, alpha),
         "training": results.records.training,
+        "ranking_long": results.ranking,
+        "steadiness": results.steadiness,
     }
 
 

@@ -57,7 +57,7 @@ GROUPS = {
     "seeds": ("Seeds", "How far runs of one config lie apart.", ""),
     "training": ("Training", "What each step recorded, as a moving average (α = {alpha}).", ""),
 }
-DETAILS = ("settings", "scores", "differences", "runs", "answers", "excluded")
+DETAILS = ("settings", "ranking", "scores", "differences", "runs", "answers", "excluded")
 MANY = 12  # arms: of more, curves begin with those of one comparison
 SHOWN_AT_FIRST = 8  # of the arms that belong to no published comparison
 

@@ -10,7 +10,7 @@ from analysis.claims import Verdict
 from analysis.costs import COSTS, Cost
 from analysis.evaluation import AVERAGE
 from analysis.figures.explorer import axes, shown
-from analysis.results import Results
+from analysis.results import Results, rows_of
 from analysis.settings import SETTINGS
 from analysis.tables import benchmarks_of, measures, own_tables
 
@@ -24,6 +24,7 @@ def all_tables(
         hyperparameters(results, members),
         filters(results, members),
         cost_table(results, costs),
+        ranking_table(results),
     ]
     first, *rest = own_tables(results)
     decided = [verdict_table(verdicts)] if verdicts else []
@@ -177,6 +178,34 @@ def cost_table(results: Results, costs: Mapping[str, Cost]) -> Table:
     rows = [{**measures(results.estimated, arm, AVERAGE), "seeds": len(arm.used), **vars(costs[arm.id])} for arm in own]
     note = "The mean over an arm's runs: hours of all devices together, without evaluations, and tokens sampled."
     return table("costs", "Cost", note, fields, rows, own)
+
+
+def ranking_table(results: Results) -> Table:
+    """The settled arms by their score at the last step, each with the interval of its rank."""
+    fields = [
+        Field("label", "Run"),
+        Field("seeds", "Seeds", "number"),
+        Field("rank", "Rank", "number", interval=True),
+        Field("best", "Best in", "percent"),
+        Field("mean_last", f"last {results.label('mean')}", "percent", interval=True),
+    ]
+    arms = {arm.id: arm for arm in results.arms}
+    shown = [row for row in rows_of(results.ranking) if (row["score"], row["which"]) == ("mean", "last")]
+    rows = [
+        {
+            **measures(results.estimated, arms[row["arm"]], AVERAGE),
+            "rank": row["rank"],
+            "rank_low": row["low"],
+            "rank_high": row["high"],
+            "best": 100 * row["best"],
+        }
+        for row in shown
+    ]
+    note = (
+        "By the score at the last step, averaged over the benchmarks, with the 95 % interval of the rank over resamples"
+        " of problems and seeds. Best in: the share of resamples, in percent, in which the run is first."
+    )
+    return table("ranking", "Ranking", note, fields, rows, [arms[row["arm"]] for row in shown])
 
 
 def _setting(value: Any) -> str | None:

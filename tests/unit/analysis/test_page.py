@@ -149,6 +149,7 @@ def test_markdown_has_every_table_and_no_html(pages):
         "Published claims",
         "Summary",
         "Settings of the default",
+        "Ranking",
         "Scores on each benchmark",
         "Differences to default",
         "Every run",

@@ -9,7 +9,7 @@ from analysis.claims import verdicts
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
 from analysis.load import load
-from analysis.published_tables import all_tables, filters, hyperparameters, settings
+from analysis.published_tables import all_tables, filters, hyperparameters, ranking_table, settings
 from analysis.results import Results, analyse
 from analysis.text import latex
 from analysis.topics import members
@@ -26,6 +26,14 @@ def test_settings_stand_beside_the_published_ones(study):
     assert (rows["optim.lr"]["published"], rows["optim.lr"]["here"]) == ("1e-5", "0.0004")
     assert rows["divergence._target_"]["here"] == "divergence.reverse_kl"
     assert rows["optim.betas"]["here"] == "0.9, 0.95" and rows["teacher.models"]["here"] == "large"
+
+
+def test_ranking_begins_with_the_best_and_its_rank_lies_in_its_interval(study):
+    rows = ranking_table(study).frame.to_dict("records")
+    assert [row["rank"] for row in rows] == sorted(row["rank"] for row in rows) and rows[0]["rank"] == 1
+    assert all(row["rank_low"] <= row["rank"] <= row["rank_high"] for row in rows)
+    assert sum(row["best"] for row in rows) == pytest.approx(100)
+    assert rows[0]["mean_last"] == max(row["mean_last"] for row in rows)
 
 
 def test_filters_hold_scores_and_what_training_ended_with(study):

@@ -89,7 +89,7 @@ def test_a_cold_a_warm_a_damaged_and_no_cache_write_the_same_bytes(all_runs, tmp
 
 def test_seed_changes_intervals_only(demo_runs):
     one, other = (build(parse([f"runs={demo_runs}", "out=x", *FAST, f"seed={seed}"]))[0] for seed in (0, 1))
-    assert one["tables/scores.csv"] != other["tables/scores.csv"]
+    assert one["tables/ranking.csv"] != other["tables/ranking.csv"]
     assert one["tables/runs.csv"] == other["tables/runs.csv"]
 
 
