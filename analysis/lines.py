@@ -3,7 +3,7 @@
 import io
 
 import pyarrow as pa
-import pyarrow.compute
+import pyarrow.compute as pc
 import pyarrow.json
 
 
@@ -36,4 +36,4 @@ def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -
 
 
 def _finite(column: pa.ChunkedArray) -> bool:
-    return pa.compute.all(pa.compute.is_finite(column)).as_py() is not False
+    return pc.all(pc.is_finite(column)).as_py() is not False
