@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet
+import pyarrow.parquet as pq
 
 from analysis import columns, contents, evaluation, lines, text, training
 from analysis.columns import TRAINING_COLUMNS
@@ -163,12 +163,12 @@ def _packed(found: Contents) -> bytes:
         "examples": pa.array([json.dumps([asdict(example) for one in every[-1:] for example in one.examples])]),
     }
     out = io.BytesIO()
-    pa.parquet.write_table(pa.table(row), out, compression="zstd")
+    pq.write_table(pa.table(row), out, compression="zstd")
     return out.getvalue()
 
 
 def _unpacked(content: bytes) -> Contents:
-    table = pa.parquet.read_table(io.BytesIO(content), use_threads=False)
+    table = pq.read_table(io.BytesIO(content), use_threads=False)
     array = {name: table[name].combine_chunks() for name in table.column_names}
     value = {name: column.flatten() for name, column in array.items() if name not in ("row", "examples")}
     sizes, problems = value["evaluation_size"].to_pylist(), value["problem"].to_pylist()

@@ -22,7 +22,8 @@ def with_followed(records: Records, followed: Sequence[Followed]) -> Records:
     A run that bears the id of one whose own curves could be read is left out; one whose curves could not gets them; any
     other is a run of its own, which has no scores. One whose name is no run id is an arm by itself, of seed 0.
     """
-    own = {(row.arm, row.seed): row.run for row in records.runs.itertuples()}
+    known = zip(*(records.runs[name].tolist() for name in ("arm", "seed", "run")), strict=True)
+    own: dict[tuple[str, int], str] = {(arm, seed): run for arm, seed, run in known}
     curved = set(records.training["run"])
     rows: list[dict[str, Any]] = []
     curves: list[pd.DataFrame] = []

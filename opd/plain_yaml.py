@@ -46,9 +46,11 @@ def _loader() -> Any:
     if not yaml.__with_libyaml__:
         return own
 
-    class Loader(yaml.cyaml.CParser, own):
+    parser: Any = vars(yaml.cyaml)["CParser"]
+
+    class Loader(parser, own):
         def __init__(self, stream: str):
-            yaml.cyaml.CParser.__init__(self, stream)
+            parser.__init__(self, stream)
             SafeConstructor.__init__(self)
             Resolver.__init__(self)
 
