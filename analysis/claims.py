@@ -127,6 +127,7 @@ def _seeds_needed(claim: Claim, one: Found, alpha: float, settings: Settings) ->
     sizes = {"a difference as ours on the average": float(one.estimate.value[0])}
     if claim.effect is not None:
         sizes = {"the published difference on the average": claim.effect / 100} | sizes
+    at = ""
     for at, size in sizes.items():
         needed = seeds_needed(
             min(abs(size - end) for end in ends),

@@ -89,10 +89,9 @@ def contrasts(
         sides, seeds = [Side(1, arm.used), Side(-1, baseline.used)], (len(arm.used), len(baseline.used))
         for found in compare(sides, scores, steps, paired=paired):
             better = [probability_of_improvement(*own) for own in zip(*found.by_run, strict=True)]
-            p = found.estimate.p_two_sided()
+            p, (low, high) = found.estimate.p_two_sided(), found.estimate.interval(LEVEL)
             rows += [
-                (arm.id, *row, *seeds, paired, float(p[at]))
-                for at, row in enumerate(_rows(found, *found.estimate.interval(LEVEL), better))
+                (arm.id, *row, *seeds, paired, float(p[at])) for at, row in enumerate(_rows(found, low, high, better))
             ]
         excluded += [
             (arm.label, f"the difference to {baseline.label}", reason) for reason in _asked_apart(arm, baseline, scores)

@@ -29,7 +29,7 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
     if len(alike) < 2:
         return pd.DataFrame(columns=_COLUMNS)
     measured = [MEASURES.index(measure) for measure in _RANKED]
-    benchmarks = list(asked[alike[0].id])
+    benchmarks = list(asked[alike[0].id] or ())
     values, draws = np.zeros((2, len(alike))), np.zeros((2, bootstrap.count, len(alike)))
     for benchmark in benchmarks:
         problems = scores.problems[alike[0].used[0], benchmark]
