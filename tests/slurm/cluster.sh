@@ -8,12 +8,21 @@ state=/var/lib/opd-slurm
 host=$(hostname -s)
 pids=(slurmd-n1 slurmd-n2 slurmd-n3 slurmctld slurmdbd mariadbd munged)
 
+# A daemon that has ended removes its own file, perhaps while it is read.
+pid_of() { cat "$state/$1.pid" 2>/dev/null || true; }
+
 down() {
+  if [ -n "$(pid_of slurmctld)" ]; then
+    # Jobs of daemons that are gone would run on, and hold what they hold.
+    timeout 10 scancel --full --signal=KILL $(timeout 10 squeue -h -o %A 2>/dev/null) 2>/dev/null || true
+    timeout 10 scancel --user=root 2>/dev/null || true
+    for _ in $(seq 50); do [ -z "$(timeout 10 squeue -h 2>/dev/null)" ] && break; sleep 0.2; done
+  fi
   for name in "${pids[@]}"; do
-    if [ -f "$state/$name.pid" ]; then
-      kill "$(cat "$state/$name.pid")" 2>/dev/null || true
-      for _ in $(seq 50); do kill -0 "$(cat "$state/$name.pid")" 2>/dev/null || break; sleep 0.1; done
-    fi
+    pid=$(pid_of "$name")
+    [ -n "$pid" ] || continue
+    kill "$pid" 2>/dev/null || true
+    for _ in $(seq 50); do kill -0 "$pid" 2>/dev/null || break; sleep 0.1; done
   done
   rm -rf "$state"
 }
