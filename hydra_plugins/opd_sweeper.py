@@ -9,9 +9,11 @@ from typing import Any
 
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from sweeps import grid
+from sweeps.compose import composer
+from sweeps.plan import plan
 
 
 class ArmsSweeper(Sweeper):
@@ -26,14 +28,15 @@ class ArmsSweeper(Sweeper):
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Launches; raises what the first failed run raised, after all have ended."""
+        """Checks every run, then launches; raises what the first failed run raised, after all have ended."""
         assert self.config is not None and self.launcher is not None
-        sweep = grid.read(OmegaConf.to_container(self.config.sweep) if "sweep" in self.config else None)
-        arms = grid.arms(sweep)
-        rest = [text for text in arguments if grid.key_of(text).split(".")[0] not in ("sweep", "hydra")]
-        grid.refuse_clashes(rest, arms)
-        batch = [[*arguments, *arm, f"seed={seed}"] for arm in arms for seed in sweep.seeds]
-        self.validate_batch_is_legal(batch)
+        overrides = [text for text in arguments if not grid.key_of(text).startswith("hydra")]
+        with composer() as compose:
+            planned = plan(compose, overrides, ranks=1)
+        planned.refuse_bad()
+        for note in planned.notes:
+            print(f"opd: {note}", flush=True)
+        batch = [[*arguments, *run.arm, f"seed={run.config['seed']}"] for run in planned.runs]
         Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
         ended: Sequence[Any] = self.launcher.launch(batch, initial_job_idx=0)
         for run in ended:

@@ -18,7 +18,7 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         _stop(str(error))
     except RecordError as error:
-        _stop(f"{error}; a record that cannot be read is best moved away")
+        _stop(f"{error}; put that record back, or move it away")
     except BrokenPipeError:
         sys.stderr.close()  # the reader of our output has left; so do we
         sys.exit(141)
@@ -56,7 +56,7 @@ def studies(outputs: str, study: str | None) -> list[Ledger]:
         UserError: where there is none.
     """
     root = Path(outputs)
-    if not root.is_dir():
+    if not outputs or not root.is_dir():
         raise UserError(f"paths.outputs={outputs}: there is no such folder")
     found = [
         Ledger(folder)
@@ -77,12 +77,14 @@ def chosen(seen: Sequence[Seen], given: Mapping[str, str]) -> list[Seen]:
     """The runs that filters leave: `state=failed,lost`, `name=kl_*`, `seed=0,1`, `run=ID` (or the start of one).
 
     Raises:
-        UserError: for a state that there is not, or filters that leave nothing.
+        UserError: for a state that there is not, a seed that is none, or filters that leave nothing.
     """
     states = given["state"].split(",") if "state" in given else list(STATES)
     if wrong := [state for state in states if state not in STATES]:
         raise UserError(f"state={wrong[0]}: there is no such state; there are {', '.join(STATES)}")
     seeds = given["seed"].split(",") if "seed" in given else None
+    if wrong := [seed for seed in seeds or [] if not seed.isdecimal()]:
+        raise UserError(f"seed={wrong[0]}: is no seed; give whole numbers, as seed=0,1")
     found = [
         one
         for one in seen

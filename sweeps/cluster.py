@@ -75,7 +75,7 @@ _OURS = {
 
 def split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """A command's arguments, parted into those of the cluster and the rest."""
-    ours = [text for text in arguments if text.partition("=")[0].lstrip("+").split(".")[0] == "cluster"]
+    ours = [text for text in arguments if text.partition("=")[0].lstrip("+~").split(".")[0] == "cluster"]
     return ours, [text for text in arguments if text not in ours]
 
 
@@ -87,19 +87,28 @@ def read(arguments: Sequence[str]) -> Cluster:
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
     from sweeps.compose import parse
 
-    given = {override.key_or_group: override.value() for override in parse(arguments)}
+    given = {}
+    for text, override in zip(arguments, parse(arguments), strict=True):
+        if override.is_delete():
+            raise UserError(f"{text}: no key of a cluster can be taken out; give it a value")
+        if override.is_sweep_override():
+            raise UserError(f"{text}: gives several values, and a submission goes to one cluster; give one")
+        given[override.key_or_group] = override.value()
     name = given.pop("cluster", "local")
     known = sorted(file.stem for file in (CONF / "cluster").glob("*.yaml"))
     if name not in known:
         raise UserError(f"cluster={name}: there is no such cluster; conf/cluster has {', '.join(known)}")
-    values = OmegaConf.load(CONF / "cluster" / f"{name}.yaml")
     try:
+        values = OmegaConf.load(CONF / "cluster" / f"{name}.yaml")
         for key, value in given.items():
             OmegaConf.update(values, key.removeprefix("cluster."), value, merge=True)
         return parse_cluster(OmegaConf.to_container(values, resolve=True), name)
+    except YAMLError as error:
+        raise UserError(f"cluster={name}: {name}.yaml cannot be read ({' '.join(str(error).split())})") from None
     except OmegaConfBaseException as error:
         raise UserError(f"cluster: {str(error).splitlines()[0]}") from None
 

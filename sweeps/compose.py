@@ -23,14 +23,8 @@ class Composer:
         Raises:
             UserError: for the first thing wrong with it.
         """
-        try:
+        with in_sentences():
             return check.prepare(cli.resolved(self.composed(overrides)))
-        except UserError:
-            raise
-        except Exception as error:
-            if said := cli.mendable(error):
-                raise UserError(said) from None
-            raise
 
     def composed(self, overrides: Sequence[str]) -> Any:
         """What Hydra composes, unresolved."""
@@ -47,13 +41,31 @@ class Composer:
 
 @contextmanager
 def composer() -> Iterator[Composer]:
-    """A composer; composition works only inside the block."""
+    """A composer; composition works only inside the block, where a Hydra that runs us is set aside."""
     from hydra import initialize_config_dir
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
+    from hydra.core.global_hydra import GlobalHydra
 
     cli.register_resolvers()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield Composer(ConfigLoaderImpl)
+    around = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield Composer(ConfigLoaderImpl)
+    finally:
+        if around is not None:
+            GlobalHydra.instance().initialize(around)
+
+
+@contextmanager
+def in_sentences() -> Iterator[None]:
+    """What Hydra and OmegaConf say of a config that cannot be composed becomes a `UserError` of one sentence."""
+    try:
+        yield
+    except Exception as error:
+        if said := cli.mendable(error):
+            raise UserError(said) from None
+        raise
 
 
 def parse(overrides: Sequence[str]) -> list[Any]:
@@ -68,9 +80,12 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     parser, found = OverridesParser.create(), []
     for text in overrides:
         try:
-            found.append(parser.parse_override(text))
+            override = parser.parse_override(text)
         except HydraException:
-            raise UserError(f"{text}: cannot be read; give KEY=VALUE, GROUP=NAME or +experiment=NAME") from None
+            override = None
+        if override is None or not override.key_or_group:
+            raise UserError(f"{text}: cannot be read; give KEY=VALUE, GROUP=NAME or +experiment=NAME")
+        found.append(override)
     return found
 
 

@@ -92,7 +92,7 @@ def recover(book: Ledger) -> None:
     """Settles submissions whose command died between intent and hand-over. The lock must be held.
 
     Raises:
-        UserError: where SLURM must be asked and does not answer.
+        UserError: where SLURM must be asked and does not answer, or the ledger has lost a submission.
     """
     known = {one.id: one for one in book.submissions()}
     for one in known.values():
@@ -107,8 +107,14 @@ def recover(book: Ledger) -> None:
             continue
         book.append("abandoned", submission=one.id, reason="its command died before it was handed over")
     for folder in (book.folder / "submissions").glob("*"):
-        if folder.name not in known:
-            shutil.rmtree(folder)  # its command died before it said what it was about to do
+        if folder.name in known:
+            continue
+        if any((folder / "attempts").glob("*")):
+            raise UserError(
+                f"{book.file}: knows nothing of submission {folder.name}, whose runs have begun; put the ledger back, "
+                "or give study=ANOTHER"
+            )
+        shutil.rmtree(folder)  # its command died before it said what it was about to do
 
 
 def _taken(submission: str, number: int, portion: int) -> list[tuple[str, int, int]]:

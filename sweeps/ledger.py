@@ -26,6 +26,7 @@ from filelock import FileLock, Timeout
 
 from opd import records
 from opd.errors import UserError
+from opd.records import RecordError
 
 
 @dataclass
@@ -84,14 +85,17 @@ class Ledger:
         Raises:
             UserError: where another command holds it for longer than `timeout` seconds.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
         try:
+            self.folder.mkdir(parents=True, exist_ok=True)
             with FileLock(self.folder / "lock", timeout=timeout):
                 yield
         except Timeout:
             raise UserError(
                 f"{self.folder / 'lock'}: another command has held it for {timeout:.0f} s; let it end"
             ) from None
+        except OSError as error:
+            error.filename = error.filename or str(self.folder)  # a write that fails does not say where
+            raise
 
     def append(self, event: str, **content: Any) -> None:
         """Writes one event, whole and to disk. A torn last line of a writer that died is ended first."""
@@ -107,34 +111,54 @@ class Ledger:
         """Every submission, oldest first.
 
         Raises:
-            RecordError: for a ledger that cannot be read.
+            UserError: for a ledger that is damaged.
         """
         found: dict[str, Submission] = {}
-        for event in self._events():
-            known = found.get(event.get("submission", ""))
-            match event["event"]:
-                case "intent":
-                    keys = ("sweep", "cluster", "code", "time", "runs", "portion")
-                    found[event["submission"]] = Submission(event["submission"], **{key: event[key] for key in keys})
-                case "submitted" if known:
-                    known.jobs = [(str(job), first, number) for job, first, number in event["jobs"]]
-                    known.pid, known.host = event["pid"], event["host"]
-                case "abandoned" if known:
-                    known.abandoned = event["reason"]
-                case "cancelled" if known:
-                    known.cancelled |= set(event["runs"])
+        for number, event in self._events():
+            try:
+                _tell(found, event)
+            except (KeyError, TypeError, ValueError) as error:
+                wrong = f"no {error}" if isinstance(error, KeyError) else f"something else than it should ({error})"
+                raise UserError(
+                    f"{self.file}, line {number}: has {wrong}; mend that line or put the file back, for it alone says "
+                    "which jobs are whose"
+                ) from error
         return list(found.values())
 
-    def _events(self) -> Iterator[dict[str, Any]]:
+    def _events(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if not self.file.exists():
             return
-        for line in self.file.read_bytes().split(b"\n"):
+        try:
+            lines = self.file.read_bytes().split(b"\n")
+        except OSError as error:
+            raise UserError(f"{self.file}: cannot be read ({error.strerror}); let it be what it was") from error
+        for number, line in enumerate(lines, 1):
             try:
                 event = json.loads(line)
             except ValueError:
                 continue  # a torn line: its writer died, and what it was about to say is settled from the rest
             if isinstance(event, dict) and "event" in event:
-                yield event
+                yield number, event
+
+
+def _tell(found: dict[str, Submission], event: Mapping[str, Any]) -> None:
+    name = event["submission"]
+    if event["event"] == "intent":
+        keys = ("sweep", "cluster", "code", "time", "runs", "portion")
+        found[name] = Submission(name, **{key: event[key] for key in keys})
+        return
+    # An intent is on disk before anything else is said of it: it cannot have been torn alone.
+    if name not in found:
+        raise ValueError(f"submission {name} was never begun")
+    known = found[name]
+    match event["event"]:
+        case "submitted":
+            known.jobs = [(str(job), first, number) for job, first, number in event["jobs"]]
+            known.pid, known.host = event["pid"], event["host"]
+        case "abandoned":
+            known.abandoned = event["reason"]
+        case "cancelled":
+            known.cancelled |= set(event["runs"])
 
 
 def new_id() -> str:
@@ -155,7 +179,26 @@ def write_submission(
     records.write_whole(folder / "tasks.json", json.dumps(list(runs)))
 
 
+def read_submission(folder: Path) -> tuple[list[str], dict[str, Any]]:
+    """The runs of a submission by their place, and where it went; raises `RecordError`."""
+    try:
+        runs = json.loads((folder / "tasks.json").read_bytes())
+    except (OSError, ValueError) as error:
+        raise RecordError(f"{folder / 'tasks.json'}: cannot be read ({error})") from error
+    where = records.read_json(folder / "cluster.json")
+    if not isinstance(runs, list) or not {"kind", "max_parallel", "max_retries"} <= where.keys():
+        raise RecordError(f"{folder}: tasks.json and cluster.json are not those of a submission")
+    return runs, where
+
+
 def attempts(folder: Path, run: str) -> list[dict[str, Any]]:
-    """The events of a run's attempts under one submission, oldest first."""
+    """The events of a run's attempts under one submission, oldest first; raises `RecordError`."""
     file = folder / "attempts" / f"{run}.jsonl"
-    return list(records.read_lines(file)) if file.exists() else []
+    found = list(records.read_lines(file)) if file.exists() else []
+    for line in found:
+        if missing := _ATTEMPT.get(line.get("event", ""), {"event"}) - line.keys():
+            raise RecordError(f"{file}: a line has no {min(missing)!r}")
+    return found
+
+
+_ATTEMPT = {"start": set(), "end": {"status", "verdict"}}

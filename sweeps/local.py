@@ -1,6 +1,5 @@
 """Runs of a submission on this machine: `python -m sweeps.local SUBMISSION` outlives the terminal that started it."""
 
-import json
 import os
 import signal
 import subprocess
@@ -11,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from opd.errors import UserError
-from sweeps.ledger import Ledger
+from sweeps.ledger import Ledger, read_submission
 
 POLL = 0.2  # seconds between looks at the processes
 
@@ -62,8 +61,8 @@ def run(submission: Path) -> None:
             lock.acquire()
         except Timeout:
             raise UserError(f"{submission}: has a runner already") from None
-    runs = json.loads((submission / "tasks.json").read_text())
-    limit = json.loads((submission / "cluster.json").read_text())["max_parallel"]
+    runs, settings = read_submission(submission)
+    limit = settings["max_parallel"]
     waiting, running, leaving = list(range(len(runs))), {}, []
     signal.signal(signal.SIGTERM, lambda number, _: leaving.append(number))
     while waiting or running:
@@ -100,5 +99,7 @@ def _start(submission: Path, place: int, run: str) -> subprocess.Popen:
 
 
 if __name__ == "__main__":
+    from sweeps import cli
+
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    run(Path(sys.argv[1]))
+    cli.run(lambda arguments: run(Path(arguments[0])))

@@ -5,11 +5,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opd import check, cli, records
+from opd import check, records
 from opd.config import RunConfig
 from opd.errors import UserError
 from sweeps import grid
-from sweeps.compose import Composer
+from sweeps.compose import Composer, in_sentences, parse
 from sweeps.grid import Arm, Sweep
 
 
@@ -18,22 +18,41 @@ class Planned:
     """One run: its identity, the arm it is of, its resolved config."""
 
     id: str
-    arm: str
+    arm: Arm
     config: dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a sweep comes to. `bad` are the runs that may not start, with the reason; `twins` pairs of arms that differ
-    in nothing but their name.
+    """What a sweep comes to.
+
+    `twins` are pairs of an arm that is run and one that would repeat it, for it differs in nothing, or in nothing but
+    its name; `bad` are the arms that may not start, with the reason.
     """
 
     sweep: Sweep
     study: Path
     num_arms: int
     runs: list[Planned]
-    bad: list[tuple[str, str]]
     twins: list[tuple[str, str]]
+    bad: list[tuple[str, str]]
+
+    @property
+    def notes(self) -> list[str]:
+        """What the user may not expect, a sentence each."""
+        return [f"{other} is the same run as {one}, and is not run again" for one, other in self.twins]
+
+    def refuse_bad(self) -> None:
+        """Raises `UserError`, which lists every arm that may not start."""
+        if not self.bad:
+            return
+        number = f"{len(self.bad)} of {self.num_arms} arms"
+        said = f"sweep={self.sweep.name}: {number} may not start, so nothing is submitted:"
+        if len(self.bad) == 1:
+            raise UserError(f"{said} {self.bad[0][0]}: {self.bad[0][1]}")
+        if len(reasons := {reason for _, reason in self.bad}) == 1:
+            raise UserError(f"{said} {reasons.pop()}")
+        raise UserError(said + "".join(f"\n  {arm}: {reason}" for arm, reason in self.bad))
 
 
 def plan(composer: Composer, overrides: Sequence[str], *, ranks: int) -> Plan:
@@ -44,19 +63,13 @@ def plan(composer: Composer, overrides: Sequence[str], *, ranks: int) -> Plan:
     """
     mine, rest = _split(overrides)
     grid.refuse_clashes(rest, [])
-    try:
+    with in_sentences():
         sweep = grid.read(_node(composer.composed([*mine, *rest])))
-    except UserError:
-        raise
-    except Exception as error:
-        if said := cli.mendable(error):
-            raise UserError(said) from None
-        raise
     arms = grid.arms(sweep)
     grid.refuse_clashes(rest, arms)
     if fixed := sorted(grid.keys(arms) & {"study", "paths.outputs", "paths.models", "paths.data"}):
         raise UserError(f"{fixed[0]}: is no axis, for a sweep's runs lie together; set it beside +sweep={sweep.name}")
-    found: dict[str, Planned] = {}
+    found: list[Planned] = []
     bad, study = [], None
     for arm in arms:
         try:
@@ -64,16 +77,31 @@ def plan(composer: Composer, overrides: Sequence[str], *, ranks: int) -> Plan:
                 _shareable(config, ranks)
                 run = _planned(arm, config)
                 study = Path(run.config["paths"]["outputs"]) / config.study
-                found.setdefault(run.id, run)
+                found.append(run)
         except UserError as error:
-            bad.append((" ".join(arm) or "default", str(error)))
-    return Plan(sweep, study or Path(), len(arms), list(found.values()), bad, _twins(list(found.values())))
+            bad.append((shown(arm), str(error)))
+    return Plan(sweep, study or Path(), len(arms), *_once(found, sweep.baseline), bad=bad)
+
+
+def shown(arm: Arm) -> str:
+    """An arm as one would type it."""
+    return " ".join(arm) or "default"
 
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
+    parsed = parse(overrides)
     mine = [text for text in overrides if grid.key_of(text).split(".")[0] == "sweep"]
-    if not any(text.startswith("+sweep=") for text in mine):
+    named = [text.removeprefix("+sweep=") for text in mine if text.startswith("+sweep=")]
+    if not named:
         grid.read(None)
+    if len(named) > 1 or "," in named[0]:
+        raise UserError(
+            f"+sweep={','.join(named)}: is more than one sweep; submit them one after another (a run that two share is "
+            "one run), or give one and sweep.include=[…]"
+        )
+    for text, override in zip(overrides, parsed, strict=True):
+        if text in mine and override.is_sweep_override():
+            raise UserError(f"{text}: gives several values; a list is written in brackets, as sweep.seeds=[0,1]")
     if hydra := [text for text in overrides if grid.key_of(text).startswith("hydra")]:
         raise UserError(f"{hydra[0]}: belongs to python -m opd.train -m; here the cluster is chosen with cluster=NAME")
     return mine, [text for text in overrides if text not in mine]
@@ -81,8 +109,14 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
 
 def _node(composed: Any) -> Any:
     from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
 
-    return OmegaConf.to_container(composed.sweep, resolve=True, throw_on_missing=True)
+    if "sweep" not in composed:
+        return None
+    try:
+        return OmegaConf.to_container(composed.sweep, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{error.full_key or 'sweep'}: {str(error).splitlines()[0]}") from None
 
 
 def _seeds(composer: Composer, overrides: Sequence[str], seeds: Sequence[int]) -> list[RunConfig]:
@@ -100,7 +134,7 @@ def _planned(arm: Arm, config: RunConfig) -> Planned:
     for key in ("outputs", "models", "data"):
         if content["paths"][key] is not None:
             content["paths"][key] = str(Path(content["paths"][key]).absolute())
-    return Planned(identity, " ".join(arm) or "default", content)
+    return Planned(identity, arm, content)
 
 
 def _shareable(config: RunConfig, ranks: int) -> None:
@@ -111,12 +145,16 @@ def _shareable(config: RunConfig, ranks: int) -> None:
         )
 
 
-def _twins(runs: Sequence[Planned]) -> list[tuple[str, str]]:
-    seen: dict[str, Planned] = {}
-    twins = []
+def _once(runs: Sequence[Planned], baseline: str) -> tuple[list[Planned], list[tuple[str, str]]]:
+    """Each run once, and which arm stands for which: the baseline for its twins, else the first of them."""
+    alike: dict[str, list[Planned]] = {}
     for run in runs:
-        key = records.config_hash({**run.config, "name": ""}) + str(run.config["seed"])
-        other = seen.setdefault(key, run)
-        if other.config["name"] != run.config["name"]:
-            twins.append((other.config["name"], run.config["name"]))
-    return list(dict.fromkeys(twins))
+        alike.setdefault(records.config_hash({**run.config, "name": ""}) + str(run.config["seed"]), []).append(run)
+    kept = [next((run for run in group if run.config["name"] == baseline), group[0]) for group in alike.values()]
+    twins = {
+        (shown(one.arm), shown(run.arm)): None
+        for one, group in zip(kept, alike.values(), strict=True)
+        for run in group
+        if run is not one
+    }
+    return kept, list(twins)

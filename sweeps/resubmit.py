@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> None:
     filters = {"state": retried} | filters
     if wrong := [one for one in filters["state"].split(",") if one in state.STATES and one not in state.RESUMABLE]:
         raise UserError(f"state={wrong[0]}: such runs need no other try; of use are {', '.join(state.RESUMABLE)}")
+    if mine:
+        cluster.read(mine)
     books = cli.studies(filters.get("paths.outputs", "outputs"), filters.get("study"))
     tried = sum(again(book, filters, mine, flags) for book in books)
     if not tried:

@@ -194,8 +194,11 @@ def _held(folder: Path) -> bool:
 
 
 def _by_owner(ledger: Ledger, seen: Seen, submission: Submission, place: int, answers: _Answers) -> None:
-    past = attempts(ledger.submission_folder(submission.id), seen.run)
-    if not past and seen.state not in ("running", "finished"):
+    try:
+        past = attempts(ledger.submission_folder(submission.id), seen.run)
+    except RecordError as error:
+        past, seen.note = [], str(error)
+    if not past and seen.note is None and seen.state not in ("running", "finished"):
         # What its records say is of an earlier submission.
         seen.state = "queued"
     if past and past[-1]["event"] == "start":

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from opd import records
-from opd.errors import UserError
 from opd.records import RunDir
 from sweeps import cli, cluster, compose, slurm, snapshot, state
 from sweeps.cluster import Cluster, Slurm
@@ -31,8 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     largest = slurm.require() if isinstance(where, Slurm) and "--dry-run" not in flags else 0
     with compose.composer() as composer:
         planned = plan(composer, overrides, ranks=where.ranks)
-    if planned.bad:
-        raise UserError(_all_bad(planned))
+    planned.refuse_bad()
     book = Ledger(planned.study)
     if "--dry-run" in flags:
         show(planned, where, state.look(book, [run.id for run in planned.runs]).runs)
@@ -68,8 +66,8 @@ def show(planned: Plan, where: Cluster, seen: Sequence[state.Seen]) -> list[Plan
     print(f"  to do      {len(parts['to do'])}")
     print(f"  where      {_where(where)}")
     print(f"  GPU-hours  {estimate(planned, parts['to do'], of, where)}")
-    for one, other in planned.twins:
-        print(f"  note       {one} and {other} differ in nothing but their name")
+    for note in planned.notes:
+        print(f"  note       {note}")
     return parts["to do"]
 
 
@@ -102,12 +100,6 @@ def _where(where: Cluster) -> str:
         place = f"SLURM, {where.nodes} nodes × {where.ranks_per_node} ranks a run, {where.time} min"
         return f"{place}{f', partition {where.partition}' if where.partition else ''}, {where.max_parallel} at once"
     return f"this machine, {where.ranks} ranks a run, {where.max_parallel} at once"
-
-
-def _all_bad(planned: Plan) -> str:
-    listed = "".join(f"\n  {arm}: {reason}" for arm, reason in planned.bad)
-    number = f"{len(planned.bad)} of {planned.num_arms} arms"
-    return f"sweep={planned.sweep.name}: {number} may not start, so nothing is submitted:{listed}"
 
 
 if __name__ == "__main__":

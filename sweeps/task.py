@@ -21,7 +21,7 @@ from typing import Any, Literal
 from opd import records
 from opd.records import RunDir
 from sweeps import slurm
-from sweeps.ledger import Ledger, attempts
+from sweeps.ledger import Ledger, attempts, read_submission
 
 PREEMPTED, REFUSED = 75, 2  # opd.train's exit statuses
 
@@ -40,11 +40,17 @@ class Task:
 
     @classmethod
     def read(cls, submission: Path, place: int) -> "Task":
-        run = json.loads((submission / "tasks.json").read_text())[place]
-        config = submission / "configs" / f"{run}.yaml"
-        content = json.loads(config.read_text())
-        folder = Path(content["paths"]["outputs"]) / content["study"] / run
-        return cls(submission, run, config, RunDir(folder), json.loads((submission / "cluster.json").read_text()))
+        """Raises `RecordError` where the submission is damaged."""
+        runs, where = read_submission(submission)
+        if place >= len(runs):
+            raise records.RecordError(f"{submission / 'tasks.json'}: has no run at place {place}")
+        config = submission / "configs" / f"{runs[place]}.yaml"
+        content = records.read_json(config)
+        try:
+            folder = Path(content["paths"]["outputs"]) / content["study"] / runs[place]
+        except (KeyError, TypeError):
+            raise records.RecordError(f"{config}: is not the config of a run") from None
+        return cls(submission, runs[place], config, RunDir(folder), where)
 
     def command(self) -> list[str]:
         """What starts the run's ranks."""
@@ -160,4 +166,6 @@ def main(submission: Path, place: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), sum(map(int, sys.argv[2:]))))
+    from sweeps import cli
+
+    cli.run(lambda arguments: sys.exit(main(Path(arguments[0]), sum(map(int, arguments[1:])))))

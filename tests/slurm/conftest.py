@@ -12,6 +12,7 @@ import pytest
 
 from tests.integration.conftest import models, small_run  # noqa: F401
 
+ROOT = Path(__file__).parents[2]
 MISSING = "there is no SLURM of three nodes here; tests/slurm/cluster.sh up starts one, as root"
 # Nodes that are all this host have no addresses of their own, and its jobs must not meet at one port.
 MEET = 'cluster.setup=["export MASTER_ADDR=127.0.0.1 MASTER_PORT=$((20000 + SLURM_JOB_ID % 20000)) OMP_NUM_THREADS=1"]'
@@ -42,10 +43,9 @@ def slurm() -> None:
 
 def command(module: str, *arguments: str, ok: bool = True, timeout: float = 300) -> subprocess.CompletedProcess:
     """`python -m sweeps.<module>` from this checkout."""
-    root = Path(__file__).parents[2]
     done = subprocess.run(
         [sys.executable, "-m", f"sweeps.{module}", *arguments],
-        cwd=root,
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=timeout,

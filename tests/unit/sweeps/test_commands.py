@@ -34,6 +34,13 @@ from sweeps.task import Task, verdict
         (["cluster=slurm", "cluster.sbatch={array:1}"], "cluster.sbatch.array: the submission sets this itself"),
         (["cluster=slurm", "cluster.sbatch={time:5}"], "cluster.sbatch.time: the submission sets this itself; set"),
         (["cluster=slurm", "cluster.setup=module"], "cluster.setup='module': should be a valid array"),
+        (["cluster=local,slurm"], "cluster=local,slurm: gives several values, and a submission goes to one cluster"),
+        (["cluster.max_parallel=1,2"], "cluster.max_parallel=1,2: gives several values"),
+        (["~cluster.ranks"], "~cluster.ranks: no key of a cluster can be taken out; give it a value"),
+        (["cluster="], "cluster=: there is no such cluster"),
+        (["cluster"], "cluster: cannot be read; give KEY=VALUE"),
+        (["cluster=slurm", "cluster.time=0"], "cluster.time=0: should be greater than or equal to 1"),
+        (["cluster=slurm", "cluster.sbatch=x"], "cluster.sbatch='x': should be an object"),
     ],
 )  # fmt: skip
 def test_a_cluster_that_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], said: str):
@@ -62,6 +69,14 @@ def outputs(tmp_path: Path) -> Path:
         (status, ["stat=failed"], "stat=failed: is no argument here; give study=…, paths.outputs=…"),
         (status, ["name=kl_*"], "name=kl_*: no run is that"),
         (status, ["--wach"], "--wach: is no flag here"),
+        (status, ["seed=zero"], "seed=zero: is no seed; give whole numbers, as seed=0,1"),
+        (status, ["study="], "holds no study"),
+        (status, ["study=../main"], "study=../main: there is no such study in"),
+        (resubmit, ["cluster=nonsense"], "cluster=nonsense: there is no such cluster"),
+        (resubmit, ["run=kl"], "run=kl state=failed,lost,timeout: no run is that"),
+        (cancel, ["study=main", "run=kl"], "run=kl: no run is that"),
+        (cancel, ["study=other"], "study=other: there is no such study in"),
+        (prune, ["state=failed"], "state=failed: is no argument here"),
         (resubmit, ["state=finished"], "state=finished: such runs need no other try"),
         (resubmit, ["seed=7"], "seed=7 state=failed,lost,timeout: no run is that"),
         (cancel, [], "study: must be named, as study=NAME"),
@@ -81,8 +96,9 @@ def test_a_command_that_cannot_be_obeyed_is_refused_in_one_sentence(command, arg
 
 
 def test_outputs_that_are_not_there_are_said(tmp_path: Path):
-    with pytest.raises(UserError, match="there is no such folder"):
-        status.main([f"paths.outputs={tmp_path / 'nowhere'}"])
+    for nowhere in (tmp_path / "nowhere", ""):
+        with pytest.raises(UserError, match="there is no such folder"):
+            status.main([f"paths.outputs={nowhere}"])
 
 
 def test_slurm_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

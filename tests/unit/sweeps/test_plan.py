@@ -6,6 +6,7 @@ import pytest
 
 from opd import check, records
 from opd.errors import UserError
+from sweeps import grid
 from sweeps.compose import Composer, composer
 from sweeps.plan import plan
 from tests.integration.conftest import composed
@@ -37,6 +38,15 @@ def test_a_config_is_what_hydra_composes(overrides: list[str], compose: Composer
     GlobalHydra.instance().initialize(held)
 
 
+def test_a_hydra_that_is_at_work_is_there_again_afterwards(compose: Composer):
+    from hydra.core.global_hydra import GlobalHydra
+
+    held = GlobalHydra.instance().hydra
+    with composer() as another:
+        assert GlobalHydra.instance().hydra is not held and another.config([]).gamma == 0
+    assert GlobalHydra.instance().hydra is held and held is not None
+
+
 def test_runs_that_two_sweeps_share_are_one_run(compose: Composer):
     plans = [plan(compose, [f"+sweep={name}"], ranks=1) for name in ("stability", "gamma", "everything")]
     ids = [{run.id for run in found.runs} for found in plans]
@@ -57,9 +67,28 @@ def test_all_bad_arms_are_listed(compose: Composer):
     assert len(found.bad) == 3 and all("shaping.anchor" in reason for _, reason in found.bad)
 
 
-def test_arms_that_differ_in_nothing_but_their_name_are_told(compose: Composer):
-    assert plan(compose, ["+sweep=epochs", "epochs=3"], ranks=1).twins == [("mis", "two_epochs")]
+def test_arms_that_differ_in_nothing_but_their_name_are_one_run(compose: Composer):
+    found = plan(compose, ["+sweep=epochs", "epochs=3", "sweep.seeds=[0,1]"], ranks=1)
+    assert found.twins == [("+experiment=mis", "+experiment=two_epochs")]
+    assert [(run.config["name"], run.config["seed"]) for run in found.runs] == [("mis", 0), ("mis", 1)]
     assert plan(compose, ["+sweep=epochs"], ranks=1).twins == []
+
+
+def test_an_arm_written_in_two_ways_is_one_run(compose: Composer):
+    found = plan(compose, ["+sweep=gamma", "sweep.grid=[{gamma:[0,0.0]}]", "sweep.seeds=[0]"], ranks=1)
+    assert found.num_arms == 2 and len(found.runs) == 1 and found.twins == [("gamma=0", "gamma=0.0")]
+
+
+def test_of_twins_the_baseline_is_run(compose: Composer):
+    grid = "sweep.grid=[{name:[other,mis]}]"
+    (run,) = plan(compose, ["+sweep=gamma", grid, "sweep.seeds=[0]"], ranks=1).runs
+    assert run.config["name"] == "mis"
+
+
+@pytest.mark.parametrize("name", [*grid.names()])
+def test_no_two_arms_of_a_published_sweep_are_one_run(name: str, compose: Composer):
+    found = plan(compose, [f"+sweep={name}", "sweep.seeds=[0]"], ranks=1)
+    assert found.bad == [] and found.twins == []
 
 
 @pytest.mark.parametrize(
@@ -76,6 +105,24 @@ def test_arms_that_differ_in_nothing_but_their_name_are_told(compose: Composer):
         (["+sweep=gamma", "sweep.grid=[{study:[a,b]}]"], "study: is no axis"),
         (["+sweep=gamma", "scale=nonsense"], "scale=nonsense: there is no such choice"),
         (["+sweep=gamma", "nonsense=1"], "nonsense: there is no such key"),
+        (["+sweep=gamma", "+sweep=epochs"], "+sweep=gamma,epochs: is more than one sweep; submit them one after an"),
+        (["+sweep=gamma,epochs"], "+sweep=gamma,epochs: is more than one sweep"),
+        (["+sweep=gamma", "sweep.seeds=0,1"], "sweep.seeds=0,1: gives several values; a list is written in brackets"),
+        (["+sweep=gamma", "~sweep"], "sweep: no sweep is chosen"),
+        (["+sweep=gamma", "~sweep.grid"], "sweep.grid: is missing; give it a value"),
+        (["+sweep=gamma", "sweep.grid=[]"], "sweep.grid: sweep=gamma has no arms"),
+        (["+sweep=gamma", "sweep.grid=[gamma]"], "sweep.grid.0='gamma': should be an object"),
+        (
+            ["+sweep=gamma", 'sweep.grid=[{gamma:["${nowhere}"]}]'],
+            "sweep.grid[0].gamma[0]: Interpolation key 'nowhere'",
+        ),
+        (["+sweep=gamma", "sweep.grid=[{+experiment:[nonsense]}]"], "experiment=nonsense: there is no such choice"),
+        (["+sweep=gamma", "sweep.grid=[{nonsense:[a]}]"], "nonsense: there is no such key"),
+        (["+sweep=gamma", "epochs=[1,2"], "epochs=[1,2: cannot be read; give KEY=VALUE"),
+        (["+sweep=gamma", "=1"], "=1: cannot be read; give KEY=VALUE"),
+        (["+sweep=gamma", "study=a/b"], "study='a/b': string should match pattern"),
+        (["+sweep=gamma", "paths.outputs="], "paths.outputs='': string should have at least 1 character"),
+        (["+sweep=gamma", "gamma=2"], "gamma=2: should be less than or equal to 1"),
     ],
 )
 def test_what_cannot_be_planned_is_refused_in_one_sentence(overrides: list[str], said: str, compose: Composer):

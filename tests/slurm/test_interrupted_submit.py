@@ -1,0 +1,66 @@
+"""A submission that is ended as sbatch takes its array: SLURM has it or has not, and the next submission knows."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeps.ledger import Ledger
+from tests.slurm.conftest import CLUSTER, ROOT, command
+from tests.slurm.test_sweep import until
+
+SBATCH = """#!/bin/sh
+{before}
+{sbatch} "$@"
+status=$?
+{after}
+exit $status
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("taken", [False, True], ids=["before", "after"])
+def test_what_slurm_took_is_found_by_its_name_and_the_rest_is_submitted_again(
+    small_run: list[str], tmp_path: Path, number: int, taken: bool
+):
+    """The sbatch that is found first ends the command that calls it, and calls the real one, or does not."""
+    sbatch, end = shutil.which("sbatch"), f"kill -{number} $PPID; sleep 1"
+    (tmp_path / "bin").mkdir()
+    script = SBATCH.format(sbatch=sbatch, before="" if taken else f"{end}; exit 1", after=end if taken else "")
+    (tmp_path / "bin" / "sbatch").write_text(script)
+    (tmp_path / "bin" / "sbatch").chmod(0o755)
+    arguments = [
+        "+sweep=gamma", "sweep.seeds=[0,1]", "sweep.grid=[{gamma:[0.5]}]", *small_run,
+        f"paths.outputs={tmp_path / 'outputs'}", *CLUSTER, "cluster.ranks_per_node=1",
+    ]  # fmt: skip
+    ended = subprocess.run(
+        [sys.executable, "-m", "sweeps.submit", *arguments],
+        cwd=ROOT, capture_output=True, text=True, check=False,
+        env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
+    )  # fmt: skip
+    assert ended.returncode == (130 if number == signal.SIGINT else -number), ended
+    assert "Traceback" not in ended.stderr
+    book = Ledger(tmp_path / "outputs" / "main")
+    (first,) = book.submissions()
+    assert not first.submitted and not first.abandoned
+
+    said = command("submit", *arguments).stdout
+    assert ("to do      0" if taken else "to do      2") in said
+    found = book.submissions()
+    assert [one.abandoned is None for one in found] == ([True] if taken else [False, True])
+    outputs = tmp_path / "outputs"
+    seen = until(outputs, lambda seen: {run["state"] for run in seen.values()} == {"finished"}, "all finished")
+    assert len(seen) == 2 and {run["attempts"] for run in seen.values()} == {1}
+    names = [f"--name=opd-{one.id}-0" for one in found]
+    arrays = {
+        row.partition("_")[0]
+        for name in names
+        for row in subprocess.run(
+            ["sacct", "-n", "-P", "-X", name, "--format=JobID"], capture_output=True, text=True, check=True
+        ).stdout.split()
+    }
+    assert arrays == {found[-1].jobs[0][0]}

@@ -1,0 +1,95 @@
+"""A submission onto a disk that does not take it: real file systems, one sentence that says what and where."""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from sweeps import submit
+from sweeps.handover import recover
+from sweeps.ledger import Ledger
+
+ROOT = os.geteuid() == 0
+SWEEP = ("+sweep=gamma", "sweep.seeds=[0]")
+
+
+@pytest.fixture
+def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
+    """Mounts a small file system, or skips where that is not allowed."""
+    places = []
+
+    def mount(*arguments: str) -> Path:
+        place = tmp_path / f"mount{len(places)}"
+        place.mkdir()
+        done = subprocess.run(["mount", *arguments, str(place)], capture_output=True, text=True, check=False)
+        if done.returncode:
+            pytest.skip(f"no file system can be mounted here: {done.stderr.strip()}")
+        places.append(place)
+        return place
+
+    yield mount
+    for place in places:
+        subprocess.run(["umount", str(place)], check=True)
+
+
+@pytest.mark.skipif(not ROOT, reason="mounting a small disk wants root")
+def test_a_full_disk_is_said_and_leaves_nothing_half_submitted(mounted, refused):
+    disk = mounted("-t", "tmpfs", "-o", "size=128k", "none")
+    said = refused(submit, *SWEEP, f"paths.outputs={disk}")
+    assert "No space left on device" in said and str(disk) in said and "free some space" in said
+    book = Ledger(disk / "main")
+    assert not [one for one in book.submissions() if one.abandoned is None]
+    subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
+    with book.lock():
+        recover(book)
+    assert not list((book.folder / "submissions").glob("*"))
+
+
+@pytest.mark.skipif(not ROOT, reason="mounting a small disk wants root")
+def test_a_disk_that_is_read_only_is_said(mounted, refused):
+    disk = mounted("-t", "tmpfs", "-o", "ro", "none")
+    said = refused(submit, *SWEEP, f"paths.outputs={disk}")
+    assert "Read-only file system" in said and str(disk) in said and "paths.outputs=DIR" in said
+
+
+@pytest.mark.skipif(not ROOT or not shutil.which("mkfs.btrfs"), reason="a quota is tried on btrfs, by root")
+def test_a_quota_that_is_used_up_is_said(mounted, refused, tmp_path: Path):
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(120 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", str(image)], check=True, capture_output=True)
+    disk = mounted("-o", "loop", str(image))
+    for words in (
+        ["quota", "enable", disk],
+        ["subvolume", "create", disk / "mine"],
+        ["qgroup", "limit", "100k", disk / "mine"],
+    ):
+        subprocess.run(["btrfs", *map(str, words)], check=True, capture_output=True)
+    said = refused(submit, *SWEEP, f"paths.outputs={disk / 'mine'}")
+    assert "Disk quota exceeded" in said and str(disk) in said and "the quota is used up" in said
+
+
+def test_outputs_that_may_not_be_written_are_said(refused, tmp_path_factory: pytest.TempPathFactory):
+    # In a folder that others may enter, for root is nobody for a moment: root may write everywhere.
+    folder = Path("/tmp" if ROOT else tmp_path_factory.mktemp("outputs")) / f"opd-not-ours-{os.getpid()}"
+    folder.mkdir(mode=0o555)
+    try:
+        if ROOT:
+            os.seteuid(65534)
+        said = refused(submit, *SWEEP, f"paths.outputs={folder}")
+    finally:
+        if ROOT:
+            os.seteuid(0)
+        shutil.rmtree(folder)
+    assert "Permission denied" in said and str(folder) in said and "choose a folder that can be written" in said
+
+
+@pytest.mark.parametrize("place", ["outputs", "outputs/main", "outputs/main/.sweep"])
+def test_a_file_where_a_folder_should_be_is_said(refused, tmp_path: Path, place: str):
+    (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / place).write_text("")
+    said = refused(submit, *SWEEP, f"paths.outputs={tmp_path / 'outputs'}")
+    assert "a file stands where a folder is needed" in said and str(tmp_path / place) in said

@@ -1,0 +1,128 @@
+"""Successive halving on records: who is stopped, against an enumeration, and by the command on a real ledger."""
+
+import itertools
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from opd.records import RunDir, Status
+from sweeps import halve, state
+from sweeps.cluster import Local
+from sweeps.halve import stopped
+from sweeps.ledger import Ledger, write_submission
+from sweeps.score import score
+
+RUNGS = (10, 20)
+# Eight arms by hand: 4 of 8 pass the first rung, 2 of 4 the second.
+SCORES = {
+    "a": (0.9, 0.1), "b": (0.8, 0.7), "c": (0.7, 0.6), "d": (0.6, 0.9),
+    "e": (0.5, 1.0), "f": (0.4, 1.0), "g": (0.3, 1.0), "h": (0.2, 1.0),
+}  # fmt: skip
+
+
+def test_the_better_half_goes_on_at_each_rung():
+    found = {one.arm: (one.rung, one.value, one.kept) for one in stopped(SCORES, RUNGS, 0.5)}
+    assert found == {
+        "e": (10, 0.5, 4), "f": (10, 0.4, 4), "g": (10, 0.3, 4), "h": (10, 0.2, 4),
+        "c": (20, 0.6, 2), "a": (20, 0.1, 2),
+    }  # fmt: skip
+
+
+def test_an_arm_is_stopped_only_when_it_is_certain_to_be_out_whoever_comes_first():
+    """Every order of arrival of four arms: what is stopped grows, and ends at what all records together give."""
+    arms, whole = ("a", "b", "e", "f"), {one.arm for one in stopped({k: SCORES[k] for k in "abef"}, RUNGS, 0.5)}
+    assert whole == {"e", "f", "a"}
+    for order in itertools.permutations([(arm, rung) for arm in arms for rung in (0, 1)]):
+        known, before = {arm: [math.nan, math.nan] for arm in arms}, set()
+        for arm, rung in order:
+            known[arm][rung] = SCORES[arm][rung]
+            now = {one.arm for one in stopped(known, RUNGS, 0.5)}
+            assert before <= now <= whole, order
+            before = now
+        assert before == whole
+
+
+@pytest.mark.parametrize(
+    ("number", "keep", "left"), [(1, 0.5, 1), (2, 0.5, 1), (3, 0.5, 2), (9, 1 / 3, 3), (10, 1 / 3, 4), (10, 0.99, 10)]
+)
+def test_the_share_that_goes_on_is_rounded_up(number: int, keep: float, left: int):
+    assert number - len(stopped({f"arm{i:02}": (i / 10,) for i in range(number)}, (5,), keep)) == left
+
+
+def run_of(folder: Path, step: int, values: dict[int, float]) -> None:
+    folder.mkdir(parents=True)
+    then = "2026-01-01T00:00:00+00:00"
+    RunDir(folder).write_status(Status("running", step, 100, None, then, then, "elsewhere", None, 1))
+    for number in range(1, step + 1):
+        line = {"step": number} | ({"evaluate/mean@8": values[number]} if number in values else {})
+        RunDir(folder).append_metrics(line)
+
+
+def test_a_score_is_the_largest_or_latest_evaluation_up_to_a_step(tmp_path: Path):
+    run_of(tmp_path / "run", 40, {10: 0.3, 20: 0.5, 30: 0.4, 40: 0.9})
+    asked = [("mean@8 last", 35), ("mean@8 max", 35), ("mean@8 last", math.inf), ("mean@8 last", 20)]
+    assert [score(tmp_path / "run", metric, until=step) for metric, step in asked] == [0.4, 0.5, 0.9, 0.5]
+    assert math.isnan(score(tmp_path / "run", "mean@8 last", until=9))
+    assert math.isnan(score(tmp_path / "run", "best@8 max"))
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> Ledger:
+    """Four arms of two seeds on another machine; one seed of the worst arm is not at the rung yet."""
+    book = Ledger(tmp_path / "main")
+    runs = []
+    for arm, value in {"a": 0.9, "b": 0.8, "c": 0.3, "d": 0.1}.items():
+        for seed in (0, 1):
+            runs.append(f"{arm}-01234567-s{seed}")
+            late = arm == "d" and seed == 1
+            run_of(book.study / runs[-1], 9 if late else 15, {} if late else {10: value + seed / 100})
+    where = Local("local", max_parallel=8, ranks=1, max_retries=0)
+    folder = book.submission_folder("one")
+    write_submission(folder, where.__dict__, runs, [{} for _ in runs], "c")
+    book.append("intent", submission="one", sweep="gamma", cluster="local", code="c", runs=runs, portion=8)
+    book.append("submitted", submission="one", jobs=[], pid=1, host="elsewhere")
+    for run in runs:
+        (folder / "attempts" / f"{run}.jsonl").write_text(json.dumps({"event": "start"}) + "\n")
+    return book
+
+
+def test_the_command_ends_all_seeds_of_an_arm_that_is_out_and_no_other(book: Ledger, capsys):
+    from filelock import FileLock
+
+    given = ["study=main", f"paths.outputs={book.study.parent}", "rungs=10", "metric=mean@8 last"]
+    with FileLock(book.submission_folder("one") / "runner.lock"):  # as a runner that lives
+        halve.main([*given, "--dry-run"])
+        assert "would end 2 runs, 8 go on" in capsys.readouterr().out
+        assert not book.submissions()[0].cancelled
+        halve.main(given)
+    said = capsys.readouterr().out
+    assert "c-01234567-s0: mean@8 last 0.3050 at step 10, not among the 2 best" in said
+    assert "ended 2 runs, 6 go on" in said
+    assert book.submissions()[0].cancelled == {"c-01234567-s0", "c-01234567-s1"}
+    assert local_cancelled(book) == book.submissions()[0].cancelled
+    assert {one.state for one in state.look(book).runs if one.name == "c"} == {"cancelled"}
+
+
+def local_cancelled(book: Ledger) -> set[str]:
+    from sweeps import local
+
+    return local.cancelled(book.submission_folder("one"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "study: must be given, as in study=NAME rungs=30,90"),
+        (["study=main", "metric=mean@8 last"], "rungs: must be given"),
+        (["study=main", "rungs=30,10", "metric=mean@8 last"], "rungs=30,10: should be steps in rising order"),
+        (["study=main", "rungs=ten", "metric=mean@8 last"], "rungs=ten: should be steps"),
+        (["study=main", "rungs=0", "metric=mean@8 last"], "rungs=0: should be steps"),
+        (["study=main", "rungs=10", "metric=accuracy"], "metric=accuracy: is no metric; give mean@K"),
+        (["study=main", "rungs=10", "metric=mean@8 last", "keep=1"], "keep=1: should be a share between 0 and 1"),
+        (["study=main", "rungs=10", "metric=mean@8 last", "keep=1/0"], "keep=1/0: should be a share"),
+    ],
+)
+def test_what_cannot_be_halved_is_refused_in_one_sentence(refused, arguments: list[str], said: str, tmp_path: Path):
+    assert said in refused(halve, *arguments, f"paths.outputs={tmp_path}")
