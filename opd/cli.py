@@ -12,8 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from opd.config import CONF
 from opd.errors import UserError
+from opd.places import CONF
 
 
 def register_resolvers() -> None:

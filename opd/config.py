@@ -9,7 +9,6 @@ import json
 import reprlib
 from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
-from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, get_args
 
@@ -18,14 +17,12 @@ from pydantic.dataclasses import dataclass
 
 from opd.data.arithmetic import Domain
 from opd.errors import UserError
+from opd.places import CONF as CONF
 from opd.recipe import STRICT, Count, NonNegative, Positive, Recipe, Text
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
-
-# Values, and nothing else.
-CONF = Path(__file__).resolve().parent.parent / "conf"
 
 # A method node: `_target_` and that function's knobs.
 Node = dict[str, Any]

@@ -1,5 +1,6 @@
 """What this package's commands share: flags, which study, and saying what is wrong in one sentence."""
 
+import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
@@ -97,6 +98,15 @@ def chosen(seen: Sequence[Seen], given: Mapping[str, str]) -> list[Seen]:
         filters = " ".join(f"{key}={given[key]}" for key in ("name", "seed", "run", "state") if key in given)
         raise UserError(f"{filters}: no run is that")
     return found
+
+
+def hours(seconds: float) -> str:
+    """A length of time to read: `40 s`, `12 min`, `3.5 h`."""
+    if not math.isfinite(seconds):
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def _stop(sentence: str, status: int = 2) -> None:

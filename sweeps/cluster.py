@@ -2,7 +2,6 @@
 
 import difflib
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import fields
 from typing import Annotated, Any, Literal
@@ -10,8 +9,8 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from opd.config import CONF
 from opd.errors import UserError
+from opd.places import CONF
 from opd.recipe import STRICT, Count, Text
 
 Number = Annotated[int, Field(ge=0)]
@@ -147,12 +146,3 @@ def _consistent(slurm: Slurm) -> None:
         )
     if slurm.gpus_per_rank > 1:
         raise UserError(f"cluster.gpus_per_rank={slurm.gpus_per_rank}: a rank drives one GPU; add ranks_per_node")
-
-
-def hours(seconds: float) -> str:
-    """A length of time to read: `40 s`, `12 min`, `3.5 h`."""
-    if not math.isfinite(seconds):
-        return "?"
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

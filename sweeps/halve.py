@@ -74,26 +74,32 @@ def halve(book: Ledger, rungs: Sequence[int], metric: str, keep: float, *, tell_
 
 
 def stopped(scores: Mapping[str, Sequence[float]], rungs: Sequence[int], keep: float) -> list[Stopped]:
-    """The arms that are out, each at its first rung; `scores` has a number a rung for every arm, NaN where unknown.
+    """The arms that are certain to be out; `scores` has a number a rung for every arm, NaN where it is yet to come.
 
     Of n arms in the field at a rung ceil(keep * n) go on. Of equal ones the first by name does.
     """
     out: dict[str, Stopped] = {}
-    size = len(scores)
+    through, size = set(scores), len(scores)
     for place, rung in enumerate(rungs):
         size = math.ceil(keep * size)
-        there = sorted(
-            (-values[place], arm) for arm, values in scores.items() if arm not in out and not math.isnan(values[place])
-        )
-        for value, arm in there[size:]:
-            out[arm] = Stopped(arm, rung, -value, size)
+        left = {arm: scores[arm][place] for arm in scores if arm not in out}
+        waiting = sum(map(math.isnan, left.values()))
+        ranks = sorted((-value, arm) for arm, value in left.items() if not math.isnan(value))
+        # An arm that may yet be out at a rung before beats nobody here; one that may yet come may beat everybody.
+        passed = 0
+        for value, arm in ranks:
+            if passed >= size:
+                out[arm] = Stopped(arm, rung, -value, size)
+            passed += arm in through
+        through &= {arm for better, (_, arm) in enumerate(ranks) if better + waiting < size}
     return list(out.values())
 
 
 def _at(book: Ledger, seeds: Sequence[Seen], metric: str, rung: int) -> float:
-    """An arm's score at a rung, once all of its seeds have come that far."""
-    reached = [one.step >= rung or one.state == "finished" for one in seeds]
-    return mean([score(book.study / one.run, metric, until=rung) for one in seeds]) if all(reached) else math.nan
+    """An arm's score at a rung, once all of its seeds have come that far; less than any where one never will."""
+    if all(one.step >= rung or one.state == "finished" for one in seeds):
+        return mean([score(book.study / one.run, metric, until=rung) for one in seeds])
+    return math.nan if all(one.live or one.state in ("finished", "pending") for one in seeds) else -math.inf
 
 
 def _rungs(text: str) -> list[int]:

@@ -2,6 +2,7 @@
 lock writes.
 
     ledger.jsonl                   one event a line: intent, submitted, abandoned, cancelled
+    finished.json                  what finished runs said at the end, to be read fast; may be deleted
     code/<hash>/                   the code and config of submissions; queued runs run from here
     submissions/<id>/
       cluster.json tasks.json      where, and the runs by their place in the array

@@ -9,9 +9,12 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from opd.errors import UserError
-from sweeps.cluster import Slurm
+
+if TYPE_CHECKING:  # pydantic is slow to import, and a look at a study needs none of it
+    from sweeps.cluster import Slurm
 
 # Of SLURM's states, those in which a job may still come to run, and those in which it does.
 WAITING = {"PENDING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "SPECIAL_EXIT", "RESV_DEL_HOLD"}
@@ -68,7 +71,7 @@ def require() -> int:
 
 
 def submit(
-    slurm: Slurm,
+    slurm: "Slurm",
     *,
     name: str,
     command: Sequence[str],
@@ -165,7 +168,7 @@ def requeue_this_job() -> None:
     ask("scontrol", "requeue", f"{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ['SLURM_ARRAY_TASK_ID']}")
 
 
-def python(slurm: Slurm) -> str:
+def python(slurm: "Slurm") -> str:
     """The Python that runs use."""
     return slurm.python or sys.executable
 

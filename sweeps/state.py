@@ -1,6 +1,5 @@
 """What state every run of a study is in: by its own records, checked against who runs it."""
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -13,6 +12,7 @@ from filelock import FileLock, Timeout
 
 from opd.records import RecordError, RunDir, Status
 from sweeps import local, slurm
+from sweeps.glance import Glances
 from sweeps.ledger import Ledger, Submission, attempts
 
 STATES = ("queued", "running", "preempted", "finished", "failed", "refused", "timeout", "lost", "cancelled", "pending")
@@ -56,8 +56,11 @@ class Look:
     troubles: list[str]
 
 
-def look(ledger: Ledger, only: Iterable[str] | None = None, *, metrics: bool = True) -> Look:
+def look(
+    ledger: Ledger, only: Iterable[str] | None = None, *, metrics: bool = True, glances: Glances | None = None
+) -> Look:
     """The state of every run of a study (of `only` these), by name and seed. Writes nothing."""
+    glances = glances or Glances(ledger.study)
     submissions = ledger.submissions()
     owners: dict[str, tuple[Submission, int]] = {}
     for submission in submissions:
@@ -65,16 +68,18 @@ def look(ledger: Ledger, only: Iterable[str] | None = None, *, metrics: bool = T
             owners |= {run: (submission, place) for place, run in enumerate(submission.runs)}
     found, troubles = {}, []
     for run in sorted(set(only) if only is not None else _folders(ledger.study) | owners.keys()):
-        folder = RunDir(ledger.study / run)
         try:
-            found[run] = folder.status() if folder.status_file.exists() else None
+            found[run] = glances.status(run)
         except RecordError as error:
             troubles.append(str(error))
             found[run] = None
     answers = _Answers(
         ledger, {run: owners[run][0] for run, status in found.items() if _open(status) and run in owners}
     )
-    seen = [_seen(ledger, run, status, owners.get(run), answers, metrics) for run, status in found.items()]
+    seen = [_seen(ledger, run, status, owners.get(run), answers) for run, status in found.items()]
+    for one in seen if metrics else []:
+        if (status := found[one.run]) is not None:
+            _last_metrics(glances, one, status)
     return Look(seen, troubles + answers.troubles)
 
 
@@ -82,8 +87,10 @@ def settle(ledger: Ledger, runs: Iterable[Seen]) -> list[str]:
     """Writes into the records of runs that still call themselves running what really became of them."""
     settled = []
     for seen in runs:
+        if seen.state not in ("lost", "timeout", "cancelled"):
+            continue
         folder = RunDir(ledger.study / seen.run)
-        if seen.state not in ("lost", "timeout", "cancelled") or not folder.status_file.exists():
+        if not folder.status_file.exists():
             continue
         with suppress(Timeout, OSError, RecordError), FileLock(folder.path / ".lock", timeout=0):
             if folder.status().state == "running":
@@ -134,7 +141,6 @@ def _seen(
     status: Status | None,
     owner: tuple[Submission, int] | None,
     answers: _Answers,
-    metrics: bool,
 ) -> Seen:
     identity = _RUN_ID.fullmatch(run)
     seen = Seen(
@@ -164,8 +170,6 @@ def _seen(
             seen.state, seen.error = "running", None
     elif owner is not None:
         seen.job = owner[0].job_of(owner[1])
-    if metrics and status is not None:
-        _last_metrics(ledger, seen)
     return seen
 
 
@@ -270,26 +274,9 @@ def _ended(seen: Seen, state: str, said: str) -> None:
     seen.state, seen.error = state, f"SLURM ended job {seen.job} as {said}"
 
 
-_SHOWN = ("divergence/reverse_kl", "entropy/student")
-
-
-def _last_metrics(ledger: Ledger, seen: Seen) -> None:
-    last = _last_line(RunDir(ledger.study / seen.run).metrics_file)
-    shown = [key for key in last if key in _SHOWN or re.fullmatch(r"evaluate/(mean|best)@\d+", key)]
-    seen.metrics = {key: last[key] for key in shown if last[key] is not None}
+def _last_metrics(glances: Glances, seen: Seen, status: Status) -> None:
+    seen.metrics = glances.metrics(seen.run, status)
     if seen.live and seen.num_steps:
+        last = glances.last(seen.run)
         seconds = sum(value for key, value in last.items() if key.startswith("time/") and value is not None)
         seen.left = seconds * (seen.num_steps - seen.step) if seconds else None
-
-
-def _last_line(file: Path, tail: int = 16_384) -> dict[str, Any]:
-    """The last whole line of a file of JSON lines; empty without one."""
-    try:
-        with open(file, "rb") as lines:
-            end = lines.seek(0, os.SEEK_END)
-            lines.seek(max(0, end - tail))
-            whole = lines.read().rpartition(b"\n")[0].rpartition(b"\n")[2]
-        found = json.loads(whole)
-        return found if isinstance(found, dict) else {}
-    except (OSError, ValueError):
-        return {}

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from opd.cli import key_values
 from sweeps import cli, state
-from sweeps.cluster import hours
+from sweeps.glance import Glances
 from sweeps.state import Seen
 
 FLAGS = {"--watch": "shows the table anew every few seconds", "--json": "prints one JSON object a run"}
@@ -43,7 +43,9 @@ def gather(given: Mapping[str, str]) -> tuple[list[Seen], list[str]]:
     """The runs that the filters leave, and what could not be found out; settles what it finds settled."""
     seen, troubles = [], []
     for book in cli.studies(given.get("paths.outputs", "outputs"), given.get("study")):
-        found = state.look(book)
+        glances = Glances(book.study)
+        found = state.look(book, glances=glances)
+        glances.keep()
         state.settle(book, found.runs)
         seen += found.runs
         troubles += found.troubles
@@ -77,7 +79,7 @@ def _row(one: Seen, several: bool) -> tuple[str, ...]:
         f"{one.step}/{one.num_steps}" if one.num_steps else "",
         mean,
         "" if kl is None else f"{kl:.4f}",
-        "" if one.left is None else hours(one.left),
+        "" if one.left is None else cli.hours(one.left),
         one.job or "",
         one.node or "",
         str(one.attempts or ""),

@@ -85,7 +85,7 @@ def estimate(planned: Plan, to_do: Sequence[Planned], seen: dict[str, state.Seen
         return "unknown until a run of this sweep has made a step"
     kind = "GPU" if isinstance(where, Slurm) and where.gpus_per_rank else "CPU-rank"
     total = statistics.median(known) * len(to_do) * where.ranks / 3600
-    return f"about {total:.3g} {kind}-hours ({cluster.hours(statistics.median(known))} a run)"
+    return f"about {total:.3g} {kind}-hours ({cli.hours(statistics.median(known))} a run)"
 
 
 def _metrics(folder: Path) -> list[dict]:
