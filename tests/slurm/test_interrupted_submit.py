@@ -55,6 +55,8 @@ def test_what_slurm_took_is_found_by_its_name_and_the_rest_is_submitted_again(
     outputs = tmp_path / "outputs"
     seen = until(outputs, lambda seen: {run["state"] for run in seen.values()} == {"finished"}, "all finished")
     assert len(seen) == 2 and {run["attempts"] for run in seen.values()} == {1}
+    printed = b"".join(log.read_bytes() for log in book.submission_folder(found[-1].id).glob("logs/*.log"))
+    assert b"4/4" in printed and b"\x1b" not in printed and b"\r" not in printed  # no progress bars in a log
     names = [f"--name=opd-{one.id}-0" for one in found]
     arrays = {
         row.partition("_")[0]
