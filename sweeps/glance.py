@@ -39,9 +39,9 @@ class Glances:
         except (FileNotFoundError, NotADirectoryError):
             return None
         stamp = [now.st_size, now.st_mtime_ns]
-        kept = self._kept.get(run)
-        if kept is not None and kept[0] == stamp:
-            return Status(**kept[1])
+        with suppress(LookupError, TypeError):  # not kept, or by another version of this
+            if self._kept[run][0] == stamp and isinstance(self._kept[run][2], dict):
+                return Status(**self._kept[run][1])
         status = RunDir(Path(self._study, run)).status()
         if status.state == "finished":
             self._kept[run] = [stamp, asdict(status), shown(self.last(run))]

@@ -5,10 +5,12 @@ that has ended without a word are set right.
 """
 
 import json
+import shutil
 import sys
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from opd.cli import key_values
 from sweeps import cli, state
@@ -24,19 +26,24 @@ def main(arguments: Sequence[str]) -> None:
     """The command; raises `UserError`."""
     flags, rest = cli.flags(arguments, FLAGS)
     given = key_values(rest, KEYS)
-    while True:
-        seen, troubles = gather(given)
-        if "--json" in flags:
-            print("\n".join(json.dumps(state.as_record(one)) for one in seen))
-        else:
-            if "--watch" in flags:
-                print("\x1b[2J\x1b[H", end="")
-            print(table(seen))
-        for trouble in troubles:
-            print(f"opd: warning: {trouble}", file=sys.stderr)
-        if "--watch" not in flags:
-            return
-        time.sleep(INTERVAL)
+    if "--watch" in flags:
+        with suppress(KeyboardInterrupt):  # how one leaves
+            while True:
+                _look(given, flags, shutil.get_terminal_size().lines if sys.stdout.isatty() else None)
+                time.sleep(INTERVAL)
+    else:
+        _look(given, flags, None)
+
+
+def _look(given: Mapping[str, str], flags: set[str], height: int | None) -> None:
+    seen, troubles = gather(given)
+    if "--json" in flags:
+        print("\n".join(json.dumps(state.as_record(one)) for one in seen), flush=True)
+    else:
+        text = table(seen if height is None else first_the_live(seen), height and height - len(troubles))
+        print(text if height is None else f"\x1b[2J\x1b[H{text}", flush=True)
+    for trouble in troubles:
+        print(f"opd: warning: {trouble}", file=sys.stderr)
 
 
 def gather(given: Mapping[str, str]) -> tuple[list[Seen], list[str]]:
@@ -55,16 +62,28 @@ def gather(given: Mapping[str, str]) -> tuple[list[Seen], list[str]]:
 COLUMNS = ("run", "state", "step", "mean@k", "reverse_kl", "left", "job", "node", "tries", "")
 
 
-def table(seen: Sequence[Seen]) -> str:
-    """A line a run, and how many are in which state."""
+# What one looks for in a table that is longer than the screen comes first.
+_ORDER = ("running", "failed", "lost", "timeout", "refused", "preempted", "queued", "cancelled", "pending", "finished")
+
+
+def first_the_live(seen: Sequence[Seen]) -> list[Seen]:
+    """Running ones, then those that want something done, then the rest."""
+    return sorted(seen, key=lambda one: _ORDER.index(one.state))
+
+
+def table(seen: Sequence[Seen], height: int | None = None) -> str:
+    """A line a run, and how many are in which state; of more than `height` lines the first."""
     if not seen:
         return "no runs"
     several = len({one.study for one in seen}) > 1
-    rows = [COLUMNS, *(_row(one, several) for one in seen)]
+    number = len(seen) if height is None or len(seen) + 4 <= height else max(1, height - 5)
+    rows = [COLUMNS, *(_row(one, several) for one in seen[:number])]
     widths = [max(len(row[place]) for row in rows) for place in range(len(COLUMNS) - 1)]
     lines = [
         "  ".join([*(f"{cell:<{w}}" for cell, w in zip(row, widths, strict=False)), row[-1]]).rstrip() for row in rows
     ]
+    if number < len(seen):
+        lines.append(f"… and {len(seen) - number} more")
     counts = Counter(one.state for one in seen)
     total = ", ".join(f"{counts[name]} {name}" for name in state.STATES if counts[name])
     return "\n".join([*lines, "", f"{len(seen)} runs: {total}"])
