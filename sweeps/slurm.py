@@ -1,5 +1,6 @@
 """SLURM, by its own commands, and by submitit where a script is made and submitted."""
 
+import io
 import os
 import re
 import shlex
@@ -7,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -117,10 +119,12 @@ def submit(
     executor.parameters["map_count"] = tasks
     try:
         # The batch shell makes way for the task, which must live to see what became of a run that SLURM ends.
-        return executor._submit_command("exec " + shlex.join(command) + " $SLURM_ARRAY_TASK_ID").job_id
+        with redirect_stderr(io.StringIO()):  # submitit prints what the error says too
+            return executor._submit_command("exec " + shlex.join(command) + " $SLURM_ARRAY_TASK_ID").job_id
     except (FailedJobError, FailedSubmissionError) as error:
-        said = [line for line in str(error).splitlines() if "error:" in line or "sbatch:" in line] or [str(error)]
-        raise UserError(f"cluster=slurm: sbatch refuses: {said[-1].split('error: ')[-1].strip()}") from None
+        lines = [re.sub(r"^sbatch: (error: )?", "", line).strip() for line in str(error).splitlines()]
+        said = "; ".join(line for line in lines if line and not line.startswith('Try "sbatch'))
+        raise UserError(f"cluster=slurm: sbatch refuses: {said or 'without a word'}") from None
 
 
 def jobs(ids: Iterable[str]) -> dict[str, Job]:

@@ -32,11 +32,11 @@ def sweep(small_run: list[str], tmp_path: Path) -> list[str]:
     [
         ("cluster.partition=nonsense", "sbatch refuses: .*nvalid partition name specified"),
         ("cluster.constraint=nonsense", "sbatch refuses: .*nvalid feature specification"),
-        ("cluster.nodes=9", "sbatch refuses: .*(Node count|node configuration)"),
-        ("cluster.mem=900G", "sbatch refuses: .*(emory specification|node configuration)"),
+        ("cluster.gpus_per_rank=1", "sbatch refuses: Invalid generic resource"),
+        ("cluster.mem=900G", "sbatch refuses: Memory specification can not be satisfied; .*node configuration"),
         ("cluster.sbatch={exclude:nowhere}", "sbatch refuses: .*nvalid node name"),
         ("cluster.sbatch={nonsense:1}", "sbatch refuses: .*unrecognized option.*--nonsense"),
-        ("cluster.sbatch={begin:sometimes}", "sbatch refuses: .*nvalid .*sometimes"),
+        ("cluster.sbatch={begin:sometimes}", "sbatch refuses: .*nvalid time specification .*sometimes"),
     ],
 )
 def test_what_sbatch_refuses_is_said_in_its_words(sweep: list[str], tmp_path: Path, given: str, said: str):
@@ -44,6 +44,16 @@ def test_what_sbatch_refuses_is_said_in_its_words(sweep: list[str], tmp_path: Pa
     assert re.search(said, refused("submit", *sweep, *cluster, given))
     (one,) = Ledger(tmp_path / "main").submissions()
     assert one.abandoned and not one.jobs
+
+
+def test_a_job_that_no_partition_can_ever_run_is_queued_with_slurms_reason(sweep: list[str], tmp_path: Path):
+    command("submit", *sweep, *[text for text in CLUSTER if "nodes" not in text], "cluster.nodes=9")
+    limit = time.monotonic() + 60
+    while "PartitionNodeLimit" not in (said := command("status", f"paths.outputs={tmp_path}").stdout):
+        assert time.monotonic() < limit, said
+        time.sleep(1)
+    assert "1 queued" in said
+    command("cancel", "study=main", f"paths.outputs={tmp_path}")
 
 
 @pytest.fixture
