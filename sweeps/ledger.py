@@ -95,7 +95,8 @@ class Ledger:
                 f"{self.folder / 'lock'}: another command has held it for {timeout:.0f} s; let it end"
             ) from None
         except OSError as error:
-            error.filename = error.filename or str(self.folder)  # a write that fails does not say where
+            # A write that fails does not say where, a copy says from where first.
+            error.filename = error.filename2 or error.filename or str(self.folder)
             raise
 
     def append(self, event: str, **content: Any) -> None:
