@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from opd.records import RunDir
 from sweeps.ledger import Ledger
+from sweeps.snapshot import PARTS
 
 ROOT = Path(__file__).parents[2]
 
@@ -99,15 +101,20 @@ def test_only_finished_runs_lose_checkpoints_and_only_the_periodic(swept):
     assert {path.name for path in folder.checkpoints.iterdir()} == {"final"} < there
 
 
-def test_a_study_is_not_continued_with_other_code_unasked(swept, tmp_path: Path):
-    book = Ledger(swept[1] / "main")
-    before = book.file.read_bytes()
-    try:
-        book.file.write_bytes(before.replace(book.submissions()[-1].code.encode(), b"0123456789ab"))
-        refused = command("submit", *swept[0], "name=another", "sweep.grid=[{gamma:[0.0]}]", ok=False)
-        assert "was of other code" in refused.stderr and refused.stderr.count("\n") == 1
-    finally:
-        book.file.write_bytes(before)
+def test_a_study_is_not_continued_from_a_checkout_of_other_code_unasked(swept, tmp_path: Path):
+    for part in PARTS:
+        shutil.copytree(ROOT / part, tmp_path / part, ignore=shutil.ignore_patterns("__pycache__"))
+    with open(tmp_path / "opd" / "errors.py", "a") as file:
+        file.write("# another checkout\n")
+    before = Ledger(swept[1] / "main").file.read_bytes()
+    arguments = [text for text in swept[0] if not text.startswith("sweep.grid")]
+    refused = subprocess.run(
+        [sys.executable, "-m", "sweeps.submit", *arguments, "sweep.grid=[{gamma:[0.25]}]"],
+        cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert refused.returncode == 2 and "was of other code" in refused.stderr and refused.stderr.count("\n") == 1
+    assert "--new-code to let its other runs be of this code" in refused.stderr
+    assert Ledger(swept[1] / "main").file.read_bytes() == before
 
 
 def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(small_run: list[str], tmp_path: Path):
