@@ -125,7 +125,13 @@ def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(small_run:
         "evaluate.at_start=false",
         f"paths.outputs={tmp_path}",
     ]
-    arguments = ["+sweep=epochs", "sweep.seeds=[0]", "sweep.grid=[{name:[long]},{name:[never],gamma:[0.5]}]", *small_run, *steps]
+    arguments = [
+        "+sweep=epochs",
+        "sweep.seeds=[0]",
+        "sweep.grid=[{name:[long]},{name:[never],gamma:[0.5]}]",
+        *small_run,
+        *steps,
+    ]
     command("submit", *arguments)
     until(tmp_path, lambda seen: seen["long"]["step"] >= 2)
     assert "ended 2 runs" in command("cancel", "study=main", f"paths.outputs={tmp_path}").stdout
