@@ -1,7 +1,7 @@
 """Search by Optuna: `python -m opd.train -m hydra/sweeper=optuna 'optim.lr=tag(log, interval(1e-6, 1e-3))' …`.
 
-Axes are overrides with several values, in Hydra's syntax: `interval(a, b)`, logarithmic where tagged `log`, whole
-numbers where both ends are; `range(a, b, step)`; `choice(a, b)` or `a,b`.
+Axes are overrides with several values, in Hydra's syntax: `interval(a, b)`, logarithmic where tagged `log`, in whole
+numbers as `int(interval(a, b))`; `range(a, b, step)`; `choice(a, b)` or `a,b`.
 """
 
 import math

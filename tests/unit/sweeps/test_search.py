@@ -1,0 +1,44 @@
+"""What a search asks for: Hydra's axes as Optuna's, and what is refused."""
+
+import re
+
+import pytest
+
+from opd.errors import UserError
+
+optuna = pytest.importorskip("optuna", reason="Optuna is not installed; make setup EXTRAS=optuna")
+
+
+def test_axes_on_the_command_line_are_optunas_distributions():
+    from hydra_plugins.opd_search import _axes
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    given = ["optim.lr=tag(log, interval(1e-6, 1e-3))", "gamma=interval(0, 0.9)", "epochs=int(interval(1, 4))"]
+    listed = ["whitening=none,batch", "divergence.alpha=range(0, 1, 0.5)", "num_steps=4", "+experiment=mis"]
+    fixed, axes = _axes([*given, *listed])
+    assert fixed == ["num_steps=4", "+experiment=mis"]
+    assert axes == {
+        "optim.lr": FloatDistribution(1e-6, 1e-3, log=True),
+        "gamma": FloatDistribution(0.0, 0.9),
+        "epochs": IntDistribution(1, 4),
+        "whitening": CategoricalDistribution(["none", "batch"]),
+        "divergence.alpha": CategoricalDistribution(["0.0", "0.5"]),
+    }
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["gamma=0.5"], "hydra/sweeper=optuna: there is no axis; give one, as"),
+        (["gamma=0,1", "seed=0,1"], "seed=0,1: axes clash: the seeds of a trial are hydra.sweeper.seeds=[…]"),
+        (["gamma=0,1", "+sweep=gamma"], "+sweep=gamma: is a grid, which needs no search; leave it out"),
+        (["optim.lr=tag(log, interval(0, 1))"], "optim.lr=tag(log, interval(0, 1)): is no interval"),
+        (["gamma=interval(0,"], "gamma=interval(0,: cannot be read"),
+    ],
+)
+def test_axes_that_make_no_sense_are_refused_in_one_sentence(arguments: list[str], said: str):
+    from hydra_plugins.opd_search import _axes
+
+    with pytest.raises(UserError, match=re.escape(said)) as refused:
+        _axes(arguments)
+    assert "\n" not in str(refused.value)
