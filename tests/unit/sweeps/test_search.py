@@ -10,8 +10,9 @@ optuna = pytest.importorskip("optuna", reason="Optuna is not installed; make set
 
 
 def test_axes_on_the_command_line_are_optunas_distributions():
-    from hydra_plugins.opd_search import _axes
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    from hydra_plugins.opd_search import _axes
 
     given = ["optim.lr=tag(log, interval(1e-6, 1e-3))", "gamma=interval(0, 0.9)", "epochs=int(interval(1, 4))"]
     listed = ["whitening=none,batch", "divergence.alpha=range(0, 1, 0.5)", "num_steps=4", "+experiment=mis"]
