@@ -24,6 +24,7 @@ def submitted(outputs: Path, *, kill_at: int | None = None, number: int = signal
     steps.unlink(missing_ok=True)
     child = os.fork()
     if child == 0:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a shell started us in the background
         null = os.open(os.devnull, os.O_RDWR)
         for stream in (0, 1, 2):
             os.dup2(null, stream)

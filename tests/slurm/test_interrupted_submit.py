@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -37,9 +38,11 @@ def test_what_slurm_took_is_found_by_its_name_and_the_rest_is_submitted_again(
         "+sweep=gamma", "sweep.seeds=[0,1]", "sweep.grid=[{gamma:[0.5]}]", *small_run,
         f"paths.outputs={tmp_path / 'outputs'}", *CLUSTER, "cluster.ranks_per_node=1",
     ]  # fmt: skip
+    # Ignored where a shell started us in the background.
+    heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
     ended = subprocess.run(
         [sys.executable, "-m", "sweeps.submit", *arguments],
-        cwd=ROOT, capture_output=True, text=True, check=False,
+        cwd=ROOT, capture_output=True, text=True, check=False, preexec_fn=heeding,
         env=os.environ | {"PATH": f"{tmp_path / 'bin'}:{os.environ['PATH']}"},
     )  # fmt: skip
     assert ended.returncode == (130 if number == signal.SIGINT else -number), ended

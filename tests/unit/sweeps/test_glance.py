@@ -2,6 +2,11 @@
 
 import json
 import os
+import pty
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -119,18 +124,17 @@ def test_a_long_table_is_cut_to_the_screen_with_what_runs_on_top(tmp_path: Path)
     assert len(status.table(seen, 34).splitlines()) == len(status.table(seen).splitlines()) == 33
 
 
+def interruptible() -> None:
+    """What a shell starts in the background ignores Ctrl-C, and so would these tests' processes."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_a_watch_is_left_with_ctrl_c(tmp_path: Path):
     """In a terminal of its own: the screen is cleared for each table, and Ctrl-C ends it without a word."""
-    import pty
-    import signal
-    import subprocess
-    import sys
-    import time
-
     write(tmp_path / "main", "finished")
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "sweeps.status", "--watch", f"paths.outputs={tmp_path}"]
-    watch = subprocess.Popen(command, stdout=theirs, stderr=theirs)
+    watch = subprocess.Popen(command, stdout=theirs, stderr=theirs, preexec_fn=interruptible)
     os.close(theirs)
     said, limit = b"", time.monotonic() + 60
     while b"1 runs: 1 finished" not in said and time.monotonic() < limit:
