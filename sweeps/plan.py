@@ -26,8 +26,9 @@ class Planned:
 class Plan:
     """What a sweep comes to.
 
-    `twins` are pairs of an arm that is run and one that would repeat it, for it differs in nothing, or in nothing but
-    its name; `bad` are the arms that may not start, with the reason.
+    `twins` are pairs of arms that are one run, however they are written; `alike` are pairs that differ in nothing but
+    their name, and are two runs, for a report knows arms by their names; `bad` are the arms that may not start, with
+    the reason.
     """
 
     sweep: Sweep
@@ -35,12 +36,15 @@ class Plan:
     num_arms: int
     runs: list[Planned]
     twins: list[tuple[str, str]]
+    alike: list[tuple[str, str]]
     bad: list[tuple[str, str]]
 
     @property
     def notes(self) -> list[str]:
         """What the user may not expect, a sentence each."""
-        return [f"{other} is the same run as {one}, and is not run again" for one, other in self.twins]
+        once = [f"{other} is the same run as {one}, and is not run again" for one, other in self.twins]
+        alike = "differ in nothing but their name, and will have the same numbers"
+        return once + [f"{one} and {other} {alike}" for one, other in self.alike]
 
     def refuse_bad(self) -> None:
         """Raises `UserError`, which lists every arm that may not start."""
@@ -80,7 +84,7 @@ def plan(composer: Composer, overrides: Sequence[str], *, ranks: int) -> Plan:
                 found.append(run)
         except UserError as error:
             bad.append((shown(arm), str(error)))
-    return Plan(sweep, study or Path(), len(arms), *_once(found, sweep.baseline), bad=bad)
+    return Plan(sweep, study or Path(), len(arms), *_twins(found), bad=bad)
 
 
 def shown(arm: Arm) -> str:
@@ -145,16 +149,17 @@ def _shareable(config: RunConfig, ranks: int) -> None:
         )
 
 
-def _once(runs: Sequence[Planned], baseline: str) -> tuple[list[Planned], list[tuple[str, str]]]:
-    """Each run once, and which arm stands for which: the baseline for its twins, else the first of them."""
-    alike: dict[str, list[Planned]] = {}
+def _twins(runs: Sequence[Planned]) -> tuple[list[Planned], list[tuple[str, str]], list[tuple[str, str]]]:
+    """Each run once; pairs of arms that are one run; pairs of arms that differ in nothing but their name."""
+    kept: dict[str, Planned] = {}
+    unnamed: dict[str, Planned] = {}
+    same: dict[tuple[str, str], None] = {}
+    alike: dict[tuple[str, str], None] = {}
     for run in runs:
-        alike.setdefault(records.config_hash({**run.config, "name": ""}) + str(run.config["seed"]), []).append(run)
-    kept = [next((run for run in group if run.config["name"] == baseline), group[0]) for group in alike.values()]
-    twins = {
-        (shown(one.arm), shown(run.arm)): None
-        for one, group in zip(kept, alike.values(), strict=True)
-        for run in group
-        if run is not one
-    }
-    return kept, list(twins)
+        if (one := kept.setdefault(run.id, run)) is not run:
+            same[shown(one.arm), shown(run.arm)] = None
+            continue
+        content = records.config_hash({**run.config, "name": ""}) + str(run.config["seed"])
+        if (one := unnamed.setdefault(content, run)) is not run:
+            alike[shown(one.arm), shown(run.arm)] = None
+    return list(kept.values()), list(same), list(alike)

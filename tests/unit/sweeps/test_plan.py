@@ -67,22 +67,18 @@ def test_all_bad_arms_are_listed(compose: Composer):
     assert len(found.bad) == 3 and all("shaping.anchor" in reason for _, reason in found.bad)
 
 
-def test_arms_that_differ_in_nothing_but_their_name_are_one_run(compose: Composer):
+def test_arms_that_differ_in_nothing_but_their_name_are_told(compose: Composer):
     found = plan(compose, ["+sweep=epochs", "epochs=3", "sweep.seeds=[0,1]"], ranks=1)
-    assert found.twins == [("+experiment=mis", "+experiment=two_epochs")]
-    assert [(run.config["name"], run.config["seed"]) for run in found.runs] == [("mis", 0), ("mis", 1)]
-    assert plan(compose, ["+sweep=epochs"], ranks=1).twins == []
+    assert found.alike == [("+experiment=mis", "+experiment=two_epochs")] and found.twins == []
+    assert "+experiment=mis and +experiment=two_epochs differ in nothing but their name" in found.notes[0]
+    assert len(found.runs) == 4
+    assert plan(compose, ["+sweep=epochs"], ranks=1).notes == []
 
 
 def test_an_arm_written_in_two_ways_is_one_run(compose: Composer):
     found = plan(compose, ["+sweep=gamma", "sweep.grid=[{gamma:[0,0.0]}]", "sweep.seeds=[0]"], ranks=1)
     assert found.num_arms == 2 and len(found.runs) == 1 and found.twins == [("gamma=0", "gamma=0.0")]
-
-
-def test_of_twins_the_baseline_is_run(compose: Composer):
-    grid = "sweep.grid=[{name:[other,mis]}]"
-    (run,) = plan(compose, ["+sweep=gamma", grid, "sweep.seeds=[0]"], ranks=1).runs
-    assert run.config["name"] == "mis"
+    assert found.notes == ["gamma=0.0 is the same run as gamma=0, and is not run again"] and found.alike == []
 
 
 @pytest.mark.parametrize("name", [*grid.names()])
