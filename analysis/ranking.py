@@ -42,6 +42,8 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
     rows = []
     for (which, score), value, drawn in zip(_RANKED, values.round(12), draws.round(12), strict=True):
         known = np.flatnonzero(~np.isnan(value))
+        if not len(known):  # damage hides every best score
+            continue
         found = ranks(value[known], drawn[:, known], level=LEVEL)
         columns = (found.rank, found.low, found.high, found.best)
         rows += [(alike[at].id, score, which, *map(float, row)) for at, *row in zip(known, *columns, strict=True)]

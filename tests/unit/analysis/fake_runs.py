@@ -46,7 +46,7 @@ def write_run(root: Path, fake: Fake, *, folder: str | None = None) -> RunDir:
         "study": fake.study,
         "seed": fake.seed,
         "num_steps": fake.num_steps,
-        "evaluate": {"k": fake.k, "every": fake.every, "benchmarks": sorted(fake.benchmarks)},
+        "evaluate": {"k": fake.k, "every": fake.every, "at_start": True, "benchmarks": sorted(fake.benchmarks)},
         **fake.config,
     }
     run = RunDir(root / (folder or f"{fake.study}/{run_id(config)}"))
