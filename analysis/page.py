@@ -57,7 +57,7 @@ GROUPS = {
     "seeds": ("Seeds", "How far runs of one config lie apart.", ""),
     "training": ("Training", "What each step recorded, as a moving average (α = {alpha}).", ""),
 }
-DETAILS = ("settings", "ranking", "scores", "differences", "runs", "answers", "excluded")
+DETAILS = ("settings", "verdicts", "ranking", "scores", "differences", "runs", "answers", "excluded")
 MANY = 12  # arms: of more, curves begin with those of one comparison
 SHOWN_AT_FIRST = 8  # of the arms that belong to no published comparison
 
@@ -88,12 +88,18 @@ def html_page(
     template, css, script = (_read(name) for name in ("report.html.jinja", "report.css", "report.js"))
     scripts = (get_plotlyjs(), script)
     data, tokens = page_data(results, panels, members)
+    first = list(tables)[: list(tables).index("summary") + 1]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         headline=headline,
         tables=tables,
         groups=_groups(panels, tables, alpha, tokens=bool(data["rollouts"])),
-        details=[name for name in DETAILS if name in tables and (name != "differences" or len(tables[name].frame))],
+        first=first,
+        details=[
+            name
+            for name in DETAILS
+            if name in tables and name not in first and (name != "differences" or len(tables[name].frame))
+        ],
         tokens=tokens,
         arms=_arms(results, members),
         topics=[topic for topic in TOPICS if topic.name in members],

@@ -18,7 +18,10 @@ from analysis.tables import benchmarks_of, measures, own_tables
 def all_tables(
     results: Results, *, members: Mapping[str, list[str]], costs: Mapping[str, Cost], verdicts: Sequence[Verdict]
 ) -> list[Table]:
-    """Every table of the report: the verdicts, the summary, the published tables that have rows, and the rest."""
+    """Every table of the report: the verdicts, the summary, the published tables that have rows, and the rest.
+
+    Where no published claim was run the verdicts come last.
+    """
     published = [
         settings(results),
         hyperparameters(results, members),
@@ -28,7 +31,8 @@ def all_tables(
     ]
     first, *rest = own_tables(results)
     decided = [verdict_table(verdicts)] if verdicts else []
-    return [*decided, first, *(table for table in published if len(table.frame)), *rest]
+    others = [first, *(table for table in published if len(table.frame)), *rest]
+    return [*decided, *others] if any(one.verdict != "not run" for one in verdicts) else [*others, *decided]
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:

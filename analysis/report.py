@@ -8,7 +8,7 @@ are listed in them with the reason.
   out=DIR           the folder to write to, made if it is not there
   baseline=default  the run that the others are compared with: a name, or name-confighash where several have the name
   ema=0.15          weight of the newest value in the moving averages of the curves: above 0, at most 1
-  bootstrap=5000    resamples behind each interval: 100 to 100000
+  bootstrap=5000    resamples behind the interval of each rank: 100 to 100000
   seed=0            seed of the resamples: 0 or more; same records, same arguments, same bytes
   wandb=SOURCE      training curves from Weights & Biases beside those of the records: FILE.csv, an export of a panel or
                     of a history (several with commas between), or ENTITY/PROJECT, asked over the network. A run that

@@ -1,6 +1,7 @@
 """The published tables on a made-up study of published arms."""
 
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -52,6 +53,14 @@ def test_hyperparameters_have_a_row_a_value_and_benchmark(study):
     rows = frame[frame["axis"] == "Rollout temperature"]
     assert list(rows["value"].unique()) == ["0.5", "1.0", "1.2"]
     assert list(rows["benchmark"].unique()) == ["average", "aime24", "hmmt25"] and len(rows) == 9
+
+
+def test_verdicts_come_first_unless_no_claim_was_run(study):
+    known = verdicts(study)
+    assert any(one.verdict != "not run" for one in known)
+    for shown, at in ((known, 0), ([replace(one, verdict="not run") for one in known], -1)):
+        tables = all_tables(study, members=members(study), costs=costs(study), verdicts=shown)
+        assert tables[at].name == "verdicts"
 
 
 def test_every_table_is_latex_that_balances(study):
