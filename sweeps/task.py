@@ -57,7 +57,7 @@ class Task:
         start = ["-P", "-m", "opd.train", f"config={self.config}"]
         if self.cluster["kind"] == "slurm":
             python = self.cluster["python"] or sys.executable
-            return ["srun", "--unbuffered", "--kill-on-bad-exit=1", python, *start]
+            return ["srun", "--kill-on-bad-exit=1", python, *start]
         if self.cluster["ranks"] > 1:
             ranks = f"--nproc-per-node={self.cluster['ranks']}"
             return [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", ranks, *start[1:]]

@@ -19,7 +19,7 @@ from opd.engine.dist import Ranks
 from opd.errors import UserError
 
 # Seconds within which a rank that is there answers: its thread waits for nothing else.
-PATIENCE = 3.0
+PATIENCE = 5.0
 
 # A process may meet the others several times over one store.
 MEETINGS = itertools.count()

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from opd.cli import key_values
 from opd.records import RunDir, Status, find_runs
@@ -102,8 +103,14 @@ def module_and_arguments(words: list[str]) -> tuple[str, list[str]]:
 def could_run(module: str, arguments: list[str], folder: Path) -> None:
     """Composes and checks what the command would; raises `UserError` where it would be refused."""
     if module == "opd.train":
+        parser = OverridesParser.create()
+        given = [word for word in arguments if word not in ("--cfg", "job", "-m") and not word.startswith("hydra")]
+        # Of a search the values are Hydra's to choose; what is left must be a run.
+        given = [word for word in given if not parser.parse_override(word).is_sweep_override()]
+        if any(word.startswith("+sweep=") for word in given):
+            return submit.main([*given, f"paths.outputs={folder}", "--dry-run"])
         with composer() as composed:
-            composed.config([word for word in arguments if word not in ("--cfg", "job")])
+            composed.config(given)
     elif module == "sweeps.submit":
         submit.main([*(word for word in arguments if word != "--dry-run"), f"paths.outputs={folder}", "--dry-run"])
     elif module == "analysis.report":
