@@ -47,7 +47,7 @@ def test_what_sbatch_refuses_is_said_in_its_words(sweep: list[str], tmp_path: Pa
 
 
 def test_a_job_that_no_partition_can_ever_run_is_queued_with_slurms_reason(sweep: list[str], tmp_path: Path):
-    command("submit", *sweep, *[text for text in CLUSTER if "nodes" not in text], "cluster.nodes=9")
+    command("submit", *sweep, *[text for text in CLUSTER if "per_node" not in text], "cluster.nodes=4")
     limit = time.monotonic() + 60
     while "PartitionNodeLimit" not in (said := command("status", f"paths.outputs={tmp_path}").stdout):
         assert time.monotonic() < limit, said
