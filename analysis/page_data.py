@@ -21,7 +21,8 @@ def page_data(
         if left_out
         else ""
     )
-    return {**_figures(panels), "topics": members, "rollouts": rollouts}, note
+    only = results.benchmarks[0] if len(results.benchmarks) == 1 else None
+    return {**_figures(panels), "topics": members, "rollouts": rollouts, "only": only}, note
 
 
 def _figures(panels: Sequence[Panel]) -> dict[str, Any]:

@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { panels, pool, topics, rollouts } = JSON.parse(document.getElementById("data").textContent);
+  const { panels, pool, topics, rollouts, only } = JSON.parse(document.getElementById("data").textContent);
   for (const panel of panels) {
     panel.traces = panel.traces.map(([style, meta, x, y]) => ({ ...pool[style], meta: pool[meta], x: pool[x], y: pool[y] }));
   }
@@ -46,20 +46,20 @@
   const press = (chip, on) => chip.setAttribute("aria-pressed", String(on));
   const chosenArms = () => new Set(chips.filter(pressed).map((chip) => chip.dataset.arm));
   const smooth = () => smoothing?.checked ?? false;
-  const benchmark = () => benchmarks[0]?.value;
+  const benchmark = () => benchmarks[0]?.value ?? only; // of one benchmark the average is the same again
   const choicesOf = (panel) => Object.fromEntries(
     controls.filter((control) => control.dataset.panel === panel.id).map((control) => [control.dataset.key, control.value]));
 
   /** The traces that a figure shows now. */
   function shownTraces(panel) {
-    const chosen = chosenArms(), only = members[panel.topic ?? focus?.value];
-    const arms = only ? new Set([...chosen].filter((arm) => only.has(arm))) : chosen;
+    const chosen = chosenArms(), within = members[panel.topic ?? focus?.value];
+    const arms = within ? new Set([...chosen].filter((arm) => within.has(arm))) : chosen;
     const choices = choicesOf(panel), few = arms.size <= FEW;
     const fits = (meta) =>
       (meta.arm === undefined || arms.has(meta.arm)) &&
       (few || !meta.faint) &&
       (meta.smooth === undefined || meta.smooth === smooth()) &&
-      (meta.benchmark === undefined || benchmark() === undefined || meta.benchmark === benchmark()) &&
+      (meta.benchmark === undefined || benchmark() === null || meta.benchmark === benchmark()) &&
       Object.entries(choices).every(([key, value]) => meta[key] === undefined || meta[key] === value);
     return panel.traces.filter((trace) => fits(trace.meta)).map((trace) => (trace.meta.arms ? withoutPoints(trace, chosen) : trace));
   }
