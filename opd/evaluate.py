@@ -7,7 +7,7 @@ python -m opd.evaluate model=PATH           a directory, a hub id or sft:NAME; a
 import os
 import re
 import socket
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import hydra
@@ -43,15 +43,17 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     benchmarks = load_benchmarks(config, tokenizer, model)
     sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)
     started = records.now()
-    samples = answer_benchmarks(
-        build_sampler(config, spread_over(model, ranks, config.compute, learns=False), tokenizer),
-        benchmarks,
-        sampling,
-        tokenizer,
-        key=(config.seed, 0, 1),
-        grading_timeout=settings.grading_timeout,
-        clock=lambda stage: nullcontext(),
-    )
+    root = spread_over(model, ranks, config.compute, learns=False)
+    with closing(build_sampler(config, root, tokenizer)) as sampler:
+        samples = answer_benchmarks(
+            sampler,
+            benchmarks,
+            sampling,
+            tokenizer,
+            key=(config.seed, 0, 1),
+            grading_timeout=settings.grading_timeout,
+            clock=lambda stage: nullcontext(),
+        )
     scores = summarize(samples)
     folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))

@@ -5,6 +5,7 @@ cannot be had here is said to be unchecked.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from typing import Any
 
 from rich import box
@@ -53,9 +54,9 @@ def _here(config: RunConfig, folder: RunDir) -> None:
         made = plan(config, models, machine, config.prompts.max_prompt_length)
         show.memory(made)
         ready.memory_suffices(config, models, made)
-        run = assemble(config, folder, ranks)
-        show.work(config, models, len(run.prompts), {name: len(each) for name, each in run.benchmarks.items()})
-        show.probes(probe(run))
+        with closing(assemble(config, folder, ranks)) as run:
+            show.work(config, models, len(run.prompts), {name: len(each) for name, each in run.benchmarks.items()})
+            show.probes(probe(run))
         show.line("preflight: this run can start")
     finally:
         dist.stop()

@@ -77,6 +77,11 @@ class Run:
         """Optimizer updates of a step."""
         return self.config.batch_size // self.config.mini_batch_size
 
+    def close(self) -> None:
+        """Give back what sampler and teachers hold: an engine in this process outlives the run otherwise."""
+        self.sampler.close()
+        self.teachers.close()
+
     @contextmanager
     def clock(self, stage: str) -> Iterator[None]:
         """Adds the wall time of the block to `time/<stage>` of this step."""

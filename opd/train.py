@@ -8,7 +8,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -128,6 +128,7 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
 
     tracker: Tracker = Nothing()
     outcome = "failed"
+    held = ExitStack()
 
     def follow() -> None:
         nonlocal tracker
@@ -136,6 +137,7 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
     try:
         ranks.lead(follow)
         run = assemble(config, folder, ranks)
+        held.callback(run.close)
         vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
         content = check.as_dict(config)
         done, best = _newest_whole(folder, ranks), (None, float("-inf"))
@@ -166,6 +168,7 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
         ranks.lead(lambda: folder.update_status(state=outcome))
         return folder.status()
     finally:
+        held.close()
         tracker.finish(failed=outcome == "failed")
 
 

@@ -31,6 +31,10 @@ class Teachers(Protocol):
         """
         ...
 
+    def close(self) -> None:
+        """Give their memory back; the next `score` would load them anew."""
+        ...
+
 
 class Held(Generic[T]):
     """What this process holds of the teachers: each is loaded when first needed and leaves when it is not.
@@ -51,12 +55,19 @@ class Held(Generic[T]):
 
     def need(self, needed: Sequence[int]) -> Iterator[tuple[int, T]]:
         """The needed teachers, each with its index; the others leave first."""
-        for index in self._there.keys() - set(needed):
-            self._release(self._there.pop(index))
+        self._keep(set(needed))
         for index in needed:
             if index not in self._there:
                 self._there[index] = self._load[index]()
             yield index, self._there[index]
+
+    def close(self) -> None:
+        """All leave."""
+        self._keep(set())
+
+    def _keep(self, needed: set[int]) -> None:
+        for index in self._there.keys() - needed:
+            self._release(self._there.pop(index))
 
 
 class LocalTeachers:
@@ -80,6 +91,9 @@ class LocalTeachers:
                 hidden[index] = scorer.empty_hidden(rollout)
             found[index] = finite(scorer.scores(rollout, hidden.get(index)), index, scorer.ranks)
         return table(rollout, len(self), found, hidden)
+
+    def close(self) -> None:
+        self._held.close()
 
     def scorer(self, index: int) -> Scorer:
         """Teacher `index`, which the last `score` needed."""

@@ -142,6 +142,9 @@ class ServerTeachers:
         found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
         return table(rollout, len(self), found, top=top)
 
+    def close(self) -> None:
+        pass
+
 
 def ask_all(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> list[Any]:
     """The answers; every rank must ask.

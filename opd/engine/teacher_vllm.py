@@ -100,3 +100,6 @@ class VllmTeachers:
         top = {index: response_tokens(rollout, scorer.score(rows)) for index, scorer in self._held.need(needed)}
         found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
         return table(rollout, len(self), found, top=top)
+
+    def close(self) -> None:
+        self._held.close()

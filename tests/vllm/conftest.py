@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -19,6 +20,14 @@ def installed() -> None:
         if os.environ.get("OPD_REQUIRE_VLLM"):
             pytest.fail(f"OPD_REQUIRE_VLLM is set, and {MISSING}")
         pytest.skip(MISSING)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_held(installed: None) -> Iterator[None]:
+    """What a file starts it ends: a later one would share the process with its engines."""
+    yield
+    if "opd.engine.vllm_engine" in sys.modules:
+        assert sys.modules["opd.engine.vllm_engine"].ENGINES == []
 
 
 @pytest.fixture(scope="module")
