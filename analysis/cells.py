@@ -7,7 +7,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+from pandas.api.types import infer_dtype, is_bool_dtype, is_float_dtype, is_integer_dtype
 
 from analysis.arms import Arm
 from analysis.text import csv_cell, latex, markdown
@@ -109,19 +113,39 @@ def table(
 
 def frame_csv(frame: pd.DataFrame) -> str:
     """CSV with a header row. A missing value is an empty cell; numbers have at most 6 decimals."""
-    out = io.StringIO()
-    writer = csv.writer(out, lineterminator="\n")
-    writer.writerow(frame.columns)
-    writer.writerows([_csv_value(value) for value in row] for row in frame.itertuples(index=False))
-    return out.getvalue()
+    header = io.StringIO()
+    csv.writer(header, lineterminator="\n").writerow(frame.columns)
+    columns = [_csv_column(frame.iloc[:, position]) for position in range(frame.shape[1])]
+    rows = pa.BufferOutputStream()
+    options = pyarrow.csv.WriteOptions(include_header=False, quoting_style="needed")
+    pyarrow.csv.write_csv(pa.table(columns, names=list(map(str, range(len(columns))))), rows, options)
+    return header.getvalue() + rows.getvalue().to_pybytes().decode()
 
 
-def _csv_value(value: Any) -> Any:
+def _csv_column(values: pd.Series) -> pa.Array:
+    values = values.infer_objects()
+    if is_float_dtype(values):
+        return pa.array(_six_decimals(values.to_numpy(dtype=float)), from_pandas=True)
+    if is_integer_dtype(values) or is_bool_dtype(values):
+        return pa.array(values)
+    if infer_dtype(values) == "string":  # of a column of names each is looked at once
+        codes, texts = pd.factorize(values)
+        return pa.array([csv_cell(text) for text in texts], pa.string()).take(pa.array(codes, mask=codes < 0))
+    return pa.array([_csv_text(value) for value in values], pa.string())
+
+
+def _csv_text(value: Any) -> str | None:
     if _missing(value):
-        return ""
+        return None
     if isinstance(value, float):
-        return repr(round(float(value), 6) + 0.0)
-    return csv_cell(value) if isinstance(value, str) else value
+        return repr(float(_six_decimals(np.float64(value))))
+    return csv_cell(value) if isinstance(value, str) else str(value)
+
+
+def _six_decimals(values: np.ndarray | np.float64) -> np.ndarray:
+    """Beyond 2⁵³ millionths a float has fewer decimals than six anyway, and rounding would not be exact."""
+    small = np.abs(values) < 2**53 / 1e6
+    return np.where(small, np.round(np.where(small, values, 0), 6), values) + 0.0
 
 
 def _cell(row: dict[str, Any], field: Field) -> Cell:

@@ -4,6 +4,8 @@ import math
 
 import pandas as pd
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis import tables
 from analysis.cells import Field, Table, frame_csv
@@ -69,12 +71,31 @@ def test_csv_has_the_ends_of_intervals_empty_cells_and_no_formula():
         Field("name", "Name"),
         Field("score", "Score", "percent", interval=True),
     )
-    assert shown.csv() == ("name,score,score_low,score_high\n'=1+1,0.333333,0.0,1.0\nplain,2.0,0.0,1.0\n,,0.0,1.0\n")
+    assert shown.csv() == 'name,score,score_low,score_high\n"\'=1+1",0.333333,0,1\n"plain",2,0,1\n,,0,1\n'
 
 
 def test_csv_of_a_frame_writes_no_negative_zero_and_no_numpy():
     frame = pd.DataFrame({"value": [-0.0, 1e-9, 12.3456789], "flag": [True, False, True]})
-    assert frame_csv(frame) == "value,flag\n0.0,True\n0.0,False\n12.345679,True\n"
+    assert frame_csv(frame) == "value,flag\n0,true\n0,false\n12.345679,true\n"
+
+
+@given(st.lists(st.one_of(st.floats(), st.sampled_from([2**53 / 1e6, 1.0000005, -0.0, math.nan])), min_size=1))
+def test_csv_reads_back_as_the_numbers_to_six_decimals(values):
+    for frame in (
+        pd.DataFrame({"first": 0, "value": values}),
+        pd.DataFrame({"first": 0, "value": values}, dtype=object),
+    ):
+        back = pd.read_csv(io.StringIO(frame_csv(frame)))["value"]
+        assert back.to_numpy(float) == pytest.approx(values, rel=0, abs=0.51e-6, nan_ok=True)
+
+
+def test_csv_of_names_escapes_each_and_leaves_missing_ones_empty():
+    names = ["=1+1", 'a, "b"', "plain", "plain"]
+    assert frame_csv(pd.DataFrame({"x": 1, "name": names})).splitlines() == [
+        "x,name", '1,"\'=1+1"', '1,"a, ""b"""', '1,"plain"', '1,"plain"'
+    ]  # fmt: skip
+    missing = pd.DataFrame({"x": 1, "name": [*names, None]})
+    assert frame_csv(missing).splitlines()[1:] == [*frame_csv(missing[:4]).splitlines()[1:], "1,"]
 
 
 def test_markdown_table_keeps_its_columns_whatever_a_cell_holds():
