@@ -2,6 +2,7 @@
 
 from typing import Any, Literal, get_args
 
+import numpy as np
 import pandas as pd
 
 from analysis.evaluation import AVERAGE, SCORES
@@ -52,14 +53,15 @@ def chosen_steps(records: Records, scored: pd.DataFrame) -> Steps:
     average = scored[scored["benchmark"] == AVERAGE]
     last_known, max_known = (set(records.runs.loc[records.runs[known], "run"]) for known in ("last_known", "max_known"))
     steps: Steps = {}
-    curves = {str(run): rows.set_index("step")[list(SCORES)] for run, rows in average.groupby("run")}
-    for run, curve in curves.items():
-        trained = curve[curve.index > 0] if curve.index.max() > 0 else curve
+    for run, rows in average.groupby("run"):
+        at = rows["step"].to_numpy()
+        trained = (at > 0) | (at.max() <= 0)
         for which, score in MEASURES:
             if which == "last" and run in last_known:
-                steps[run, which, score] = int(curve.index.max())
+                steps[str(run), which, score] = int(at.max())
             if which == "max" and run in max_known:
-                steps[run, which, score] = int(trained.index.to_numpy()[trained[score].to_numpy().argmax()])
+                values = np.where(trained, rows[score].to_numpy(float), -np.inf)
+                steps[str(run), which, score] = int(at[values.argmax()])
     return steps
 
 

@@ -54,11 +54,11 @@ def learning_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
 def training_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
     """Metric → its traces, smoothed; only metrics that a run recorded."""
     training = results.records.training
+    recorded = [name for name in TRAINING if training[name].notna().any()]
+    every = training.pivot(index="step", columns="run", values=recorded)
     found: Curves = {}
-    for name in TRAINING:
-        if not training[name].notna().any():
-            continue
-        by_run = training.pivot(index="step", columns="run", values=name) * (100 if name in PERCENT else 1)
+    for name in recorded:
+        by_run = every[name] * (100 if name in PERCENT else 1)
         curves = []
         for arm in results.arms:
             values = by_run[[run for run in arm.used or arm.runs if run in by_run]]

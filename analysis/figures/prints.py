@@ -11,6 +11,7 @@ from analysis.figures.panel import TEACHER_LIGHT, Panel, Trace
 
 WIDTH, HEIGHT, DOTS = 5.5, 3.4, 200  # inches, and dots an inch
 LINES = 12  # of a figure: more cannot be told apart on paper
+ROWS = 80  # of a figure with one row an arm: more fill more than a page
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _MARKERS = {
     "circle": "o",
@@ -46,8 +47,6 @@ def prints(panels: Sequence[Panel], members: Mapping[str, list[str]], *, smooth:
         smooth: whether scores over training are shown as moving averages.
     """
     import matplotlib
-
-    matplotlib.use("Agg")
     found: dict[str, bytes] = {}
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
@@ -60,7 +59,7 @@ def prints(panels: Sequence[Panel], members: Mapping[str, list[str]], *, smooth:
 
 
 def shown(panel: Panel, chosen: Mapping[str, str], members: Mapping[str, list[str]], *, smooth: bool) -> list[Trace]:
-    """The traces of a figure under these choices, of its comparison's arms, else of the first `LINES` arms."""
+    """The traces of a figure under these choices, of its comparison's arms, but of no more than fit."""
     arms = members.get(panel.topic or "")
     benchmarks = {trace["meta"]["benchmark"] for trace in panel.traces if "benchmark" in trace["meta"]}
     benchmark = AVERAGE if AVERAGE in benchmarks and len(benchmarks) > 2 else min(benchmarks - {AVERAGE}, default="")
@@ -74,10 +73,9 @@ def shown(panel: Panel, chosen: Mapping[str, str], members: Mapping[str, list[st
         )
 
     traces = [trace for trace in panel.traces if fits(trace["meta"])]
-    first = list(dict.fromkeys(trace["meta"]["arm"] for trace in traces if "arm" in trace["meta"]))[:LINES]
-    return [
-        trace for trace in traces if panel.tall or trace["meta"].get("arm", first[0] if first else "") in {*first, ""}
-    ]
+    every = dict.fromkeys(trace["meta"]["arm"] for trace in traces if "arm" in trace["meta"])
+    first = set(list(every)[: ROWS if panel.tall else LINES])
+    return [trace for trace in traces if "arm" not in trace["meta"] or trace["meta"]["arm"] in first]
 
 
 def _variants(panel: Panel) -> Iterator[tuple[str, dict[str, str]]]:
@@ -94,10 +92,13 @@ def _variants(panel: Panel) -> Iterator[tuple[str, dict[str, str]]]:
 
 
 def _files(name: str, panel: Panel, chosen: Mapping[str, str], traces: Sequence[Trace]) -> dict[str, bytes]:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     rows = list(dict.fromkeys(label for trace in traces if "yaxis" not in trace for label in trace["y"]))
-    figure = Figure(figsize=(WIDTH, max(1.6, 0.9 + 0.27 * len(rows)) if panel.tall else HEIGHT), layout="constrained")
+    height = max(1.6, 0.9 + 0.27 * len(rows)) if panel.tall else HEIGHT
+    figure = Figure(figsize=(WIDTH, height), dpi=DOTS, layout="constrained")
     axes = figure.subplots()
     axes.set_axisbelow(True)
     behind = axes.twinx() if any(trace["type"] == "bar" and "yaxis" in trace for trace in traces) else None
@@ -117,12 +118,10 @@ def _files(name: str, panel: Panel, chosen: Mapping[str, str], traces: Sequence[
         figure.legend(loc="outside lower center", ncols=3)
     figure.draw_without_rendering()  # places everything; to do so again for each format would double the time
     figure.set_layout_engine("none")
-    found = {}
-    for kind, metadata in (("svg", {"Date": None, "Creator": None}), ("png", {"Software": None})):
-        out = io.BytesIO()
-        figure.savefig(out, format=kind, dpi=DOTS, metadata=metadata)
-        found[f"{name}.{kind}"] = out.getvalue()
-    return found
+    svg, png = io.BytesIO(), io.BytesIO()  # not by `savefig`, which draws everything twice
+    FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
+    FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
+    return {f"{name}.svg": svg.getvalue(), f"{name}.png": png.getvalue()}
 
 
 def _label(axes: Any, behind: Any, panel: Panel, chosen: Mapping[str, str]) -> None:

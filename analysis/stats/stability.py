@@ -2,6 +2,7 @@
 
 import numpy as np
 from jaxtyping import Float
+from numpy.lib.stride_tricks import sliding_window_view
 
 
 def collapsed(scores: Float[np.ndarray, " time"], *, kept: float) -> bool:
@@ -23,8 +24,11 @@ def spikes(values: Float[np.ndarray, " time"], *, window: int, times: float) -> 
     judged.
     """
     known = values[~np.isnan(values)]
-    judged = range(max(1, window // 2), len(known))
-    return sum(bool(known[t] > times * np.median(known[max(0, t - window) : t])) for t in judged)
+    first = range(max(1, window // 2), min(window, len(known)))
+    before = [np.median(known[:t]) for t in first]
+    if len(known) > window:
+        before = [*before, *np.median(sliding_window_view(known[:-1], window), axis=1)]
+    return int(np.count_nonzero(known[len(known) - len(before) :] > times * np.array(before)))
 
 
 def drift(values: Float[np.ndarray, " time"], *, share: float) -> float:

@@ -5,6 +5,8 @@ from math import inf
 import numpy as np
 import pytest
 import scipy.stats
+from hypothesis import given
+from hypothesis import strategies as st
 
 from analysis.stats.improvement import interquartile_mean, probability_of_improvement
 from analysis.stats.intervals import block, estimate
@@ -92,6 +94,20 @@ def test_a_spike_stands_out_of_what_was_before_it():
     assert spikes(norms, window=4, times=20) == 0
     assert spikes(np.array([1.0, 9.0]), window=4, times=5) == 0  # one value before it is too few
     assert spikes(np.array([1.0, 1.0, NAN, inf]), window=4, times=5) == 1
+
+
+@given(
+    st.lists(st.sampled_from([0.5, 1.0, 1.5, 2.0, 4.0, NAN, inf]), max_size=30), st.integers(1, 12), st.integers(1, 3)
+)
+def test_spikes_are_those_of_their_definition(given_norms, window, times):
+    norms = np.array(given_norms, dtype=float)
+    known = norms[~np.isnan(norms)]
+    expected = [
+        known[at] > times * np.median(known[max(0, at - window) : at])
+        for at in range(len(known))
+        if at >= max(1, window // 2)
+    ]
+    assert spikes(norms, window=window, times=times) == sum(expected)
 
 
 def test_drift_is_the_last_part_against_the_one_before():
