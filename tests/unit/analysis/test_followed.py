@@ -58,7 +58,7 @@ def test_scores_are_as_without_and_the_report_names_what_was_exported(tmp_path):
     given = [f"runs={tmp_path / 'runs'}", "out=x", "bootstrap=100", "figures=false", "cache=false"]
     made, said = build(parse([*given, f"wandb={exported(tmp_path, 'other-0123abcd-s0', '<script>alert(1)</script>')}"]))
     without, _ = build(parse(given))
-    assert made["tables/summary.csv"].splitlines()[1] == without["tables/summary.csv"].splitlines()[1] + ",finished"
+    assert made["tables/summary.csv"].splitlines()[1] == without["tables/summary.csv"].splitlines()[1] + ',"finished"'
     assert "wandb: other-0123abcd-s0" in made["tables/excluded.csv"]
     assert "<script>alert(1)" not in made["report.html"] and "unfinished" not in said
 
