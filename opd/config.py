@@ -153,13 +153,14 @@ class TeacherVllm:
 class Teacher:
     """The models that score, smallest first: as `student.model`, or `self` for the student's own starting weights.
 
-    `dtype` is of models that this process loads. `server` and `vllm` are for the engines of these names, and null for
+    `dtype` is of models that this process loads; `int8` holds the weights of their layers in 8 bits, whole on every
+    rank, and makes products in bfloat16. `server` and `vllm` are for the engines of these names, and null for
     another.
     """
 
     models: Annotated[list[Text], Field(min_length=1)]
     engine: Literal["local", "server", "vllm"]
-    dtype: Literal["float32", "bfloat16"]
+    dtype: Literal["float32", "bfloat16", "int8"]
     temperature: Positive
     server: TeacherServer | None
     vllm: TeacherVllm | None

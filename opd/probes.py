@@ -17,7 +17,7 @@ NUM_PROMPTS, NUM_TOKENS = 4, 32
 UNIFORM = 0.95
 
 # The most that the student's log-probs may differ, on average, from its own as a teacher: rounding, by precision.
-AGREEMENT = {"float32": 1e-4, "bfloat16": 0.05}
+AGREEMENT = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.1}
 
 
 def probe(run: Run) -> list[tuple[str, str, str]]:
@@ -57,7 +57,7 @@ def _own_equal(run: Run, rollout: Rollout, student: torch.Tensor) -> tuple[str, 
         .logp[0]
     )
     found = _mean(run, rollout, (student - itself).abs())
-    bound = AGREEMENT["bfloat16" if "bfloat16" in (config.teacher.dtype, config.compute.dtype) else "float32"]
+    bound = max(AGREEMENT[config.teacher.dtype], AGREEMENT[config.compute.dtype])
     name = "student as its own teacher: mean |log ratio|"
     if config.teacher.temperature != config.rollout["temperature"]:
         return f"{name}, at another teacher.temperature", f"{found:.2e}", "any"

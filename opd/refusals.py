@@ -330,6 +330,16 @@ REFUSALS = [
         teacher_rules.precision,
     ),
     Refusal(
+        ("teacher.engine", "teacher.dtype"),
+        "vLLM takes weights in 8 bits from a checkpoint that holds them so",
+        teacher_rules.eight_bits,
+    ),
+    Refusal(
+        ("teacher.dtype", "compute.offload"),
+        "weights in 8 bits stay on the device that computes with them",
+        teacher_rules.eight_bits_offloaded,
+    ),
+    Refusal(
         ("teacher.engine", "teacher.server.urls"),
         "each teacher is asked at servers of its own, whose URLs are recorded",
         teacher_rules.urls,

@@ -91,6 +91,20 @@ def precision(config: RunConfig) -> str | None:
     return f"leave out teacher.dtype={config.teacher.dtype}, and give it to the server"
 
 
+def eight_bits(config: RunConfig) -> str | None:
+    """Only the local engine rounds weights itself."""
+    if config.teacher.engine != "vllm" or config.teacher.dtype != "int8":
+        return None
+    return "set teacher.dtype=bfloat16, or teacher.engine=local"
+
+
+def eight_bits_offloaded(config: RunConfig) -> str | None:
+    """FSDP offloads what it shards, and it shards no integers."""
+    if not config.compute.offload or config.teacher.dtype != "int8":
+        return None
+    return "set teacher.dtype=bfloat16, or compute.offload=false"
+
+
 def urls(config: RunConfig) -> str | None:
     """As many servers as teachers, by URLs that hold no secret."""
     if config.teacher.server is None:

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.config import RunConfig
 from opd.engine.dist import Ranks
+from opd.engine.int8 import hold_in_int8
 from opd.engine.models import load_model, load_tokenizer, same_vocabulary
 from opd.engine.policy import Policy, Scorer
 from opd.engine.sharded import spread_over
@@ -96,6 +97,14 @@ def _on_vllm(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
     return VllmTeachers([loader(key, model) for key, model in _named(config)], ranks)
 
 
+# By `teacher.dtype`: the precision of products, and what is done to the weights.
+PRECISIONS: dict[str, tuple[str, Callable[[PreTrainedModel], None]]] = {
+    "float32": ("float32", lambda model: None),
+    "bfloat16": ("bfloat16", lambda model: None),
+    "int8": ("bfloat16", hold_in_int8),
+}
+
+
 # By `teacher.engine`.
 ENGINES: dict[str, Callable[[RunConfig, PreTrainedTokenizerBase, Ranks, int], Teachers]] = {
     "local": _local,
@@ -123,7 +132,9 @@ def scorer_loader(
         same_vocabulary(tokenizer, load_tokenizer(path, revision=revision, key=key), key=f"{key}={model!r}")
 
     def load() -> Scorer:
-        loaded = load_model(path, revision=revision, dtype=config.teacher.dtype, key=key).requires_grad_(False)
+        dtype, held = PRECISIONS[config.teacher.dtype]
+        loaded = load_model(path, revision=revision, dtype=dtype, key=key).requires_grad_(False)
+        held(loaded)
         root = spread_over(loaded, ranks, config.compute, learns=False)
         return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))
 

@@ -20,7 +20,7 @@ ALWAYS = PHASES
 # What CUDA, NCCL and a fragmented allocator leave of a GPU; on a CPU only what is free counts to begin with.
 USABLE = {"cuda": 0.92, "cpu": 0.95}
 
-BYTES = {"float32": 4, "bfloat16": 2, "int8": 4}  # int8 weights are rounded so, and held in float32
+BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -223,7 +223,7 @@ def _logits(config: RunConfig, model: Shape, work: Pass, kind: str, *, learns: b
 
 def _sampler(config: RunConfig, model: Shape, grouped: bool, machine: Machine, longest_prompt: int) -> list[Item]:
     rollout, host = config.rollout, config.compute.offload and machine.kind == "cuda"
-    size = BYTES[rollout["dtype"]]
+    size = BYTES.get(rollout["dtype"], 4)  # in int8 weights are rounded so, and held in float32
     if config.method("rollout") == "VllmSampler":
         parallel = rollout["tensor_parallel_size"]
         weights, cache = size * model.numbers // parallel, rollout["kv_cache_bytes"]
@@ -249,13 +249,19 @@ def _sampler(config: RunConfig, model: Shape, grouped: bool, machine: Machine, l
 
 
 def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine, work: Pass) -> list[Item]:
-    dtype, size, host = config.teacher.dtype, BYTES[config.teacher.dtype], config.compute.offload
+    dtype, eight_bits, host = config.teacher.dtype, config.teacher.dtype == "int8", config.compute.offload
+    products = "bfloat16" if eight_bits else dtype
+    size = BYTES[products]
     shapes = [shape(teacher) for teacher in models.teachers]
 
     sharded = grouped and config.teacher.engine == "local"
 
     def held(model: Shape) -> int:
-        return size * (model.share(machine.ranks) if sharded else model.numbers)
+        ranks = machine.ranks if sharded else 1
+        if not eight_bits:
+            return size * model.share(ranks)
+        # A byte each, and a scale a channel, whole on every rank.
+        return model.matrices + size * (model.channels + model.share(ranks) - model.matrices // ranks)
 
     together = max(models.together, key=lambda some: sum(held(shapes[index]) for index in some))
     most = sum(held(shapes[index]) for index in together)
@@ -272,7 +278,7 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
         whole = max((size * (model.rest + 2 * max(model.layers, default=0)) for model in scorers), default=0)
         items.append(Item("teachers' weights made whole by FSDP", whole, ("scoring",)))
     # The student scores its own responses too.
-    widths = [(model, dtype) for model in scorers] + [(shape(models.student), config.compute.dtype)]
+    widths = [(model, products) for model in scorers] + [(shape(models.student), config.compute.dtype)]
     widest = max(_forward(model, precision, machine, work) for model, precision in widths)
     items.append(Item("a scorer's forward pass", widest, ("scoring",)))
     student = shape(models.student)

@@ -10,6 +10,7 @@ from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
+from opd.engine.int8 import quantize
 from opd.engine.lora import adapters, merged
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -53,9 +54,9 @@ def refresh(replica: PreTrainedModel, learner: PreTrainedModel, precision: Preci
 
 
 def round_int8(weight: Float[Tensor, "rows columns"], output_axis: int) -> Float[Tensor, "rows columns"]:
-    """The weight as symmetric 8-bit integers hold it: w → s round(w / s), s = max |w| / 127 of its output channel."""
-    scale = weight.abs().amax(dim=1 - output_axis, keepdim=True) / 127
-    return torch.where(scale > 0, torch.round(weight / scale) * scale, weight)
+    """The weight as 8-bit integers hold it; see `quantize`."""
+    quantized, scale = quantize(weight, output_axis)
+    return quantized * scale
 
 
 def _linear(model: nn.Module) -> list[Any]:

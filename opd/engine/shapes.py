@@ -14,6 +14,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
 
 from opd.engine.sharded import layers
 
@@ -25,7 +26,8 @@ class Shape:
     """A causal model's parameters (each tensor once, tied or not) and sizes.
 
     `layers` are the numbers in each decoder layer, `head` in the output head, `cached` the keys and values of a token,
-    `linear` the name and the sum of inputs and outputs of each linear map of the layers.
+    `linear` the name and the sum of inputs and outputs of each linear map of the layers; `matrices` the numbers in all
+    of these, and `channels` their outputs.
     """
 
     tensors: tuple[tuple[int, ...], ...]
@@ -38,6 +40,8 @@ class Shape:
     grouped_query: bool
     cached: int
     linear: tuple[tuple[str, int], ...]
+    matrices: int
+    channels: int
 
     @property
     def numbers(self) -> int:
@@ -120,6 +124,7 @@ def _shape(key: str) -> Shape:
     shared = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     blocks = layers(model)
+    linear = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
     return Shape(
         tensors=tuple(tuple(weight.shape) for weight in model.parameters()),
         layers=tuple(sum(weight.numel() for weight in block.parameters()) for block in blocks),
@@ -135,6 +140,8 @@ def _shape(key: str) -> Shape:
             for name, module in block.named_modules()
             if isinstance(module, nn.Linear)
         ),
+        matrices=sum(m.weight.numel() for m in linear),
+        channels=sum(m.weight.shape[1 if isinstance(m, Conv1D) else 0] for m in linear),
         cached=2 * shared * size * len(blocks),
     )
 

@@ -23,6 +23,7 @@ METHODS = {
     "updates": ["mini_batch_size=4", "clip.low=0.2", "clip.high=0.2", "shaping.kl_coef=0.1"],
     "exact updates": ["support=topk", "whitening=none", "mini_batch_size=4", "entropy_coef=0.1"],
     "adapters": ["lora=all_linear", "student.lora.rank=4", "divergence=forward_kl"],
+    "teacher in 8 bits": ["teacher.dtype=int8"],
     "one rank masked": ["filter.exclude_ids=[20,21,22,23]"],
 }
 

@@ -122,6 +122,8 @@ ENGINES = {
     f"{SERVED} teacher.server=null": "teacher.server: is null, and teacher.engine=server needs it",
     f"{SERVED} teacher.server.concurency=5": "did you mean teacher.server.concurrency?",
     f"{SERVED} teacher.server.api_key_env=sk-8": "teacher.server.api_key_env='sk-8'",
+    "teacher.engine=vllm teacher.dtype=int8": "set teacher.dtype=bfloat16, or teacher.engine=local",
+    "teacher.dtype=int8 compute.offload=true": "set teacher.dtype=bfloat16, or compute.offload=false",
     f"{SERVED} teacher.dtype=bfloat16": "leave out teacher.dtype=bfloat16, and give it to the server",
     f"{SERVED} rollout.temperature=0.7": "set rollout.temperature=1.0, which teacher.temperature (now 0.7) follows",
     f"{SERVED} support=full whitening=none": "set support=topk or sampled, or teacher.engine=local",

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from opd.config import Memory, Optim, RunConfig
 from opd.engine import shapes
+from opd.engine.int8 import hold_in_int8
 from opd.engine.memory_plan import Machine, Models, Plan, largest_pass, plan, remedies
 from opd.engine.optim import Optimizer
 from opd.engine.shapes import published, saved, shape
@@ -69,6 +70,17 @@ def test_weights_gradients_and_moments_are_planned_to_the_byte(family: str):
     assert found["weights"] == sum(weight.nbytes for weight in model.parameters())
     assert (found["gradients"], found["optimizer moments"]) == (gradients, moments)
     assert found["teachers' weights"] == found["weights"]
+
+
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-tied", "llama-biased", "gpt2"])
+def test_teachers_in_8_bits_are_planned_to_the_byte(family: str):
+    model = build(family, torch.bfloat16)
+    models = Models(model.config, [model.config], None, [(0,)])
+    found = sizes(plan(composed([*SMALL, "teacher.dtype=int8"]), models, Machine("cpu", 1, GIB), 8))
+    whole = sum(weight.nbytes for weight in model.parameters())
+    hold_in_int8(model)
+    held = [*model.parameters(), *(buffer for name, buffer in model.named_buffers() if "inv_freq" not in name)]
+    assert found["teachers' weights"] == sum(tensor.nbytes for tensor in held) < whole
 
 
 def test_a_rank_holds_the_share_that_fsdp_gives_the_first():
