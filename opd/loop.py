@@ -92,12 +92,14 @@ def score(
         rollout = run.sampler.sample(run.control.shown(own, mine), run.rollout, key=key)
         rollout = rollout.widened(run.ranks.most(rollout.tokens.shape[1]))
     with run.clock("teacher"):
-        teachers = run.teachers.score(run.control.asked(rollout, own), run.ensemble.needed(progress))
+        asked = run.teachers.ask(run.control.asked(rollout, own), run.ensemble.needed(progress))
         anchor_logp = run.anchor(rollout)
     with run.clock("student"):
         student = run.policy.scores(rollout)
     with run.clock("reward"):
         reward, prompt_weight, rewarded = run.reward(rollout, own)
+    with run.clock("teacher"):
+        teachers = asked()
     scored = Scored(
         rollout=rollout,
         student=student,

@@ -47,7 +47,7 @@ def _local(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, 
 
 def _on_servers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
     from opd.engine.replicas import Replicas
-    from opd.engine.teacher_server import Server, ServerTeachers, ask_all
+    from opd.engine.teacher_server import Server, ServerTeachers, ask
 
     settings = config.teacher.server
     assert settings is not None
@@ -75,7 +75,7 @@ def _on_servers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ra
         )
         for index, (model, urls) in enumerate(zip(config.teacher.models, settings.urls, strict=True))
     ]
-    loaded_from = ask_all([server.check() for server in servers], ranks)
+    loaded_from = ask([server.check() for server in servers], ranks)()
     for (key, model), server, roots in zip(_named(config), servers, loaded_from, strict=True):
         _compare_vocabulary(tokenizer, [server.model, *roots], key=f"{key}={model!r}", say=ranks.main)
     return ServerTeachers(servers, ranks)

@@ -31,6 +31,12 @@ class Teachers(Protocol):
         """
         ...
 
+    def ask(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
+        """`score`, for which what is returned waits. Elsewhere it begins at once; on this machine's device when waited
+        for, as nothing else could be done meanwhile.
+        """
+        return lambda: self.score(rollout, needed)
+
     def close(self) -> None:
         """Give their memory back; the next `score` would load them anew."""
         ...
@@ -70,7 +76,7 @@ class Held(Generic[T]):
             self._release(self._there.pop(index))
 
 
-class LocalTeachers:
+class LocalTeachers(Teachers):
     """Teachers held in this process, as transformers models; `load[i]()` gives the scorer of teacher i.
 
     `keep_hidden`: their scores come with hidden states, from which whole distributions can be made again.

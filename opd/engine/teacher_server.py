@@ -2,9 +2,11 @@
 
 import asyncio
 import math
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import httpx2 as httpx
@@ -13,7 +15,7 @@ import torch
 from opd.batch import Rollout, TeacherScores, TopTokens
 from opd.engine.dist import Ranks
 from opd.engine.replicas import Replica, Replicas, Unavailable
-from opd.engine.teacher import finite, response_tokens, sampled, sequences, table
+from opd.engine.teacher import Teachers, finite, response_tokens, sampled, sequences, table
 from opd.errors import UserError
 
 # vLLM has no way to write -inf and says this.
@@ -125,7 +127,7 @@ class Server:
         return roots[served[0]]
 
 
-class ServerTeachers:
+class ServerTeachers(Teachers):
     """Teachers on servers; every rank asks about its own responses."""
 
     def __init__(self, servers: Sequence[Server], ranks: Ranks):
@@ -136,30 +138,51 @@ class ServerTeachers:
 
     def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
         """See `Teachers.score`; there are no entropies."""
+        return self.ask(rollout, needed)()
+
+    def ask(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
         rows = sequences(rollout)
-        answers = ask_all([self._servers[index].score(rows) for index in needed], self._ranks)
-        top = {index: response_tokens(rollout, answer) for index, answer in zip(needed, answers, strict=True)}
-        found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
-        return table(rollout, len(self), found, top=top)
+        answers = ask([self._servers[index].score(rows) for index in needed], self._ranks)
+
+        def scores() -> TeacherScores:
+            top = {index: response_tokens(rollout, answer) for index, answer in zip(needed, answers(), strict=True)}
+            found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
+            return table(rollout, len(self), found, top=top)
+
+        return scores
 
     def close(self) -> None:
         pass
 
 
-def ask_all(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> list[Any]:
-    """The answers; every rank must ask.
+def ask(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable[[], list[Any]]:
+    """Asks beside this thread; what is returned waits for the answers, and every rank must call it.
 
     Raises:
-        UserError: on all ranks, what a question of any of them raised.
+        UserError: when waited for, on all ranks, what a question of any of them raised.
     """
-    answers, said = [], None
-    try:
-        answers = asyncio.run(together(questions))
-    except UserError as error:
-        said = str(error)
-    if refusals := [each for each in ranks.collect(said) if each is not None]:
-        raise UserError(refusals[0])
-    return answers
+    answers: Future[list[Any]] = Future()
+
+    def work() -> None:
+        try:
+            answers.set_result(asyncio.run(together(questions)))
+        except BaseException as error:
+            answers.set_exception(error)
+
+    # A daemon: whoever leaves in the meantime does not stay for an answer.
+    Thread(target=work, daemon=True).start()
+
+    def wait() -> list[Any]:
+        found, said = [], None
+        try:
+            found = answers.result()
+        except UserError as error:
+            said = str(error)
+        if refusals := [each for each in ranks.collect(said) if each is not None]:
+            raise UserError(refusals[0])
+        return found
+
+    return wait
 
 
 async def together(questions: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:

@@ -8,7 +8,7 @@ import torch
 
 from opd.batch import Rollout, TeacherScores, TopTokens
 from opd.engine.dist import Ranks
-from opd.engine.teacher import Held, finite, response_tokens, sampled, sequences, table
+from opd.engine.teacher import Held, Teachers, finite, response_tokens, sampled, sequences, table
 from opd.engine.vllm_engine import Asker, first_line, start, stop, untouched
 from opd.errors import UserError
 
@@ -85,7 +85,7 @@ class VllmScorer:
         return tops
 
 
-class VllmTeachers:
+class VllmTeachers(Teachers):
     """Teachers held in this process on vLLM; `load[i]()` starts that of teacher i."""
 
     def __init__(self, load: Sequence[Callable[[], VllmScorer]], ranks: Ranks):

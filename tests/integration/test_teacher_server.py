@@ -1,6 +1,7 @@
 """Whole runs with a teacher on a server: the numbers of a local one, restarts, and a key that stays out of records."""
 
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -8,14 +9,16 @@ import pytest
 
 from opd import cli
 from opd import train as module
+from opd.batch import Rollout
 from opd.engine.models import load_model
+from opd.engine.policy import Policy
 from opd.engine.teacher_server import ServerTeachers
 from opd.errors import UserError
 from opd.records import RunDir
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 from tests.integration.test_resume import content
-from tests.unit.engine.tiny_server import TinyServer
+from tests.unit.engine.tiny_server import Handler, TinyServer
 
 
 @pytest.fixture
@@ -84,15 +87,15 @@ def test_after_a_server_that_never_came_back_the_same_command_goes_on(
     server = serve()
     undisturbed = config(*served(server), to="undisturbed")
     train(undisturbed)
-    disturbed, score = config(*served(server)), ServerTeachers.score
+    disturbed, ask = config(*served(server)), ServerTeachers.ask
 
     def dying(self, rollout, needed):
         if run_dir(disturbed).status().step == 2:
             server.stop()
-        return score(self, rollout, needed)
+        return ask(self, rollout, needed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ServerTeachers, "score", dying)
+        patch.setattr(ServerTeachers, "ask", dying)
         with pytest.raises(UserError, match=r"did not answer within the teacher.server.patience of 1 s") as refused:
             train(disturbed)
     status = run_dir(disturbed).status()
@@ -104,6 +107,26 @@ def test_after_a_server_that_never_came_back_the_same_command_goes_on(
     assert run_dir(elsewhere) == run_dir(disturbed), "where a server is does not make another run"
     assert train(elsewhere).state == "finished"
     assert content(run_dir(elsewhere)) == content(run_dir(undisturbed))
+
+
+def test_the_student_scores_while_a_server_does(
+    serve: Callable[..., TinyServer], config, monkeypatch: pytest.MonkeyPatch
+):
+    """The server answers no earlier than the student has begun; whoever waited for it first would wait in vain."""
+    server, begun, scores = serve(), threading.Event(), Policy.scores
+
+    def held(handler: Handler, right: dict) -> None:
+        handler.answer(right if begun.wait(10) else {"error": {"message": "the student waits"}}, 200)
+
+    def own(self: Policy, rollout: Rollout, *given):
+        begun.set()
+        return scores(self, rollout, *given)
+
+    monkeypatch.setattr(Policy, "scores", own)
+    together = config(*served(server), "num_steps=1")
+    server.faults += [held] * 20
+    assert train(together).state == "finished"
+    assert server.requests and len(server.faults) < 20
 
 
 def test_a_key_is_in_no_record_and_no_message(

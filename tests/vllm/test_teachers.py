@@ -243,26 +243,26 @@ def test_a_server_killed_in_mid_run_is_waited_for_and_its_end_is_survived(
     """Killed at step 2 and restarted: the numbers of an undisturbed run. Killed for good: failed, then finished."""
     undisturbed = config("server", to="undisturbed")
     train(undisturbed)
-    expected, score = content(run_dir(undisturbed)), ServerTeachers.score
+    expected, ask = content(run_dir(undisturbed)), ServerTeachers.ask
 
     def killing(run, then):
         def killed(self, rollout, needed):
             if run_dir(run).status().step == 1 and server.process is not None:
                 server.kill()
                 then()
-            return score(self, rollout, needed)
+            return ask(self, rollout, needed)
 
         return killed
 
     waited_for = config("server", "teacher.server.patience=300", to="waited_for")
     with monkeypatch.context() as patch:
-        patch.setattr(ServerTeachers, "score", killing(waited_for, server.start))
+        patch.setattr(ServerTeachers, "ask", killing(waited_for, server.start))
         assert train(waited_for).state == "finished"
     assert run_dir(waited_for).status().attempts == 1 and content(run_dir(waited_for)) == expected
 
     ended = config("server", "teacher.server.patience=2", to="ended")
     with monkeypatch.context() as patch:
-        patch.setattr(ServerTeachers, "score", killing(ended, lambda: None))
+        patch.setattr(ServerTeachers, "ask", killing(ended, lambda: None))
         began = time.monotonic()
         with pytest.raises(UserError, match=f"{server.url} did not answer within the teacher.server.patience of 2 s"):
             train(ended)
