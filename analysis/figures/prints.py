@@ -47,6 +47,7 @@ def prints(panels: Sequence[Panel], members: Mapping[str, list[str]], *, smooth:
         smooth: whether scores over training are shown as moving averages.
     """
     import matplotlib
+
     found: dict[str, bytes] = {}
     with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
