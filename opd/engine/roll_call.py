@@ -77,6 +77,7 @@ class RollCall:
         self.hosts = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         self.prefix = f"opd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(MEETINGS)}"
         self.store, own = self._client(), self._client()
+        self.reachable = True  # the store
         self.thread = Thread(target=self._answer, args=(own,), daemon=True)
         self.thread.start()
 
@@ -102,10 +103,13 @@ class RollCall:
     def close(self) -> None:
         """Ends the answers."""
         self._in_time(lambda: self.store.set(f"ask/{self.rank}", ""))
-        self.thread.join(PATIENCE)
+        if self.reachable:
+            self.thread.join(PATIENCE)
 
     def _in_time(self, action: Callable[[], None]) -> None:
-        """The store's host may have gone, or hang: then no call to it comes back."""
+        """The store's host may have gone, or hang: then no call to it comes back, and it is not waited for again."""
+        if not self.reachable:
+            return
 
         def attempt() -> None:
             with suppress(RuntimeError):
@@ -114,6 +118,7 @@ class RollCall:
         thread = Thread(target=attempt, daemon=True)
         thread.start()
         thread.join(2 * PATIENCE)
+        self.reachable = not thread.is_alive()
 
     def _ask(self) -> dict[int, str | None]:
         self.store.set(f"failed/{self.rank}", "")
