@@ -2,9 +2,11 @@
 
 A backend says of a lost rank that a connection was closed, or nothing until its time limit; to all ranks but its
 neighbours it names the wrong one. So each rank has a thread that answers for it, and one that fails leaves a word.
+What the first to ask has found is told to all, for a rank that hears of it last may find the store gone.
 """
 
 import itertools
+import json
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -78,6 +80,7 @@ class RollCall:
         self.prefix = f"opd/{os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}/{next(MEETINGS)}"
         self.store, own = self._client(), self._client()
         self.reachable = True  # the store
+        self.told: dict[int, str | None] = {}
         self.thread = Thread(target=self._answer, args=(own,), daemon=True)
         self.thread.start()
 
@@ -89,12 +92,21 @@ class RollCall:
         with suppress(RuntimeError):  # the store is gone, and with it who might ask
             store.wait([f"ask/{self.rank}"], timedelta(days=365))
             store.set(f"here/{self.rank}", "")
+            store.wait([f"lost/{self.rank}"], timedelta(days=365))
+            told = {int(rank): why for rank, why in json.loads(store.get(f"lost/{self.rank}")).items()}
+            self.told = {rank: why for rank, why in told.items() if rank != self.rank}
+            store.set(f"told/{self.rank}", "")
 
     def lost(self) -> dict[int, str | None]:
         """The ranks that left, with their reason where they gave one, and those that are there but do not go on."""
         found: list[dict[int, str | None]] = []
-        self._in_time(lambda: found.append(self._ask()))
-        return found[0] if found else {0: None}  # which holds the store where torchrun does not
+
+        def ask() -> None:
+            found.append(self._ask())
+            self._tell(found[0])
+
+        self._in_time(ask)
+        return found[0] if found else self.told or {0: None}  # which holds the store where torchrun does not
 
     def leave(self, reason: str) -> None:
         """Tells the others why this rank goes."""
@@ -102,7 +114,12 @@ class RollCall:
 
     def close(self) -> None:
         """Ends the answers."""
-        self._in_time(lambda: self.store.set(f"ask/{self.rank}", ""))
+
+        def dismiss() -> None:
+            self.store.set(f"ask/{self.rank}", "")
+            self.store.set(f"lost/{self.rank}", "{}")
+
+        self._in_time(dismiss)
         if self.reachable:
             self.thread.join(PATIENCE)
 
@@ -122,9 +139,8 @@ class RollCall:
 
     def _ask(self) -> dict[int, str | None]:
         self.store.set(f"failed/{self.rank}", "")
-        for other in self.others:
-            self.store.set(f"ask/{other}", "")
-        self._until_all_heard()
+        self._call()
+        self._until(lambda other: self._has("left", other) or self._has("failed", other))
         left = {other: self.store.get(f"left/{other}").decode() for other in self.others if self._has("left", other)}
         gone: dict[int, str | None] = {other: None for other in self.others if not self._has("here", other)}
         hung: dict[int, str | None] = {other: None for other in self.others if not self._has("failed", other)}
@@ -133,13 +149,23 @@ class RollCall:
     def _leave(self, reason: str) -> None:
         self.store.set(f"left/{self.rank}", reason)
         if self.hosts:  # the word is lost with its store
-            self._until_all_heard()
+            self._call()
+            self._tell({self.rank: reason})
 
-    def _until_all_heard(self) -> None:
+    def _call(self) -> None:
+        for other in self.others:
+            self.store.set(f"ask/{other}", "")
+
+    def _tell(self, lost: dict[int, str | None]) -> None:
+        for other in self.others:
+            self.store.set(f"lost/{other}", json.dumps(lost))
+        if self.hosts:
+            self._until(lambda other: other in lost or self._has("told", other))
+
+    def _until(self, heard: Callable[[int], bool]) -> None:
+        """Waits until this holds of each of the others."""
         deadline = time.monotonic() + PATIENCE
-        while time.monotonic() < deadline:
-            if all(self._has("left", other) or self._has("failed", other) for other in self.others):
-                return
+        while time.monotonic() < deadline and not all(heard(other) for other in self.others):
             time.sleep(0.05)
 
     def _has(self, what: str, rank: int) -> bool:

@@ -129,6 +129,24 @@ def test_a_killed_rank_is_named_by_each_of_the_others(killed: int, endless: list
         world.wait_for_step(status.step + 1)
 
 
+def test_a_rank_that_hears_of_it_last_knows_who_was_lost(monkeypatch: pytest.MonkeyPatch):
+    import torch.distributed as dist
+
+    from opd.engine import roll_call
+
+    port = free_port()
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    monkeypatch.setenv("MASTER_PORT", str(port))
+    store = dist.TCPStore("127.0.0.1", port, is_master=True)
+    calls = {}
+    for rank in (0, 2):
+        monkeypatch.setattr(roll_call, "MEETINGS", iter([0]))
+        calls[rank] = roll_call.RollCall(rank, 3)
+    assert calls[0].lost() == {1: None}
+    del store  # its host, rank 0, is gone
+    assert calls[2].lost() == {1: None}
+
+
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_hung_rank_is_named_when_its_time_is_over(stopped: int, endless: list[str], tmp_path: Path):
     with World(tmp_path, [*endless, "compute.rank_timeout=5.0"]) as world:
