@@ -1,6 +1,5 @@
 """From a checked config to the things a run is made of: models, prompts, stages."""
 
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import asdict
@@ -36,6 +35,7 @@ from opd.ready import bind, bound_ensemble
 from opd.records import RunDir
 from opd.run import Run
 from opd.stages import Anchor, Rewards, WholeReference, sampled_reference
+from opd.steps import steps
 from opd.teachers import build_teachers, load_anchor, whole
 from opd.throughput import Meter
 
@@ -120,30 +120,6 @@ def load_student(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenize
     model = load_model(path, revision=revision, dtype="float32", key="student.model")
     end_with(model, tokenizer, config.student.stop_tokens)
     return model, tokenizer
-
-
-def steps(config: RunConfig, num_prompts: int) -> int:
-    """Optimizer steps of the run: whole batches of `epochs` passes over the prompts, or `num_steps` if that is fewer.
-
-    Raises:
-        UserError: where a batch is larger than the prompt set, or `num_steps` more than the epochs give.
-    """
-    if config.batch_size > num_prompts:
-        raise UserError(f"batch_size={config.batch_size}: the prompt set has only {num_prompts} prompts")
-    whole = config.epochs * num_prompts // config.batch_size
-    if config.num_steps is None:
-        return whole
-    if config.num_steps > whole:
-        needed = math.ceil(config.num_steps * config.batch_size / num_prompts)
-        raise UserError(
-            f"num_steps={config.num_steps}: epochs={config.epochs} over {num_prompts} prompts is {whole} steps; "
-            f"set epochs={needed} for that many"
-        )
-    if config.optim.warmup_steps >= config.num_steps:
-        raise UserError(
-            f"optim.warmup_steps={config.optim.warmup_steps}: must be fewer than the run's {config.num_steps} steps"
-        )
-    return config.num_steps
 
 
 def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerBase) -> Sampler:

@@ -18,6 +18,7 @@ from opd.config import CONF, Node, Probability, RunConfig, parse
 from opd.errors import UserError
 from opd.recipe import Positive
 from opd.refusals import REFUSALS
+from opd.steps import most_prompts, steps
 from opd.teacher_rules import with_own_settings
 
 # A config may name only functions of its group's modules: no other `_target_` is ever imported or called.
@@ -56,6 +57,8 @@ def check(config: RunConfig) -> None:
     for refusal in REFUSALS:
         if remedy := refusal.when(config):
             raise UserError(f"{' and '.join(refusal.keys)}: {refusal.reason}; {remedy}")
+    if (most := most_prompts(config.prompts.source)) is not None:
+        steps(config, most)
 
 
 def selected(config: RunConfig) -> RunConfig:

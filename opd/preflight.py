@@ -14,7 +14,7 @@ from rich.table import Table
 from transformers import PreTrainedConfig
 
 from opd import ready
-from opd.assemble import assemble, load_problems, steps
+from opd.assemble import assemble, load_problems
 from opd.config import RunConfig
 from opd.engine import dist
 from opd.engine.memory_plan import PHASES, Machine, Models, Plan, plan
@@ -24,6 +24,7 @@ from opd.engine.texts import Reading, rendered
 from opd.errors import UserError
 from opd.probes import probe
 from opd.records import RunDir
+from opd.steps import steps
 
 # What is rendered to compare templates, and how much of it is shown.
 PROBLEM = "17+26="
