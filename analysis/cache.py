@@ -55,20 +55,10 @@ class Cache:
     def folder(self) -> Path:
         return self.root / FOLDER
 
-    def contents(self, run: RunDir) -> Contents:
-        """What `read_contents` gives, from here where nothing has changed since."""
-        key, before = self._key(run), _stamp(run)
-        for file in self._files.get(key, ()):
-            if before is not None and file.name.split("-")[1] == before[0]:
-                with suppress(Exception):
-                    return _unpacked(_sound(file))
-        found = read_contents(run)
-        if found.is_whole and before is not None and before == _stamp(run) and self._settled(before[1]):
-            self._keep(key, before[0], found)
-        return found
-
-    def _settled(self, latest: int) -> bool:
-        return time.time_ns() - latest >= self.margin * 1e9
+    def of(self, run: RunDir) -> "Place":
+        """The run's place in it."""
+        key = self._key(run)
+        return Place(run, self.folder, key, tuple(self._files.get(key, ())), self.margin)
 
     def tidy(self, runs: Iterable[RunDir]) -> None:
         """Removes what was kept of runs that are no longer there, and tells backups to pass the folder over."""
@@ -93,12 +83,51 @@ class Cache:
     def _key(self, run: RunDir) -> str:
         return hashlib.sha256(os.fsencode(run.path.relative_to(self.root))).hexdigest()[:_HEX]
 
-    def _keep(self, key: str, stamp: Stamp, found: Contents) -> None:
+
+@dataclass(frozen=True)
+class Place:
+    """What is kept of one run.
+
+    Attributes:
+        run: the run.
+        folder: the cache's.
+        key: what its files' names begin with.
+        files: those that are there.
+        margin: that of the cache.
+    """
+
+    run: RunDir
+    folder: Path
+    key: str
+    files: tuple[Path, ...]
+    margin: float
+
+    def contents(self) -> Contents | None:
+        """What `read_contents` gave; None where something has changed since, or it was not kept."""
+        now = _stamp(self.run)
+        for file in self.files:
+            if now is not None and file.name.split("-")[1] == now[0]:
+                with suppress(Exception):
+                    return _unpacked(_sound(file))
+        return None
+
+    def read(self) -> Contents:
+        """What `read_contents` gives, which is kept."""
+        before = _stamp(self.run)
+        found = read_contents(self.run)
+        if found.is_whole and before is not None and before == _stamp(self.run) and self._settled(before[1]):
+            self._keep(before[0], found)
+        return found
+
+    def _settled(self, latest: int) -> bool:
+        return time.time_ns() - latest >= self.margin * 1e9
+
+    def _keep(self, stamp: Stamp, found: Contents) -> None:
         with suppress(OSError, pa.ArrowException, OverflowError):
             content = _packed(found)
-            file = self.folder / f"{key}-{stamp}-{_digest(content)}.parquet"
+            file = self.folder / f"{self.key}-{stamp}-{_digest(content)}.parquet"
             write_whole(file, content)
-            _remove(other for other in self._files.get(key, ()) if other != file)
+            _remove(other for other in self.files if other != file)
 
 
 def _remove(files: Iterable[Path]) -> None:

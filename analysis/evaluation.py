@@ -72,13 +72,13 @@ def read_evaluation(run: RunDir, step: int, *, examples: int) -> Evaluation:
             (not as many to one problem of a benchmark as to another).
     """
     table = _read(run, step)
-    blocks = list(_blocks(table))
+    blocks, graded = list(_blocks(table)), table.select(["correct", "truncated", "num_tokens", "prediction"])
     return Evaluation(
         step=step,
         benchmark=[block.benchmark for block in blocks for _ in block.problems],
         problem=[problem for block in blocks for problem in block.problems],
         k=np.concatenate([np.full(len(block.problems), block.rows.shape[1]) for block in blocks]),
-        scores=np.concatenate([_scores(table.take(block.rows.ravel()), block.rows.shape) for block in blocks], axis=1),
+        scores=np.concatenate([_scores(graded.take(block.rows.ravel()), block.rows.shape) for block in blocks], axis=1),
         examples=_examples(table, blocks, examples),
     )
 
@@ -142,9 +142,10 @@ def _blocks(table: pa.Table) -> Iterator[_Block]:
 
 
 def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
-    correct, truncated, length = (
-        answers[name].to_numpy().reshape(shape) for name in ("correct", "truncated", "num_tokens")
-    )
+    correct, truncated = (
+        answers[name].cast(pa.uint8()).to_numpy().astype(bool).reshape(shape) for name in ("correct", "truncated")
+    )  # of truth values Arrow makes an object each
+    length = answers["num_tokens"].to_numpy().reshape(shape)
     given = answers["prediction"].combine_chunks().dictionary_encode().indices.fill_null(-1)
     maj = _maj(given.to_numpy().reshape(shape), correct)
     return np.stack([*_by_count(shape[1])[:, correct.sum(axis=1)], maj, truncated.mean(axis=1), length.mean(axis=1)])

@@ -1,7 +1,5 @@
 """JSON lines as a table, fast where they are as a run writes them."""
 
-import io
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.json
@@ -13,15 +11,17 @@ def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -
     Only a column of `optional` may be missing or null. None says nothing of what is wrong: the record's own reader
     does. Arrow would take what that reader refuses, or read it as another number; such bytes are left to it here.
     """
-    lines = content.count(b"\n")
-    # One object a line: an object may neither go over the end of a line, nor share a line with the next.
-    if not (content.startswith(b"{") and content.endswith(b"}\n") and lines == content.count(b"}\n{") + 1):
+    if not (content.startswith(b"{") and content.endswith(b"}\n") and content.isascii()):
         return None
-    if not content.isascii():
+    # One object a line: an object may neither go over the end of a line, nor share a line with the next.
+    characters = np.frombuffer(content, dtype=np.uint8)
+    ends = np.flatnonzero(characters == ord("\n"))
+    lines = len(ends)
+    if not ((characters[ends - 1] == ord("}")).all() and (characters[ends[:-1] + 1] == ord("{")).all()):
         return None
     try:
         table = pyarrow.json.read_json(
-            io.BytesIO(content),
+            pa.BufferReader(content),
             read_options=pyarrow.json.ReadOptions(use_threads=False, block_size=len(content) + 1),
             parse_options=pyarrow.json.ParseOptions(explicit_schema=schema, unexpected_field_behavior="ignore"),
         ).select(schema.names)

@@ -14,15 +14,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.cache import Cache
+from analysis.cache import Cache, Place
 from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS, Column
 from analysis.contents import Contents, read_contents
 from analysis.details import Details, read_details
 from analysis.evaluation import SCORES, Evaluation, Example
+from analysis.processes import spread
 from analysis.text import printable
 from analysis.training import Training
 from opd.records import RunDir, find_runs
 
+FEWEST = 40  # runs to read: of fewer, starting processes takes longer than reading
 _EXAMPLE = [field.name for field in fields(Example)]
 
 
@@ -59,8 +61,7 @@ def load(root: Path, *, cache: Cache | None = None) -> Records:
     """
     unreadable: list[OSError] = []
     folders = find_runs(root, on_error=unreadable.append)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        contents = list(pool.map(cache.contents if cache else read_contents, folders))
+    contents = _contents(folders, cache)
     if cache:
         cache.tidy(folders)
     read: list[_Run] = []
@@ -96,6 +97,18 @@ def load(root: Path, *, cache: Cache | None = None) -> Records:
         details=details,
         damage=damage,
     )
+
+
+def _contents(folders: Sequence[RunDir], cache: Cache | None) -> list[Contents]:
+    """What each run holds, in order."""
+    if cache is None:
+        return list(spread(read_contents, folders, fewest=FEWEST))
+    places = [cache.of(folder) for folder in folders]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        kept = list(pool.map(Place.contents, places))
+    left = [place for place, found in zip(places, kept, strict=True) if found is None]
+    read = spread(Place.read, left, fewest=FEWEST)
+    return [next(read) if found is None else found for found in kept]
 
 
 def _relative(path: Path, root: Path) -> str:

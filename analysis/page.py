@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
+from itertools import islice
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
@@ -18,7 +19,7 @@ from plotly.offline import get_plotlyjs
 from analysis.cells import Table
 from analysis.evaluation import AVERAGE
 from analysis.figures.curves import many_evaluations
-from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks
+from analysis.figures.panel import DARK, DIFFERENT, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks
 from analysis.headline import Headline
 from analysis.page_data import page_data
 from analysis.results import Results
@@ -59,7 +60,8 @@ GROUPS = {
 }
 DETAILS = ("settings", "verdicts", "ranking", "scores", "differences", "runs", "answers", "excluded")
 MANY = 12  # arms: of more, curves begin with those of one comparison
-SHOWN_AT_FIRST = 8  # of the arms that belong to no published comparison
+SHOWN_AT_FIRST = 8  # of the arms that belong to no published comparison; of one's own, as many as look different
+ROWS_AT_FIRST = 100  # of a table: the script adds the others when they are asked for
 
 
 def markdown_page(headline: Headline, tables: Mapping[str, Table]) -> str:
@@ -88,11 +90,16 @@ def html_page(
     template, css, script = (_read(name) for name in ("report.html.jinja", "report.css", "report.js"))
     scripts = (get_plotlyjs(), script)
     data, tokens = page_data(results, panels, members)
+    data["rows"] = {
+        f"table-{name}": _later(table) for name, table in tables.items() if len(table.frame) > ROWS_AT_FIRST
+    }
     first = list(tables)[: list(tables).index("summary") + 1]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         headline=headline,
         tables=tables,
+        first_rows=lambda table: islice(table.rows(), ROWS_AT_FIRST),
+        rows_at_first=ROWS_AT_FIRST,
         groups=_groups(panels, tables, alpha, tokens=bool(data["rollouts"])),
         first=first,
         details=[
@@ -138,18 +145,35 @@ def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[
     drawn = looks(results.arms, members)
     known = {arm for arms in members.values() for arm in arms}
     others = [arm.id for arm in results.arms if arm.role != "teacher" and arm.id not in known]
+    shown = {arm for arms in members.values() for arm in arms[:DIFFERENT]}.union(others[:SHOWN_AT_FIRST])
     return {
         arm.id: {
             "id": arm.id,
             "label": arm.label,
             "settled": arm.settled,
-            "shown": arm.role == "teacher" or arm.id in known or arm.id in others[:SHOWN_AT_FIRST],
+            "shown": arm.role in ("teacher", "baseline") or arm.id in shown,
             "slot": "teacher" if drawn[arm.id].slot is None else drawn[arm.id].slot,
             "dashes": _DASHES[drawn[arm.id].dash],
             "outline": "" if arm.role == "teacher" else _OUTLINES[drawn[arm.id].marker],
         }
         for arm in results.arms
     }
+
+
+def _later(table: Table) -> list[tuple[str | None, list[Any]]]:
+    """The arm and the cells of each row after the first: a text, or with more to say text, interval and order."""
+    return [
+        (
+            arm,
+            [
+                cell.text
+                if not cell.interval and str(cell.order) == cell.text
+                else (cell.text, cell.interval, cell.order)
+                for cell in cells
+            ],
+        )
+        for arm, cells in islice(table.rows(), ROWS_AT_FIRST, None)
+    ]
 
 
 _DASHES = {"solid": "", "dash": "6 3", "dot": "2 2", "dashdot": "6 2 2 2"}

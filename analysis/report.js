@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { panels, pool, topics, rollouts, only } = JSON.parse(document.getElementById("data").textContent);
+  const { panels, pool, topics, rollouts, only, rows: rest } = JSON.parse(document.getElementById("data").textContent);
   for (const panel of panels) {
     panel.traces = panel.traces.map(([style, meta, x, y]) => ({ ...pool[style], meta: pool[meta], x: pool[x], y: pool[y] }));
   }
@@ -72,18 +72,47 @@
 
   // ---- figures
 
+  const rowsOf = (traces) => [...new Set(traces.flatMap((trace) => (trace.yaxis ? [] : trace.y)))];
+  /** Marks that look alike as one trace: hundreds take long to draw. */
+  function together(traces) {
+    const groups = new Map();
+    for (const trace of traces) {
+      const alike = trace.mode === "markers" ? JSON.stringify([trace.meta.slot, trace.marker, "error_x" in trace, "text" in trace]) : groups.size;
+      groups.set(alike, [...(groups.get(alike) ?? []), trace]);
+    }
+    return [...groups.values()].map((group) => {
+      if (group.length === 1) return group[0];
+      const join = (values) => group.flatMap(values), [first] = group;
+      const joined = {
+        ...first,
+        x: join((trace) => trace.x),
+        y: join((trace) => trace.y),
+        customdata: join((trace) => trace.x.map(() => trace.name)),
+        hovertemplate: join((trace) => trace.x.map(() => trace.hovertemplate.replace("%{fullData.name}", "%{customdata}"))),
+      };
+      if (first.text) joined.text = join((trace) => trace.text);
+      if (first.error_x) {
+        const [array, arrayminus] = ["array", "arrayminus"].map((end) => join((trace) => trace.error_x[end]));
+        joined.error_x = { ...first.error_x, array, arrayminus };
+      }
+      return joined;
+    });
+  }
   function draw(panel) {
     const ink = colour("ink"), muted = colour("muted"), grid = colour("grid");
     const shown = shownTraces(panel);
-    const traces = shown.map((trace) => {
+    const many = chosenArms().size > FEW;
+    const traces = (panel.tall ? together(shown) : shown).map((trace) => {
       const own = colour(`arm-${trace.meta.slot ?? "teacher"}`);
       const coloured = { ...trace, textfont: { color: own }, showlegend: !trace.meta.faint };
       for (const part of ["line", "marker", "error_x", "error_y"]) if (trace[part]) coloured[part] = { ...trace[part], color: own };
       if (trace.type === "bar" && trace.error_x) coloured.error_x.color = ink;
+      if (many && trace.mode === "lines+markers" && trace.x.length > 1 && !trace.meta.arms) coloured.mode = "lines";
       return coloured;
     });
     const axis = (given) => ({ ...given, gridcolor: grid, linecolor: grid, zerolinecolor: muted, tickcolor: grid, fixedrange: coarse || given.fixedrange });
     const layout = { ...panel.layout };
+    if (panel.tall) layout.yaxis = { ...layout.yaxis, categoryorder: "array", categoryarray: rowsOf(shown) };
     for (const name of ["xaxis", "yaxis", "yaxis2"]) if (panel.layout[name]) layout[name] = axis(panel.layout[name]);
     const choices = choicesOf(panel), title = Object.values(choices).map((value) => panel.titles[value]).find((found) => found !== undefined);
     if (title !== undefined) {
@@ -116,8 +145,7 @@
     for (const panel of panels) {
       const place = byId(panel.id);
       if (panel.tall) {
-        const rows = new Set(shownTraces(panel).flatMap((trace) => (trace.yaxis ? [] : trace.y)));
-        place.style.height = `${5 + 1.75 * Math.max(2, rows.size)}rem`;
+        place.style.height = `${5 + 1.75 * Math.max(2, rowsOf(shownTraces(panel)).length)}rem`;
       }
       place.dataset.stale = "true";
       seen.unobserve(place);
@@ -170,9 +198,12 @@
   function selected() {
     const arms = chosenArms();
     status.textContent = `${arms.size} of ${chips.length} runs shown`;
-    all("#table-answers tbody tr").forEach((row) => { row.classList.toggle("unchosen", !arms.has(row.dataset.arm)); });
+    chooseAnswers(arms);
     showTokens();
     redraw();
+  }
+  function chooseAnswers(arms) {
+    all("#table-answers tbody tr").forEach((row) => { row.classList.toggle("unchosen", !arms.has(row.dataset.arm)); });
   }
   function findChips() {
     const wanted = (byId("find")?.value ?? "").toLowerCase(), only = members[focus?.value];
@@ -236,9 +267,38 @@
 
   // ---- tables
 
+  /** Adds the rows of a table that the page came without. */
+  function complete(table) {
+    const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0], arms = new Set(chips.map((chip) => chip.dataset.arm));
+    const rows = (rest[table.id] ?? []).map(([arm, cells]) => {
+      const row = document.createElement("tr");
+      if (arms.has(arm)) row.dataset.arm = arm;
+      cells.forEach((cell, index) => {
+        const [text, interval, order] = Array.isArray(cell) ? cell : [cell, "", null];
+        const place = row.appendChild(document.createElement(index ? "td" : "th"));
+        if (!index) place.scope = "row";
+        place.className = heads[index].className;
+        place.classList.toggle("long", text.length > 40);
+        if (order !== null) place.dataset.order = order;
+        place.textContent = text;
+        if (!interval) return;
+        const span = document.createElement("span");
+        span.className = "interval";
+        span.textContent = interval;
+        place.append(" ", span);
+      });
+      return row;
+    });
+    delete rest[table.id];
+    body.append(...rows);
+    table.closest(".card").querySelector(".more")?.remove();
+    if (rows.length && table.id === "table-answers") chooseAnswers(chosenArms());
+  }
+  for (const button of all(".more button")) button.addEventListener("click", () => complete(byId(button.getAttribute("aria-controls"))));
   for (const table of all("table")) {
     const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
+      complete(table);
       const numeric = !head.classList.contains("text");
       const first = numeric ? "descending" : "ascending";
       const now = head.getAttribute("aria-sort");
@@ -256,8 +316,9 @@
     }));
   }
   for (const input of all(".filter input")) {
-    const rows = byId(input.getAttribute("aria-controls")).tBodies[0].rows;
+    const table = byId(input.getAttribute("aria-controls")), rows = table.tBodies[0].rows;
     input.addEventListener("input", () => {
+      complete(table);
       const wanted = input.value.toLowerCase();
       for (const row of rows) row.hidden = !row.textContent.toLowerCase().includes(wanted);
     });

@@ -146,14 +146,14 @@ def contents(results: "Results", arguments: Arguments) -> tuple[dict[str, str | 
     shown = all_tables(results, members=of_topic, costs=spent, verdicts=verdicts(results))
     tables = {table.name: table for table in shown}
     drawn = panels(results, members=of_topic, costs=spent, alpha=alpha)
-    printed = prints(drawn, of_topic, smooth=many_evaluations(results)) if arguments.figures else {}
+    printed = prints(drawn, of_topic, smooth=many_evaluations(results)) if arguments.figures else ()
     made: dict[str, str | bytes] = {
         "report.html": html_page(results, head, tables, drawn, of_topic, alpha=alpha),
         "report.md": markdown_page(head, tables),
         **{f"tables/{name}.csv": table.csv() for name, table in tables.items()},
         **{f"tables/{name}.tex": table.latex() for name, table in tables.items()},
-        **{f"figures/{name}": figure for name, figure in printed.items()},
         **{f"tables/{name}.csv": frame_csv(frame) for name, frame in exports(results, alpha=alpha).items()},
+        **{f"figures/{name}": figure for name, figure in printed},
     }
     return made, f"{head.ran}; {len(results.excluded)} left out, each named there"
 

@@ -1,5 +1,10 @@
 """Curves over training: scores at each evaluation, and what each step recorded."""
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
 import pandas as pd
 
 from analysis.arms import Arm
@@ -37,17 +42,18 @@ def learning_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
     last_step = int(results.by_step["step"].max())
     found: Curves = {score: [] for score in SCORES}
     for benchmark, rows in results.by_step.groupby("benchmark"):
+        by_score = rows.pivot(index="step", columns="run", values=list(SCORES))
         for score in SCORES:
-            by_run = rows.pivot(index="step", columns="run", values=score) * 100
+            by_run = _Runs.of(by_score[score] * 100)
             for arm in results.arms:
                 look, own = drawn[arm.id], {"arm": arm.id, "benchmark": str(benchmark)}
-                values = by_run[[run for run in arm.used if run in by_run]].dropna(how="all")
-                if arm.role == "teacher" and len(values):
-                    found[score].append(_across(arm, look, float(values.iloc[-1].mean()), last_step, own))
+                values = by_run.among(arm.used)
+                if arm.role == "teacher" and (known := values[~np.isnan(values).all(axis=1)]).size:
+                    found[score].append(_across(arm, look, float(np.nanmean(known[-1])), last_step, own))
                 if arm.role == "teacher":
                     continue
-                for seed, curve in _curves(values, seeds=len(results.arms) <= SEEDS_UP_TO):
-                    found[score] += _scored(arm, look, curve, own, alpha, seed=seed)
+                for curve in _curves(by_run.step, values, seeds=len(results.arms) <= SEEDS_UP_TO):
+                    found[score] += _scored(arm, look, curve, own, alpha)
     return found
 
 
@@ -58,17 +64,20 @@ def training_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
     every = training.pivot(index="step", columns="run", values=recorded)
     found: Curves = {}
     for name in recorded:
-        by_run = every[name] * (100 if name in PERCENT else 1)
-        curves = []
-        for arm in results.arms:
-            values = by_run[[run for run in arm.used or arm.runs if run in by_run]]
-            curves += [(arm, *curve) for curve in _curves(values, seeds=len(results.arms) <= SEEDS_UP_TO)]
+        by_run = _Runs.of(every[name] * (100 if name in PERCENT else 1))
+        curves = [
+            (arm, curve)
+            for arm in results.arms
+            for curve in _curves(
+                by_run.step, by_run.among(arm.used or arm.runs), seeds=len(results.arms) <= SEEDS_UP_TO
+            )
+        ]
         points = max(20, min(POINTS_PER_TRACE, POINTS_PER_FIGURE // max(1, len(curves))))
         unit = " %" if name in PERCENT else ""
         found[name] = []
-        for arm, seed, curve in curves:
-            x, y = thin(curve.index.to_numpy(), ema(curve.to_numpy(), alpha=alpha), points)
-            found[name].append(line(arm.label, drawn[arm.id], x, y, "lines", unit, {"arm": arm.id}, faint=seed))
+        for arm, curve in curves:
+            x, y = thin(curve.step, ema(curve.values, alpha=alpha), points)
+            found[name].append(line(arm.label, drawn[arm.id], x, y, "lines", unit, {"arm": arm.id}, faint=curve.seed))
     return found
 
 
@@ -144,8 +153,8 @@ def stability_panels(results: Results, learning: Curves, training: Curves) -> li
 _NOTES = {"mean": "Answers that are right", "best": "Problems with any right answer"}
 
 
-def _scored(arm: Arm, look: Look, curve: pd.Series, own: dict[str, str], alpha: float, *, seed: bool) -> list[Trace]:
-    y, x = curve.to_numpy(), curve.index.to_numpy()
+def _scored(arm: Arm, look: Look, curve: "_Curve", own: dict[str, str], alpha: float) -> list[Trace]:
+    seed, x, y = curve
     raw, smooth = {**own, "smooth": False}, {**own, "smooth": True}
     traces = [
         line(arm.label, look, x, y, "lines" if seed else "lines+markers", " %", raw, faint=seed),
@@ -170,11 +179,36 @@ def _across(arm: Arm, look: Look, value: float, last_step: int, meta: dict[str, 
     }
 
 
-def _curves(values: pd.DataFrame, *, seeds: bool) -> list[tuple[bool, pd.Series]]:
-    """(is one seed of several, curve): the mean over seeds where all have a value, then each of several."""
-    mean = values.mean(axis=1, skipna=False).dropna()
-    single = [values[run].dropna() for run in values.columns] if seeds and values.shape[1] > 1 else []
-    return [(seed, curve) for seed, curve in [(False, mean), *((True, curve) for curve in single)] if len(curve)]
+@dataclass(frozen=True)
+class _Runs:
+    """Values over steps, "step run"; NaN where there is none."""
+
+    step: np.ndarray
+    place: dict[str, int]  # of a run's column
+    values: np.ndarray
+
+    @classmethod
+    def of(cls, frame: pd.DataFrame) -> "_Runs":
+        return cls(frame.index.to_numpy(), {run: at for at, run in enumerate(frame.columns)}, frame.to_numpy(float))
+
+    def among(self, runs: Sequence[str]) -> np.ndarray:
+        """Those of these runs, where they have any."""
+        return self.values[:, [self.place[run] for run in runs if run in self.place]]
+
+
+class _Curve(NamedTuple):
+    seed: bool  # whether it is one seed of several
+    step: np.ndarray
+    values: np.ndarray
+
+
+def _curves(step: np.ndarray, values: np.ndarray, *, seeds: bool) -> list[_Curve]:
+    """The mean over seeds where all have a value, then each of several."""
+    if not values.size:
+        return []
+    single = list(values.T) if seeds and values.shape[1] > 1 else []
+    every = [(False, values.mean(axis=1)), *((True, column) for column in single)]
+    return [_Curve(seed, step[known], curve[known]) for seed, curve in every if (known := ~np.isnan(curve)).any()]
 
 
 def _scores_layout() -> dict:

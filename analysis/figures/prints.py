@@ -3,14 +3,17 @@
 import io
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from html import unescape
 from typing import Any
 
 from analysis.evaluation import AVERAGE
 from analysis.figures.panel import TEACHER_LIGHT, Panel, Trace
+from analysis.processes import spread
 
 WIDTH, HEIGHT, DOTS = 5.5, 3.4, 200  # inches, and dots an inch
 LINES = 12  # of a figure: more cannot be told apart on paper
+FEWEST = 8  # figures: of fewer, starting processes takes longer than drawing
 ROWS = 80  # of a figure with one row an arm: more fill more than a page
 _DASHES = {"solid": "-", "dash": "--", "dot": ":", "dashdot": "-."}
 _MARKERS = {
@@ -38,25 +41,23 @@ _STYLE: dict[Any, Any] = {
 }
 
 
-def prints(panels: Sequence[Panel], members: Mapping[str, list[str]], *, smooth: bool) -> dict[str, bytes]:
-    """File name → content: each figure under each option of its first control, the average over the benchmarks.
+def prints(panels: Sequence[Panel], members: Mapping[str, list[str]], *, smooth: bool) -> Iterator[tuple[str, bytes]]:
+    """File name and content: each figure under each option of its first control, the average over the benchmarks.
+
+    Many are drawn by processes of their own, beside what the caller does next.
 
     Args:
         panels: the figures.
         members: topic → its arms (`topics.members`).
         smooth: whether scores over training are shown as moving averages.
     """
-    import matplotlib
-
-    found: dict[str, bytes] = {}
-    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        for panel in panels:
-            for name, chosen in _variants(panel):
-                traces = shown(panel, chosen, members, smooth=smooth)
-                if traces:
-                    found |= _files(name, panel, chosen, traces)
-    return found
+    figures = [
+        (name, replace(panel, traces=traces), chosen)
+        for panel in panels
+        for name, chosen in _variants(panel)
+        if (traces := shown(panel, chosen, members, smooth=smooth))
+    ]
+    return (file for files in spread(_files, figures, fewest=FEWEST) for file in files.items())
 
 
 def shown(panel: Panel, chosen: Mapping[str, str], members: Mapping[str, list[str]], *, smooth: bool) -> list[Trace]:
@@ -92,11 +93,24 @@ def _variants(panel: Panel) -> Iterator[tuple[str, dict[str, str]]]:
             yield f"{panel.id}-{suffix}" if first.key != "run" else panel.id, {first.key: value, **rest}
 
 
-def _files(name: str, panel: Panel, chosen: Mapping[str, str], traces: Sequence[Trace]) -> dict[str, bytes]:
+def _files(figure: tuple[str, Panel, Mapping[str, str]]) -> dict[str, bytes]:
+    """File name → content of a figure given as its name, the panel with the traces to show, and the choices."""
+    import matplotlib
+
+    name, panel, chosen = figure
+    with matplotlib.rc_context(_STYLE), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        svg, png = _drawn(panel, chosen)
+    return {f"{name}.svg": svg, f"{name}.png": png}
+
+
+def _drawn(panel: Panel, chosen: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """SVG and PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
+    traces = panel.traces
     rows = list(dict.fromkeys(label for trace in traces if "yaxis" not in trace for label in trace["y"]))
     height = max(1.6, 0.9 + 0.27 * len(rows)) if panel.tall else HEIGHT
     figure = Figure(figsize=(WIDTH, height), dpi=DOTS, layout="constrained")
@@ -122,7 +136,7 @@ def _files(name: str, panel: Panel, chosen: Mapping[str, str], traces: Sequence[
     svg, png = io.BytesIO(), io.BytesIO()  # not by `savefig`, which draws everything twice
     FigureCanvasSVG(figure).print_svg(svg, metadata={"Date": None, "Creator": None})
     FigureCanvasAgg(figure).print_png(png, metadata={"Software": None})
-    return {f"{name}.svg": svg.getvalue(), f"{name}.png": png.getvalue()}
+    return svg.getvalue(), png.getvalue()
 
 
 def _label(axes: Any, behind: Any, panel: Panel, chosen: Mapping[str, str]) -> None:

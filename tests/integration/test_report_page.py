@@ -1,9 +1,10 @@
 """The report's page in a real headless Chromium. Skips where there is none, fails where `CI` is set."""
 
+import csv
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -295,18 +296,47 @@ def test_policy_of_the_page_stops_a_script_that_should_not_be_there(browser, hos
     page.close()
 
 
-def test_many_runs_can_be_searched_and_start_with_a_few(open_report, tmp_path):
-    root = tmp_path / "many"
+@pytest.fixture(scope="module")
+def many(tmp_path_factory) -> Path:
+    root = tmp_path_factory.mktemp("reports") / "many"
     for number in range(30):
         name = "default" if number == 0 else f"run-{number:02d}"
         write_run(root, Fake(name=name, num_steps=2, every=2, k=2, benchmarks={"x": 5}))
-    page = open_report(write(root))
+    return write(root)
+
+
+def test_many_runs_can_be_searched_and_start_with_a_few(open_report, many):
+    page = open_report(many)
     assert page.locator("#status").inner_text() == "8 of 30 runs shown"
     page.locator("#find").fill("run-2")
     assert page.locator(".chip:visible").count() == 10
     page.locator("#none").click()
     page.locator("#all").click()
     assert page.locator("#status").inner_text() == "18 of 30 runs shown"  # eight at first, ten found
+
+
+def test_long_table_is_whole_when_it_is_asked_for(open_report, many):
+    with (many.parent / "tables" / "answers.csv").open(newline="") as file:
+        written = [[row["label"], row["problem"]] for row in csv.DictReader(file)]
+    assert len(written) == 150
+    ask: dict[str, Callable[[Any], None]] = {
+        "the button": lambda page: page.locator("#answers .more button").click(),
+        "sorting": lambda page: page.locator("#table-answers thead button").first.click(),
+        "the filter": lambda page: page.locator("#answers .filter input").fill("run"),
+    }
+    for way, action in ask.items():
+        page = open_report(many)
+        rows = page.locator("#table-answers tbody tr")
+        assert rows.count() == 100 and "The first 100 of 150 rows" in page.locator("#answers").inner_text(), way
+        action(page)
+        assert rows.count() == 150 and page.locator("#answers .more").count() == 0, way
+    page = open_report(many)
+    page.locator("#answers .more button").click()
+    page.locator("#all").click()
+    shown = [row.locator("th, td").all_inner_texts() for row in page.locator("#table-answers tbody tr").all()]
+    assert [[row[0], row[4]] for row in shown] == written
+    page.locator("#none").click()
+    assert not any(row.is_visible() for row in page.locator("#table-answers tbody tr").all())
 
 
 def test_page_without_scripts_still_shows_its_numbers(browser, demo):

@@ -7,6 +7,7 @@ import pandas as pd
 import pytest
 
 from analysis import cache as caching
+from analysis import load as loading
 from analysis.cache import FOLDER, Cache
 from analysis.load import Records, load
 from opd.records import RunDir, find_runs
@@ -55,6 +56,17 @@ def test_cold_warm_and_no_cache_give_the_same(all_runs, tmp_path, read):
     whole = len(kept(root))
     assert whole > 15 and len(read) == len(find_runs(root)) - whole  # only what is damaged is read again
     assert {"foreign", "empty"} <= set(read)
+
+
+def test_processes_read_the_same(all_runs, tmp_path, monkeypatch):
+    root = tmp_path / "runs"
+    shutil.copytree(all_runs, root)
+    alone = load(root)
+    monkeypatch.setattr(loading, "FEWEST", 1)
+    assert_same(alone, load(root))
+    assert_same(alone, cached(root))
+    assert len(kept(root)) > 15
+    assert_same(alone, cached(root))
 
 
 @pytest.mark.parametrize("record", ["config.yaml", "status.json", "metrics.jsonl", "evaluate/step_000002.jsonl"])

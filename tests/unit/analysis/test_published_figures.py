@@ -154,7 +154,7 @@ def few(study, *ids: str) -> list[Panel]:
 def test_prints_are_the_same_bytes_again_and_have_no_date(study):
     results, _ = study
     given = few(study, "ratios", "divergence-bars"), members(results)
-    first, again = (prints.prints(*given, smooth=False) for _ in range(2))
+    first, again = (dict(prints.prints(*given, smooth=False)) for _ in range(2))
     assert first == again
     assert {"ratios.svg", "ratios.png", "divergence-bars-mean.svg", "divergence-bars-best.png"} <= set(first)
     svg = first["divergence-bars-mean.svg"].decode()
@@ -173,5 +173,5 @@ def test_print_shows_the_arms_of_its_comparison_at_the_average(study):
 def test_hostile_name_is_text_in_a_print(study, recwarn):
     panel = study[1]["learning-mean"]
     traces = [{**trace, "name": "&lt;script&gt;$\\frac{$ _x \ufffd"} for trace in panel.traces]
-    found = prints.prints([Panel(**{**vars(panel), "traces": traces})], {}, smooth=False)
+    found = dict(prints.prints([Panel(**{**vars(panel), "traces": traces})], {}, smooth=False))
     assert b"<script" not in found["learning-mean.svg"] and not list(recwarn)
