@@ -129,6 +129,7 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
     tracker: Tracker = Nothing()
     outcome = "failed"
     held = ExitStack()
+    held.callback(lambda: tracker.finish(failed=outcome == "failed"))
 
     def follow() -> None:
         nonlocal tracker
@@ -169,7 +170,6 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
         return folder.status()
     finally:
         held.close()
-        tracker.finish(failed=outcome == "failed")
 
 
 def _newest_whole(folder: RunDir, ranks: Ranks) -> int:

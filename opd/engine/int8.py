@@ -4,8 +4,8 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor, nn
 from transformers import PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
+from opd.engine.linear import Linear, output_axis
 from opd.engine.sharded import layers
 
 
@@ -32,10 +32,9 @@ class Int8Linear(nn.Module):
     scale: Tensor
     bias: Tensor | None
 
-    def __init__(self, linear: nn.Linear | Conv1D):
+    def __init__(self, linear: Linear):
         super().__init__()
-        turned = isinstance(linear, Conv1D)  # which holds [in, out]
-        weight = linear.weight.detach().T if turned else linear.weight.detach()
+        weight = linear.weight.detach().movedim(output_axis(linear), 0)
         quantized, scale = quantize(weight.float(), output_axis=0)
         self.register_buffer("quantized", quantized.contiguous())
         self.register_buffer("scale", scale.to(weight.dtype))
@@ -51,5 +50,5 @@ def hold_in_int8(model: PreTrainedModel) -> None:
     for layer in layers(model):
         for parent in list(layer.modules()):
             for name, child in list(parent.named_children()):
-                if isinstance(child, nn.Linear | Conv1D):
+                if isinstance(child, Linear):
                     setattr(parent, name, Int8Linear(child))

@@ -5,12 +5,12 @@ from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
-from transformers.pytorch_utils import Conv1D
 
 from opd.engine.int8 import quantize
+from opd.engine.linear import Linear, output_axis
 from opd.engine.lora import adapters, merged
 
 Precision = Literal["float32", "bfloat16", "int8"]
@@ -42,22 +42,18 @@ def replicate(learner: PreTrainedModel, precision: Precision) -> PreTrainedModel
 @torch.no_grad()
 def refresh(replica: PreTrainedModel, learner: PreTrainedModel, precision: Precision) -> None:
     """Fill the copy with the learner's weights, adapters merged in. Of a sharded learner every rank must call this."""
-    output_axis = {module.weight: 1 if isinstance(module, Conv1D) else 0 for module in _linear(replica)}
+    axes = {module.weight: output_axis(module) for module in replica.modules() if isinstance(module, Linear)}
     ours = dict(replica.named_parameters()) | dict(replica.named_buffers())
     for name, value in merged(learner):
         if name not in ours:
             continue
         tensor = ours[name]
-        if precision == "int8" and tensor in output_axis:
-            value = round_int8(value.to(tensor.dtype), output_axis[tensor])
+        if precision == "int8" and tensor in axes:
+            value = round_int8(value.to(tensor.dtype), axes[tensor])
         tensor.copy_(value)
 
 
-def round_int8(weight: Float[Tensor, "rows columns"], output_axis: int) -> Float[Tensor, "rows columns"]:
+def round_int8(weight: Float[Tensor, "rows columns"], axis: int) -> Float[Tensor, "rows columns"]:
     """The weight as 8-bit integers hold it; see `quantize`."""
-    quantized, scale = quantize(weight, output_axis)
+    quantized, scale = quantize(weight, axis)
     return quantized * scale
-
-
-def _linear(model: nn.Module) -> list[Any]:
-    return [module for module in model.modules() if isinstance(module, nn.Linear | Conv1D)]

@@ -14,8 +14,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.pytorch_utils import Conv1D
 
+from opd.engine.linear import Linear, output_axis
 from opd.engine.sharded import layers
 
 PUBLISHED = Path(__file__).with_name("published.yaml")
@@ -124,7 +124,7 @@ def _shape(key: str) -> Shape:
     shared = getattr(config, "num_key_value_heads", None) or heads
     size = getattr(config, "head_dim", None) or config.hidden_size // heads
     blocks = layers(model)
-    linear = [m for block in blocks for m in block.modules() if isinstance(m, nn.Linear | Conv1D)]
+    linear = [m for block in blocks for m in block.modules() if isinstance(m, Linear)]
     return Shape(
         tensors=tuple(tuple(weight.shape) for weight in model.parameters()),
         layers=tuple(sum(weight.numel() for weight in block.parameters()) for block in blocks),
@@ -141,7 +141,7 @@ def _shape(key: str) -> Shape:
             if isinstance(module, nn.Linear)
         ),
         matrices=sum(m.weight.numel() for m in linear),
-        channels=sum(m.weight.shape[1 if isinstance(m, Conv1D) else 0] for m in linear),
+        channels=sum(m.weight.shape[output_axis(m)] for m in linear),
         cached=2 * shared * size * len(blocks),
     )
 
