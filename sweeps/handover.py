@@ -102,7 +102,7 @@ def recover(book: Ledger) -> None:
             if jobs := _taken(one.id, len(one.runs), one.portion):
                 book.append("submitted", submission=one.id, jobs=jobs, pid=None, host=None)
                 continue
-        elif local.alive(book.submission_folder(one.id), None, None):
+        elif local.began(book.submission_folder(one.id)):
             book.append("submitted", submission=one.id, jobs=[], pid=0, host=os.uname().nodename)
             continue
         book.append("abandoned", submission=one.id, reason="its command died before it was handed over")

@@ -1,5 +1,9 @@
-"""Runs of a submission on this machine: `python -m sweeps.local SUBMISSION` outlives the terminal that started it."""
+"""Runs of a submission on this machine: `python -m sweeps.local SUBMISSION` outlives the terminal that started it.
 
+A server of processes imports once what runs of one rank import, most of the time that a short run would take to start.
+"""
+
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -13,6 +17,7 @@ from opd.errors import UserError
 from sweeps.ledger import Ledger, read_submission
 
 POLL = 0.2  # seconds between looks at the processes
+IMPORTED = ("opd.assemble", "opd.loop", "opd.model_card", "opd.train", "opd.watch")
 
 
 def start(submission: Path, environment: dict[str, str]) -> int:
@@ -46,11 +51,18 @@ def alive(submission: Path, pid: int | None, host: str | None) -> bool:
         return False
 
 
+def began(submission: Path) -> bool:
+    """Whether a submission of which nothing was said has, or had, a runner: one that has ended has left attempts."""
+    return alive(submission, None, None) or any((submission / "attempts").iterdir())
+
+
 def run(submission: Path) -> None:
     """Runs what is to run, `max_parallel` at once; one that fails does not hold up the rest.
 
     SIGTERM ends the runs, each with a checkpoint; a `cancelled` file names runs that are not to run any more.
     """
+    from sweeps import task
+
     ledger = Ledger(submission.parent.parent.parent)
     with ledger.lock():
         mine = {found.id: found for found in ledger.submissions()}.get(submission.name)
@@ -62,8 +74,9 @@ def run(submission: Path) -> None:
         except Timeout:
             raise UserError(f"{submission}: has a runner already") from None
     runs, settings = read_submission(submission)
-    limit = settings["max_parallel"]
-    waiting, running, leaving = list(range(len(runs))), {}, []
+    limit, processes = settings["max_parallel"], multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(list(IMPORTED) if settings["ranks"] == 1 else [])
+    waiting, running, told, leaving = list(range(len(runs))), {}, set(), []
     signal.signal(signal.SIGTERM, lambda number, _: leaving.append(number))
     while waiting or running:
         unwanted = cancelled(submission)
@@ -72,13 +85,15 @@ def run(submission: Path) -> None:
         while waiting and len(running) < limit:
             place = waiting.pop(0)
             if runs[place] not in unwanted:
-                running[place] = _start(submission, place, runs[place])
-        for place, task in list(running.items()):
-            if task.poll() is not None:
+                log = submission / "logs" / f"{runs[place]}.log"
+                running[place] = processes.Process(target=task.logged, args=(log, str(submission), str(place)))
+                running[place].start()
+        for place, process in list(running.items()):
+            if process.exitcode is not None:
                 del running[place]
-            elif (leaving or runs[place] in unwanted) and not getattr(task, "told", False):
-                task.told = True  # pyright: ignore[reportAttributeAccessIssue]
-                task.terminate()
+            elif (leaving or runs[place] in unwanted) and place not in told:
+                told.add(place)
+                process.terminate()
         time.sleep(POLL)
 
 
@@ -86,16 +101,6 @@ def cancelled(submission: Path) -> set[str]:
     """The runs of a submission that are not to run any more."""
     file = submission / "cancelled"
     return set(file.read_text().split()) if file.exists() else set()
-
-
-def _start(submission: Path, place: int, run: str) -> subprocess.Popen:
-    with open(submission / "logs" / f"{run}.log", "ab") as log:
-        return subprocess.Popen(
-            [sys.executable, "-P", "-m", "sweeps.task", str(submission), str(place)],
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-        )
 
 
 if __name__ == "__main__":

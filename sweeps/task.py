@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -21,6 +22,7 @@ from typing import Any, Literal
 from opd import records
 from opd.records import RunDir
 from sweeps import slurm
+from sweeps.forked import Forked
 from sweeps.ledger import Ledger, attempts, read_submission
 
 PREEMPTED, REFUSED = 75, 2  # opd.train's exit statuses
@@ -52,16 +54,19 @@ class Task:
             raise records.RecordError(f"{config}: is not the config of a run") from None
         return cls(submission, runs[place], config, RunDir(folder), where)
 
-    def command(self) -> list[str]:
-        """What starts the run's ranks."""
-        start = ["-P", "-m", "opd.train", f"config={self.config}"]
+    def start(self) -> "subprocess.Popen | Forked":
+        """Starts the run's ranks. On this machine they are a process group, whose number is the `pid`."""
+        start = ["-m", "opd.train", f"config={self.config}"]
         if self.cluster["kind"] == "slurm":
             python = self.cluster["python"] or sys.executable
-            return ["srun", "--kill-on-bad-exit=1", python, *start]
+            # SLURM signals a job's steps itself.
+            command = ["srun", "--kill-on-bad-exit=1", python, "-P", *start]
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL)
         if self.cluster["ranks"] > 1:
             ranks = f"--nproc-per-node={self.cluster['ranks']}"
-            return [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", ranks, *start[1:]]
-        return [sys.executable, *start]
+            command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", ranks, *start]
+            return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        return Forked("opd.train", [f"config={self.config}"])
 
     def note(self, event: str, **content: Any) -> None:
         """Appends to the run's attempts."""
@@ -116,7 +121,7 @@ def attempt(task: Task, asked: list[int]) -> Verdict:
         signal.signal(number, note)
     before = task.state()[1]
     task.note("start", pid=os.getpid(), job_id=os.environ.get("SLURM_JOB_ID"))
-    child = subprocess.Popen(task.command(), stdin=subprocess.DEVNULL, start_new_session=not on_slurm)
+    child = task.start()
     if asked and not on_slurm:
         os.killpg(child.pid, asked[0])
     status = child.wait()
@@ -165,7 +170,25 @@ def main(submission: Path, place: int) -> int:
                 time.sleep(5)
 
 
-if __name__ == "__main__":
-    from sweeps import cli
+def command(arguments: Sequence[str]) -> None:
+    """`SUBMISSION FIRST [TASK]`: ends this process with the status of the job."""
+    sys.exit(main(Path(arguments[0]), sum(map(int, arguments[1:]))))
 
-    cli.run(lambda arguments: sys.exit(main(Path(arguments[0]), sum(map(int, arguments[1:])))))
+
+def logged(log: Path, *arguments: str) -> None:
+    """The command as the whole of a process, which writes to `log` all that it says."""
+    with open(log, "ab") as file:
+        for number in (1, 2):
+            os.dup2(file.fileno(), number)
+    sys.argv[1:] = arguments
+    _run()
+
+
+def _run() -> None:
+    from sweeps import cli  # knows of states, and they of runners, which start us
+
+    cli.run(command)
+
+
+if __name__ == "__main__":
+    _run()

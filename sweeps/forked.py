@@ -1,0 +1,49 @@
+"""A command of this package in a process that need not import anew what this one has imported."""
+
+import multiprocessing
+import os
+import runpy
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+HANDLED = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
+
+
+class Forked:
+    """`python -m MODULE ARGUMENTS` as a copy of this process, in a process group of its own; see `subprocess.Popen`.
+
+    This process must have one thread. Signals that reach the copy before it has set handlers of its own end it.
+    """
+
+    def __init__(self, module: str, arguments: Sequence[str]):
+        self._process = multiprocessing.get_context("fork").Process(target=_run, args=(module, list(arguments)))
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
+        try:
+            self._process.start()
+            with suppress(OSError):  # it has done so itself
+                os.setpgid(self.pid, self.pid)
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+    @property
+    def pid(self) -> int:
+        assert self._process.pid is not None
+        return self._process.pid
+
+    def wait(self) -> int:
+        """Its exit status, negative for a signal."""
+        self._process.join()
+        assert self._process.exitcode is not None
+        return self._process.exitcode
+
+
+def _run(module: str, arguments: list[str]) -> None:
+    with suppress(OSError):
+        os.setpgid(0, 0)
+    for number in HANDLED:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
+    sys.argv = [module, *arguments]
+    runpy.run_module(module, run_name="__main__", alter_sys=True)
