@@ -48,8 +48,9 @@ def write_study(root: Path, size: Size) -> None:
     from sweeps.compose import composer
 
     every = -(-size.steps // (size.evaluations - 1))
+    steps = [f"num_steps={size.steps}", "batch_size=32", f"prompts.source.num={32 * size.steps}"]
     with composer() as composed:
-        config = check.as_dict(composed.config(["study=big", f"num_steps={size.steps}", f"evaluate.every={every}"]))
+        config = check.as_dict(composed.config(["study=big", *steps, f"evaluate.every={every}"]))
     lines, evaluated = _answers(size), [*range(0, size.steps, every), size.steps]
     names = ["default", *(f"arm_{number:03d}" for number in range(1, -(-size.runs // SEEDS) - len(TEACHERS)))]
     names += list(TEACHERS)

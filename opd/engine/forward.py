@@ -9,18 +9,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from opd.batch import Rollout
+from opd.engine import packed
 
 
 @dataclass(frozen=True)
 class MicroBatch:
     """Some rows of a rollout, prompt and response joined and padded on the right, so that no attention mask is needed.
 
-    `inputs` lacks each row's last token, which predicts nothing. `predicts` marks the inputs whose next token is a
-    response token; `response` marks the same tokens in the rollout's [row, time] layout, in the same order.
+    `inputs` lacks each row's last token, which predicts nothing; `there` marks those that are no padding. `predicts`
+    marks the inputs whose next token is a response token; `response` marks the same tokens in the rollout's [row, time]
+    layout, in the same order.
     """
 
     rows: Int[Tensor, " rows"]
     inputs: Int[Tensor, "rows length"]
+    there: Bool[Tensor, "rows length"]
     predicts: Bool[Tensor, "rows length"]
     response: Bool[Tensor, "rows time"]
     tokens: Int[Tensor, " response_tokens"]
@@ -51,7 +54,7 @@ def micro_batches(
 def _empty(rollout: Rollout) -> MicroBatch:
     """One input that predicts nothing."""
     inputs, none = torch.zeros(1, 1, dtype=torch.long), rollout.mask[:0]
-    return MicroBatch(torch.zeros(0, dtype=torch.long), inputs, inputs > 0, none, rollout.tokens[:0][none])
+    return MicroBatch(torch.zeros(0, dtype=torch.long), inputs, inputs == 0, inputs > 0, none, rollout.tokens[:0][none])
 
 
 def _join(rollout: Rollout, rows: Tensor, prompt_length: Tensor, length: Tensor) -> MicroBatch:
@@ -63,18 +66,22 @@ def _join(rollout: Rollout, rows: Tensor, prompt_length: Tensor, length: Tensor)
     )
     response = rollout.tokens[rows].gather(1, (position - prompt_length).clamp(0, rollout.tokens.shape[1] - 1))
     inputs = torch.where(position < prompt_length, prompt, response)
-    predicts = (position >= prompt_length - 1) & (position < prompt_length + length - 1)
-    inputs = inputs.masked_fill(position >= prompt_length + length - 1, 0)
+    there = position < prompt_length + length - 1
+    predicts = (position >= prompt_length - 1) & there
     mask = rollout.mask[rows]
-    return MicroBatch(rows, inputs, predicts, mask, rollout.tokens[rows][mask])
+    return MicroBatch(rows, inputs.masked_fill(~there, 0), there, predicts, mask, rollout.tokens[rows][mask])
 
 
 def response_hidden(
     model: PreTrainedModel, micro: MicroBatch, device: torch.device
 ) -> Float[Tensor, "response_tokens width"]:
     """Final hidden states at the positions that predict the response's tokens, in the order of `micro.tokens`."""
-    hidden = model.base_model(micro.inputs.to(device), use_cache=False).last_hidden_state
-    return hidden[micro.predicts.to(device)]
+    if packed.enabled(model) and not micro.there.all():
+        states, predicts = packed.hidden(model, micro.inputs, micro.there, device), micro.predicts[micro.there]
+    else:
+        states = model.base_model(micro.inputs.to(device), use_cache=False).last_hidden_state.flatten(0, 1)
+        predicts = micro.predicts.flatten()
+    return states.index_select(0, predicts.nonzero()[:, 0].to(device))
 
 
 def token_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:

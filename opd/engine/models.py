@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from opd import hub
-from opd.engine import lora
+from opd.engine import lora, packed
 from opd.errors import UserError
 
 # A bar a file, for files that take milliseconds, would bury the run's own lines.
@@ -64,6 +64,7 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
     lora.merge(loaded)  # of a directory of peft's, which names the model that it adapts
     loaded.eval()
     _probe_head(loaded, model, key)
+    packed.enable(loaded)
     return loaded
 
 

@@ -1,8 +1,12 @@
-"""The benchmark of whole steps, as far as it runs without TRL."""
+"""The benchmark of whole steps, as far as it runs without TRL, and the study that the report's benchmark makes up."""
 
 import re
 import subprocess
 import sys
+from pathlib import Path
+
+from benchmarks.study import Size, write_study
+from opd.records import RunDir
 
 
 def test_the_benchmark_of_whole_steps_samples_every_token_and_prints_speed_memory_and_stages() -> None:
@@ -19,3 +23,10 @@ def test_an_arm_that_cannot_start_ends_the_benchmark_with_its_name() -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 1
     assert done.stderr.splitlines()[-1] == "trl: ended with status 1"
+
+
+def test_the_study_that_is_made_up_is_one_of_whole_runs_however_long(tmp_path: Path) -> None:
+    write_study(tmp_path, Size(runs=20, steps=1000, evaluations=3, problems=2, samples=1))
+    runs = [RunDir(folder) for folder in (tmp_path / "big").iterdir()]
+    assert len(runs) == 20
+    assert all(run.status().step == run.config()["num_steps"] == len(run.metrics()) - 1 == 1000 for run in runs)

@@ -1,0 +1,98 @@
+"""Rows of unequal length without their padding.
+
+All that a layer does to each token by itself, which is nearly all that it does, is done to one row of the tokens that
+are there. Attention alone lays its queries, keys and values out in rows, whose padding, on the right, no token sees.
+"""
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "opd_packed"  # as an attention implementation of transformers
+
+
+def enable(model: PreTrainedModel) -> None:
+    """Lets the model be given packed rows, if its attention allows it; other calls stay what they were.
+
+    It does where tokens attend to all that came before them in their row, positions come from `position_ids`, and the
+    result, tried on two rows, is that of padded rows.
+    """
+    config = model.config
+    kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or _slides(config):
+        return
+    if config.get_text_config() is not config or not model._can_set_attn_implementation():
+        return
+    model.set_attn_implementation(NAME)
+    if not _is_right(model):
+        model.set_attn_implementation("sdpa")
+
+
+def enabled(model: PreTrainedModel) -> bool:
+    """Whether `hidden` can be asked of this model."""
+    return model.config._attn_implementation == NAME
+
+
+def hidden(
+    model: PreTrainedModel, inputs: Int[Tensor, "rows length"], there: Bool[Tensor, "rows length"], device: torch.device
+) -> Float[Tensor, "tokens width"]:
+    """Final hidden states of the tokens of rows that are padded on the right, row by row, of those that are `there`."""
+    position = torch.arange(inputs.shape[1]).expand_as(inputs)
+    places = there.flatten().nonzero()[:, 0].to(device)
+    output = model.base_model(
+        inputs[there][None].to(device),
+        attention_mask=_as_mask(places, inputs.shape),
+        position_ids=position[there][None].to(device),
+        use_cache=False,
+    )
+    return output.last_hidden_state[0]
+
+
+def _as_mask(places: Int[Tensor, " tokens"], shape: torch.Size) -> Int[Tensor, "rows length 1 tokens"]:
+    # What models hand to attention as it is: any mask of four axes. This one's shape tells the rows, and it takes no
+    # memory: each token's place among the rows' places, repeated without a copy.
+    return places.expand(*shape, 1, -1)
+
+
+def _attend(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    if attention_mask is None or attention_mask.dtype != torch.long:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    rows, length = attention_mask.shape[:2]
+    places = attention_mask[0, 0, 0]
+
+    def laid_out(packed: Tensor) -> Tensor:
+        tokens = packed[0].transpose(0, 1)
+        laid = tokens.new_zeros(rows * length, *tokens.shape[1:]).index_copy(0, places, tokens)
+        return laid.view(rows, length, *tokens.shape[1:]).transpose(1, 2)
+
+    found, _ = sdpa_attention_forward(module, laid_out(query), laid_out(key), laid_out(value), None, **options)
+    return found.flatten(0, 1).index_select(0, places)[None], None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
+
+
+def _slides(config: Any) -> bool:
+    return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
+
+
+@torch.inference_mode()
+def _is_right(model: PreTrainedModel) -> bool:
+    ids = (torch.arange(10) % model.config.vocab_size).view(2, 5)
+    there = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
+    try:
+        packed = hidden(model, ids, there, model.device)
+    except (TypeError, ValueError, RuntimeError):  # a model that takes no such positions or mask
+        return False
+    padded = model.base_model(ids.to(model.device), use_cache=False).last_hidden_state[there.to(model.device)]
+    tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
+    return torch.allclose(packed.float(), padded.float(), rtol=tolerance, atol=tolerance)
