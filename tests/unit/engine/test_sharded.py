@@ -11,7 +11,7 @@ import torch.multiprocessing as multiprocessing
 
 from opd.batch import Rollout
 from opd.config import Compute
-from opd.engine import dist
+from opd.engine import dist, packed
 from opd.engine.dist import Ranks
 from opd.engine.policy import Policy
 from opd.engine.sharded import _can_compile, layers, spread_over, whole
@@ -39,25 +39,30 @@ def tried(knob: str, size: int) -> bool:
 ROWS = {"all": [0, 1, 2, 3], "even": [0, 2], "odd": [1, 3]}
 
 
-def responses(rows: list[int]) -> Rollout:
-    """Of one length, so that a layer is compiled once."""
+def responses(rows: list[int], ragged: bool) -> Rollout:
+    """Of one length, so that a layer is compiled once, or of different ones."""
     tokens = torch.randint(2, 13, (4, 9), generator=torch.Generator().manual_seed(1)).tolist()
-    return rollout_of([tokens[row][:3] for row in rows], [tokens[row][3:] for row in rows])
+    return rollout_of([tokens[row][:3] for row in rows], [tokens[row][3 : 9 - row * ragged] for row in rows])
 
 
-def learned(compute: Compute, ranks: Ranks, rows: list[int]) -> dict[str, Any]:
+def learned(
+    compute: Compute, ranks: Ranks, rows: list[int], *, ragged: bool = False, pack: bool = False
+) -> dict[str, Any]:
     """Log-probs of this rank's share of the rows, and whole gradients of a loss on all of them."""
     model = tiny_qwen3(dtype=torch.float32)
+    if pack:
+        packed.enable(model)
+        assert packed.enabled(model)
     root = spread_over(model, ranks, compute, learns=True)
     policy = Policy(root, ranks, micro_batch_tokens=1000, logit_chunk=64, temperature=1.0)
     mine, forwards = rows[ranks.rank :: ranks.size], []
     if not compute.compile:  # a hook would be compiled too
         for layer in layers(model):
             layer.mlp.register_forward_pre_hook(lambda *_: forwards.append(None))
-    logp = policy.scores(responses(mine)).logp
+    logp = policy.scores(responses(mine, ragged)).logp
     scored = len(forwards)
     weight = torch.randn(4, 6, generator=torch.Generator().manual_seed(2))
-    policy.backward(responses(mine), weight[mine], None)
+    policy.backward(responses(mine, ragged), weight[mine][:, : logp.shape[1]], None)
     parameters = dict(model.named_parameters())
     return {
         "logp": logp,
@@ -75,6 +80,8 @@ def work(rank: int, size: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     ranks = dist.start(timeout=120.0, group=True)
     found = {name: learned(compute, ranks, ROWS["all"]) for name, compute in KNOBS.items() if tried(name, size)}
+    ragged = {"ragged": True, "pack": True}
+    found["packed"] = learned(KNOBS["activation_checkpointing"], ranks, ROWS["all"], **ragged)
     if size == 1:
         found |= {rows: learned(KNOBS["bfloat16"], ranks, ROWS[rows]) for rows in ("even", "odd")}
     torch.save(found, folder / f"{size}_{rank}.pt")
@@ -101,6 +108,16 @@ def alone() -> dict[str, Any]:
 def test_in_float32_no_knob_changes_log_probs_or_gradients(knob: str, size: int, worlds, alone):
     found = worlds[size][knob]
     torch.testing.assert_close(found["logp"], alone["logp"][::size], atol=1e-6, rtol=1e-6)
+    largest = float(max(gradient.abs().max() for gradient in alone["gradients"].values()))
+    for name, gradient in alone["gradients"].items():
+        torch.testing.assert_close(found["gradients"][name], gradient, atol=1e-6 * largest, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_packed_rows_change_no_log_probs_or_gradients(size: int, worlds):
+    found, alone = worlds[size]["packed"], learned(PLAIN, ALONE, ROWS["all"], ragged=True)
+    mine = alone["logp"][::size]
+    torch.testing.assert_close(found["logp"], mine[:, : found["logp"].shape[1]], atol=1e-6, rtol=1e-6)
     largest = float(max(gradient.abs().max() for gradient in alone["gradients"].values()))
     for name, gradient in alone["gradients"].items():
         torch.testing.assert_close(found["gradients"][name], gradient, atol=1e-6 * largest, rtol=0, msg=name)
