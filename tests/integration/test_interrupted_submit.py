@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import cli, local, state, submit
+from sweeps import cli, compose, local, state, submit
 from sweeps.handover import recover
 from sweeps.ledger import Ledger
 
@@ -83,6 +83,8 @@ def settled(outputs: Path) -> state.Seen:
 @pytest.fixture(scope="module")
 def steps(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """The steps of a submission that is left alone."""
+    with compose.composer() as composer:
+        composer.config([])  # imports here, once, what every submission would import
     outputs = tmp_path_factory.mktemp("whole")
     found, status = submitted(outputs)
     assert status == 0 and settled(outputs).state == "refused"
