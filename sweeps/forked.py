@@ -1,5 +1,6 @@
 """A command of this package in a process that need not import anew what this one has imported."""
 
+import atexit
 import multiprocessing
 import os
 import runpy
@@ -46,4 +47,10 @@ def _run(module: str, arguments: list[str]) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     sys.argv = [module, *arguments]
-    runpy.run_module(module, run_name="__main__", alter_sys=True)
+    # multiprocessing may end a process without what was to be done at its exit, and what was to be
+    # done at ours is not the copy's to do.
+    atexit._clear()
+    try:
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+    finally:
+        atexit._run_exitfuncs()

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 PROGRAM = """
-import os, signal, sys
+import atexit, os, signal, sys
 from sweeps.forked import Forked
+
+atexit.register(lambda: print("the first at its exit", flush=True))
 
 heard = []
 for number in (signal.SIGTERM, signal.SIGUSR2):
@@ -21,12 +23,15 @@ print(child.pid, flush=True)
 print(child.wait(), heard)
 """
 COMMANDED = """
-import os, signal, sys, time
+import atexit, os, signal, sys, time
 if __name__ == "__main__":
     assert os.getpgrp() == os.getpid()
     if sys.argv[1] == "sleep":
         open(sys.argv[2], "w").close()
         time.sleep(60)
+    if sys.argv[1] == "exit":
+        atexit.register(lambda: print("the copy at its exit", flush=True))
+        sys.exit(3)
     if sys.argv[1] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
     sys.exit(None if sys.argv[1] == "none" else int(sys.argv[1]) if sys.argv[1].isdigit() else sys.argv[1])
@@ -50,8 +55,13 @@ def start(tmp_path: Path):
 )
 def test_its_status_is_that_of_the_command(start, how: str, status: int):
     said, errors = start(how).communicate(timeout=60)
-    assert said.splitlines()[1] == f"{status} []"
+    assert said.splitlines()[1:] == [f"{status} []", "the first at its exit"]
     assert errors.strip() == ("a sentence" if how == "a sentence" else "")
+
+
+def test_what_is_to_be_done_at_an_exit_is_done_by_whose_it_is(start):
+    said, _ = start("exit").communicate(timeout=60)
+    assert said.splitlines()[1:] == ["the copy at its exit", "3 []", "the first at its exit"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
@@ -63,11 +73,11 @@ def test_a_signal_to_its_group_ends_it_and_not_the_one_that_it_is_a_copy_of(star
         assert time.monotonic() < limit
         time.sleep(0.01)
     os.killpg(child, number)
-    assert parent.communicate(timeout=60)[0].strip() == f"{-number} []"
+    assert parent.communicate(timeout=60)[0].splitlines()[0] == f"{-number} []"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
 def test_a_signal_before_it_has_begun_ends_it_too(start, number: int, tmp_path: Path):
     parent = start("sleep", str(tmp_path / "begun"))
     os.killpg(int(parent.stdout.readline()), number)  # its number is its group's from the first moment
-    assert parent.communicate(timeout=60)[0].strip() == f"{-number} []"
+    assert parent.communicate(timeout=60)[0].splitlines()[0] == f"{-number} []"
