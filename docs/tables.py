@@ -11,9 +11,10 @@ import yaml
 
 from opd import check
 from opd.config import CONF, Clip, Shaping
+from opd.method_rules import BIASED
 from opd.objective import advantage, divergence, loss, shaping
 from opd.objective.filter import eligible
-from opd.refusals import BIASED, REFUSALS
+from opd.refusals import REFUSALS
 
 DOCS = Path(__file__).parent
 GROUPS = ("divergence", "support", "ensemble", "filter", "rollout_correction", "loss")

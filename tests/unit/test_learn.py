@@ -19,11 +19,11 @@ from opd.engine.policy import Policy, Scorer
 from opd.engine.teacher import LocalTeachers
 from opd.engine.whole import Whole
 from opd.learn import Batch, Exact, Learner, PolicyGradient
+from opd.method_rules import BIASED
 from opd.objective import divergence, loss, support
 from opd.objective.divergence import Divergence, Mixed, share_beyond
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
-from opd.refusals import BIASED
 from tests.unit.engine.conftest import ALONE, rollout_of, root, tiny_qwen3
 
 VOCABULARY, TEMPERATURE = 13, 0.7
