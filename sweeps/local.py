@@ -53,7 +53,7 @@ def alive(submission: Path, pid: int | None, host: str | None) -> bool:
 
 def began(submission: Path) -> bool:
     """Whether a submission of which nothing was said has, or had, a runner: one that has ended has left attempts."""
-    return alive(submission, None, None) or any((submission / "attempts").iterdir())
+    return alive(submission, None, None) or any((submission / "attempts").glob("*"))
 
 
 def run(submission: Path) -> None:
