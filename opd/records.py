@@ -289,7 +289,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """One JSON object; raises `RecordError`."""
     try:
         content = json.loads(read_bytes(file).decode())
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise RecordError(f"{file}: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise RecordError(f"{file}: holds no JSON object")
@@ -317,7 +317,7 @@ def parse_lines(content: bytes, file: Path) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
         try:
             content = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
             raise RecordError(f"{file}, line {number}: {_reason(error)}") from error
         if not isinstance(content, dict):
             raise RecordError(f"{file}, line {number}: holds no JSON object")

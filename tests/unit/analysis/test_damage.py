@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from analysis.load import Records, load
 from analysis.report import build, main, parse
-from opd.records import find_runs
+from opd.records import RecordError, find_runs, read_json, read_lines
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 FRAMES = ("runs", "training", "scores", "answers")
@@ -157,6 +157,14 @@ def test_what_is_damaged_is_named_and_the_rest_reads_as_before(sound, before, tm
 
 
 RECORDS = ("config.yaml", "status.json", "metrics.jsonl", "evaluate/step_000002.jsonl")
+
+
+def test_lists_without_end_are_no_record(tmp_path):
+    deep = tmp_path / "manifest.json"
+    deep.write_text("[" * 100_000 + "\n")
+    for read in (read_json, lambda file: list(read_lines(file))):
+        with pytest.raises(RecordError, match="recursion"):
+            read(deep)
 
 
 @pytest.mark.parametrize("kind", sorted(SEEN))
