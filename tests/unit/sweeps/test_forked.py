@@ -30,7 +30,7 @@ if __name__ == "__main__":
         open(sys.argv[2], "w").close()
         time.sleep(60)
     if sys.argv[1] == "exit":
-        atexit.register(lambda: print("the copy at its exit", flush=True))
+        atexit.register(lambda: print("the copy at its exit", file=sys.stderr))
         sys.exit(3)
     if sys.argv[1] == "kill":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -60,8 +60,9 @@ def test_its_status_is_that_of_the_command(start, how: str, status: int):
 
 
 def test_what_is_to_be_done_at_an_exit_is_done_by_whose_it_is(start):
-    said, _ = start("exit").communicate(timeout=60)
-    assert said.splitlines()[1:] == ["the copy at its exit", "3 []", "the first at its exit"]
+    said, errors = start("exit").communicate(timeout=60)
+    assert said.splitlines()[1:] == ["3 []", "the first at its exit"]
+    assert errors == "the copy at its exit\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
