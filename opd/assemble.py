@@ -105,6 +105,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         meter=Meter(student, ranks, config.compute.dtype),
         pages=Pages(folder, tokenizer, config.rollouts, main=ranks.main),
         background=Background(asynchronous=config.checkpoint.asynchronous),
+        beside=ranks.apart(timeout=config.compute.rank_timeout),
     )
 
 

@@ -225,15 +225,15 @@ def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
         OSError: where the checkpoint before it could not be written.
     """
     folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
-    run.ranks.lead(run.background.wait)  # one copy of the weights at a time
+    run.ranks.together(run.background.wait)  # one copy of the weights at a time
     state = {"step": number, "best_step": best[0], "best_score": None if best[0] is None else best[1]}
     write = checkpoint.resumable(run.learned, state, run.ranks)
 
     def make() -> None:
-        write(checkpoint.step_folder(folder, number))
-        checkpoint.prune(folder, keep=keep, best=best[0])
+        write(checkpoint.step_folder(folder, number), run.beside)
+        run.beside.lead(lambda: checkpoint.prune(folder, keep=keep, best=best[0]))
 
-    run.ranks.lead(lambda: run.background.do(make))
+    run.ranks.together(lambda: run.background.do(make))
 
 
 def _mean(values: Tensor, mask: Tensor) -> float:

@@ -32,8 +32,9 @@ class Run:
     """Everything that a step uses. The method's stages carry the names of their config groups.
 
     `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
-    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it. Each of `entering`
-    is told of every stage that begins, and holds while it lasts.
+    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it. What `background`
+    does beside the training talks to the other ranks through `beside`. Each of `entering` is told of every stage that
+    begins, and holds while it lasts.
     """
 
     config: RunConfig
@@ -61,6 +62,7 @@ class Run:
     meter: Meter
     pages: Pages
     background: Background
+    beside: Ranks
     seconds: dict[str, float] = field(default_factory=dict)
     entering: list[Callable[[str], AbstractContextManager[Any]]] = field(default_factory=list)
 

@@ -158,13 +158,13 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
         ranks.lead(begin)
         with watching(run, tracker) as say, run.background:
             complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
-            ranks.lead(run.background.wait)
+            ranks.together(run.background.wait)
         if complete:
             texts = {}
             if ranks.main:
                 texts = {"README.md": card(folder, num_steps=run.num_steps), "generation_config.json": _sampling(run)}
             write = checkpoint.final(run.learned, texts, ranks)
-            ranks.lead(lambda: write(folder.checkpoints / "final"))
+            write(folder.checkpoints / "final", ranks)
         outcome = "finished" if complete else "preempted"
         ranks.lead(lambda: folder.update_status(state=outcome))
         return folder.status()

@@ -4,17 +4,21 @@
     checkpoints/final/         the same without the optimizer, with a model card
     with adapters              step_000100 has adapter_model.safetensors and adapter_config.json, as peft writes them,
                                in the model's place; final the merged model, and the adapters in final/adapter
+    of several ranks           model-00001-of-00002.safetensors…, an index, optimizer-00001-of-00002.safetensors…
 
 Everything is safetensors and JSON: nothing in a checkpoint can run code when it is read, which torch's distributed
-checkpoints, whose metadata is a pickle, could. The main rank gathers tensor by tensor into the host's memory and writes
-whole ones: what a checkpoint holds does not depend on the number of ranks. Nothing random is kept: what is drawn at a
-step depends on the run's seed and the step alone.
+checkpoints, whose metadata is a pickle, could. Tensors are whole, as every reader of the format wants them, and each
+rank copies its share of them into its host's memory and writes it; of what is read, a rank reads its shards. So any
+number of ranks goes on from any. Nothing random is kept: what is drawn at a step depends on the run's seed and the step
+alone. What a resume reads has the names of the model's own parameters, where a published checkpoint may have others
+(mixtures of experts are published an expert at a time): `final` has those.
 """
 
 import json
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,12 +30,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.core_model_loading import revert_weight_conversion
 
 from opd.engine import lora
 from opd.engine.dist import Ranks
 from opd.engine.optim import Optimizer
-from opd.engine.sealed import damage, written_whole
-from opd.engine.sharded import part_like, whole
+from opd.engine.sealed import damage, write_whole
+from opd.engine.sharded import read_part, whole
 from opd.errors import UserError
 from opd.records import read_json
 
@@ -50,68 +55,105 @@ class Learned:
         return bool(lora.adapters(self.model))
 
 
-def resumable(learned: Learned, state: Mapping[str, Any], ranks: Ranks) -> Callable[[Path], None]:
-    """Copies what a resume needs into the host's memory; returns what writes it to a folder. All ranks must call it."""
-    model = learned.model
-    moments = _gathered(_flat(learned.optimizer).items(), ranks)
+Writer = Callable[[Path, Ranks], None]
+
+
+def resumable(learned: Learned, state: Mapping[str, Any], ranks: Ranks) -> Writer:
+    """Copies what a resume needs into the hosts' memory; returns what writes it to a folder, by ranks that talk apart.
+
+    All ranks must call both.
+    """
+    moments = _shared_out(_flat(learned.optimizer).items(), ranks)
     if learned.adapted:
-        weights = _gathered(lora.tensors(model).items(), ranks)
-        write = _adapter_writer(learned, weights)
+        write = _adapter_writer(learned, ranks)
     else:
-        weights = _gathered(_untied(model), ranks)
-        write = _model_writer(model, weights)
+        write = _model_writer(learned.model, _shared_out(_untied(learned.model), ranks), ranks, published=False)
 
     def fill(folder: Path) -> None:
         write(folder)
-        learned.tokenizer.save_pretrained(folder)
-        save_file(moments, folder / "optimizer.safetensors")
-        (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
+        if moments:
+            save_file(moments, folder / _of_rank("optimizer.safetensors", ranks))
+        if ranks.main:
+            learned.tokenizer.save_pretrained(folder)
+            (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
 
-    return lambda folder: _write(folder, fill)
+    return lambda folder, ranks: _write(folder, ranks, fill)
 
 
-def final(learned: Learned, texts: Mapping[str, str], ranks: Ranks) -> Callable[[Path], None]:
+def final(learned: Learned, texts: Mapping[str, str], ranks: Ranks) -> Writer:
     """As `resumable`, of the model alone, whole, with `texts`: name of a file → its content."""
-    write_adapter, saved = None, {name.replace(".base_layer.", ".") for name in learned.model.state_dict()}
-    if learned.adapted:
-        merged = ((name, tensor) for name, tensor in lora.merged(learned.model) if name in saved)
-        write = _model_writer(learned.model, _gathered(merged, ranks))
-        write_adapter = _adapter_writer(learned, _gathered(lora.tensors(learned.model).items(), ranks))
-    else:
-        write = _model_writer(learned.model, _gathered(_untied(learned.model), ranks))
+    saved = {name.replace(".base_layer.", ".") for name in learned.model.state_dict()}
+    merged = ((name, tensor) for name, tensor in lora.merged(learned.model) if name in saved)
+    weights = _shared_out(merged if learned.adapted else _untied(learned.model), ranks)
+    write = _model_writer(learned.model, weights, ranks, published=True)
+    write_adapter = _adapter_writer(learned, ranks) if learned.adapted else None
 
     def fill(folder: Path) -> None:
         write(folder)
-        learned.tokenizer.save_pretrained(folder)
-        for name, text in texts.items():
-            (folder / name).write_text(text)
         if write_adapter is not None:
             (folder / "adapter").mkdir()
             write_adapter(folder / "adapter")
+        if ranks.main:
+            learned.tokenizer.save_pretrained(folder)
+            for name, text in texts.items():
+                (folder / name).write_text(text)
 
-    return lambda folder: _write(folder, fill)
+    return lambda folder, ranks: _write(folder, ranks, fill)
 
 
-def _model_writer(model: PreTrainedModel, weights: dict[str, Tensor]) -> Callable[[Path], None]:
-    return lambda folder: model.save_pretrained(folder, state_dict=weights)
-
-
-def _adapter_writer(learned: Learned, weights: dict[str, Tensor]) -> Callable[[Path], None]:
-    described = lora.adapter_config(learned.model, learned.base)
+def _model_writer(
+    model: PreTrainedModel, weights: dict[str, Tensor], ranks: Ranks, *, published: bool
+) -> Callable[[Path], None]:
+    """Writes this rank's `weights`, by the names of the model's parameters or as its family is `published`."""
 
     def write(folder: Path) -> None:
-        save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
-        (folder / "adapter_config.json").write_text(described)
+        file = folder / _of_rank("model.safetensors", ranks)
+        if ranks.main:
+            model.save_pretrained(
+                folder, state_dict=weights, save_original_format=published, max_shard_size=sys.maxsize
+            )
+            (folder / "model.safetensors").rename(file)
+        elif weights:
+            save_file(revert_weight_conversion(model, weights) if published else weights, file, {"format": "pt"})
 
     return write
 
 
-def _write(folder: Path, fill: Callable[[Path], None]) -> None:
+def _adapter_writer(learned: Learned, ranks: Ranks) -> Callable[[Path], None]:
+    weights = _shared_out(lora.tensors(learned.model).items(), ranks, over=1)
+    described = lora.adapter_config(learned.model, learned.base)
+
+    def write(folder: Path) -> None:
+        if ranks.main:
+            save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+            (folder / "adapter_config.json").write_text(described)
+
+    return write
+
+
+def _of_rank(name: str, ranks: Ranks) -> str:
+    """The name of this rank's part of a file of several."""
+    stem, suffix = name.split(".")
+    return name if ranks.size == 1 else f"{stem}-{ranks.rank + 1:05d}-of-{ranks.size:05d}.{suffix}"
+
+
+def _write(folder: Path, ranks: Ranks, fill: Callable[[Path], None]) -> None:
     try:
-        with written_whole(folder) as part:
-            fill(part)
+        write_whole(folder, ranks, fill, _add_index)
     except (OSError, SafetensorError) as error:
         raise _as_os_error(error, folder) from error
+
+
+def _add_index(folder: Path) -> None:
+    """The file in which readers look for each of a model's tensors where it is in several files."""
+    found, size = dict[str, str](), 0
+    for path in sorted(folder.glob("model-*.safetensors")):
+        with safe_open(path, "pt") as file:
+            found |= dict.fromkeys(file.keys(), path.name)
+        size += path.stat().st_size
+    if found:
+        index = {"metadata": {"total_size": size}, "weight_map": found}
+        (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True))
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
@@ -159,8 +201,7 @@ def load(folder: Path, learned: Learned) -> dict[str, Any]:
         optional = set(model.all_tied_weights_keys or {})
     try:
         _fill(ours, files, optional)
-        with safe_open(folder / "optimizer.safetensors", "pt") as tensors:
-            _restore(learned.optimizer, {name: tensors.get_tensor(name) for name in tensors.keys()})  # noqa: SIM118
+        _restore(learned.optimizer, sorted(folder.glob("optimizer*.safetensors")))
         return read_json(folder / "state.json")
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
@@ -172,12 +213,12 @@ def load(folder: Path, learned: Learned) -> dict[str, Any]:
 @torch.no_grad()
 def _fill(ours: Mapping[str, Tensor], files: Iterable[Path], optional: set[str]) -> None:
     missing = ours.keys() - optional
-    for file in files:
-        with safe_open(file, "pt") as theirs:
-            for name in theirs.keys():  # noqa: SIM118
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for name in file.keys():  # noqa: SIM118
                 if name not in ours:
                     raise ValueError(f"its weights are not this model's ({name})")
-                ours[name].copy_(part_like(theirs.get_tensor(name), ours[name]))
+                ours[name].copy_(read_part(file, name, ours[name]))
                 missing = missing - {name}
     if missing:
         raise ValueError(f"its weights are not this model's ({min(missing)})")
@@ -201,27 +242,36 @@ def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
     return {f"{index}.{name}": tensor for index, entry in state.items() for name, tensor in entry.items()}
 
 
-def _gathered(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks) -> dict[str, Tensor]:
-    """Copies of whole tensors, on the CPU, for the main rank; one at a time, so that no other holds more than one."""
-    found = {}
+def _shared_out(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks, *, over: int | None = None) -> dict[str, Tensor]:
+    """Copies of whole tensors, on the CPU, each for one of the ranks, or of the first `over`, of much the same bytes.
+
+    One tensor at a time is gathered on all. Those of a layer, which another format may join, stay together.
+    """
+    found, owners, held = dict[str, Tensor](), dict[str, int](), [0] * (over or ranks.size)
     for name, tensor in tensors:
         full = whole(tensor.detach())
-        if ranks.main:
+        layer = re.match(r".*?\.\d+\.", name)
+        owner = owners.setdefault(layer[0] if layer else name, held.index(min(held)))
+        held[owner] += full.nbytes
+        if owner == ranks.rank:
             found[name] = full.to("cpu", copy=True).contiguous()
     return found
 
 
-def _restore(optimizer: Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def _restore(optimizer: Optimizer, files: Iterable[Path]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
-    for key, tensor in tensors.items():
-        index, _, name = key.partition(".")
-        shaped = tensor.ndim > 0 and int(index) < len(optimizer.parameters)
-        state.setdefault(int(index), {})[name] = (
-            part_like(tensor, optimizer.parameters[int(index)]) if shaped else tensor
-        )
+    parameters = dict(enumerate(optimizer.parameters))
+    for path in files:
+        with safe_open(path, "pt") as file:
+            for key in file.keys():  # noqa: SIM118
+                index, _, name = key.partition(".")
+                if int(index) not in parameters:
+                    raise ValueError("its optimizer state has more parameters than this model")
+                shaped = file.get_slice(key).get_shape() != []
+                state.setdefault(int(index), {})[name] = (
+                    read_part(file, key, parameters[int(index)]) if shaped else file.get_tensor(key)
+                )
     groups = optimizer.adamw.state_dict()["param_groups"]
-    if state.keys() - set(groups[0]["params"]):
-        raise ValueError("its optimizer state has more parameters than this model")
     optimizer.adamw.load_state_dict({"state": state, "param_groups": groups})
 
 

@@ -8,7 +8,7 @@ torch is imported where it is used: who we are is known without it.
 import os
 import subprocess
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,7 @@ class Ranks:
     size: int
     device: "torch.device"
     grouped: bool  # models are sharded; one rank may be a group too, for FSDP's precision and offloading
+    group: Any = None  # of torch's process groups, the one that these talk in; None: the first
 
     @property
     def main(self) -> bool:
@@ -50,7 +51,7 @@ class Ranks:
             rows = torch.nn.functional.pad(rows, (0, self.most(rows.shape[-1]) - rows.shape[-1]))
         sent = (rows.to(torch.uint8) if rows.dtype == torch.bool else rows).to(self.device).contiguous()
         parts = [torch.empty_like(sent) for _ in range(self.size)]
-        dist.all_gather(parts, sent)
+        dist.all_gather(parts, sent, group=self.group)
         return torch.cat(parts, dim).to(rows.dtype).cpu()
 
     def most(self, number: int) -> int:
@@ -72,26 +73,53 @@ class Ranks:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, thing)
+        dist.all_gather_object(found, thing, group=self.group)
         return found
 
     def lead(self, action: Callable[[], Any]) -> None:
         """The main rank does it while the others wait.
 
         Raises:
-            what `action` raises, and on the other ranks the same as a `UserError`.
+            what `action` raises, on the other ranks as `together` says.
         """
-        failure: BaseException | None = None
-        if self.main:
-            try:
-                action()
-            except BaseException as error:
-                failure = error
-        said = self.collect(None if failure is None else str(failure) or type(failure).__name__)[0]
+        self.together(lambda: action() if self.main else None)
+
+    def together(self, action: Callable[[], Any]) -> list[Any]:
+        """Every rank does it; what each found, in order of ranks: plain data.
+
+        Raises:
+            what `action` raises; where it raises on other ranks alone, what the first of them met: an `OSError` as it
+            is, anything else as a `UserError`.
+        """
+        found, failure = None, None
+        try:
+            found = action()
+        except BaseException as error:
+            failure = error
+        all_of_it = self.collect((found, failure if isinstance(failure, OSError) else _said(failure)))
         if failure is not None:
             raise failure
-        if said is not None:
-            raise UserError(said)
+        for _, met in all_of_it:
+            if met is not None:
+                raise met if isinstance(met, OSError) else UserError(met)
+        return [theirs for theirs, _ in all_of_it]
+
+    def apart(self, *, timeout: float) -> "Ranks":
+        """The same ranks on the CPU, in a group of their own: what they say there crosses nothing that is said here.
+
+        `timeout`: seconds for which one waits for another.
+        """
+        if self.size == 1:
+            return self
+        import torch
+        import torch.distributed as dist
+
+        group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout))
+        return replace(self, device=torch.device("cpu"), group=group)
+
+
+def _said(failure: BaseException | None) -> str | None:
+    return None if failure is None else str(failure) or type(failure).__name__
 
 
 def world() -> tuple[int, int, int]:

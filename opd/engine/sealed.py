@@ -1,46 +1,75 @@
 """Folders that are written whole or not at all, and that show later whether they still are. Nothing here imports torch.
 
-A folder is written beside its place, with `checksums.json` (size and SHA-256 of every file) as its last file, flushed
-to disk and renamed.
+A folder is written beside its place, by one rank or by several, each of which sums and flushes what it wrote;
+`checksums.json` (size and SHA-256 of every file) is its last file, and then it is renamed.
 """
 
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from opd.engine.dist import Ranks
 from opd.records import RecordError, read_json
 
 CHECKSUMS = "checksums.json"
 
+Sum = dict[str, int | str]  # a file's bytes and sha256
 
-@contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """Gives a folder to fill, which takes the place of `folder` when the block ends, and leaves nothing if it fails."""
+
+def write_whole(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
+    """Puts what the ranks write in the place of `folder`, or leaves that as it was.
+
+    Each rank calls `fill` with a folder of its own, on a file system that they share; no two may write a file of one
+    name. The main rank then calls `finish` with the folder that has it all, to which it may add.
+
+    Raises:
+        on every rank what was raised on any; see `Ranks.together`.
+    """
     part = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        files = sorted(path for path in part.rglob("*") if path.is_file())
-        sums = {str(file.relative_to(part)): _sum(file) for file in files}
-        (part / CHECKSUMS).write_text(json.dumps(sums, indent=1))
-        for path in [*files, part / CHECKSUMS]:
-            _flush(path)
+    own = part / f"rank_{ranks.rank}"
+
+    def begin() -> None:
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(parents=True)
+
+    def write() -> dict[str, Sum]:
+        own.mkdir()
+        fill(own)
+        return _flushed(own)
+
+    def end() -> None:
+        for rank, files in enumerate(written):
+            for name in files:
+                (part / name).parent.mkdir(exist_ok=True)
+                os.rename(part / f"rank_{rank}" / name, part / name)
+            shutil.rmtree(part / f"rank_{rank}")
+        finish(part)
+        sums = {name: known for files in written for name, known in files.items()}
+        sums |= _flushed(part, known=sums)
+        (part / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))
+        _flush(part / CHECKSUMS)
+        _flush(part)
         if folder.exists():
             shutil.rmtree(folder)
         os.rename(part, folder)
         _flush(folder.parent)
+
+    try:
+        ranks.lead(begin)
+        written = ranks.together(write)
+        ranks.lead(end)
     except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        if ranks.main:
+            shutil.rmtree(part, ignore_errors=True)
         raise
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `written_whole` wrote, as a clause; None where every file is as it was."""
+    """What is wrong with a folder that `write_whole` wrote, as a clause; None where every file is as it was."""
     try:
         sums = read_json(folder / CHECKSUMS)
         for name, expected in sums.items():
@@ -49,8 +78,10 @@ def damage(folder: Path) -> str | None:
                 return f"{name} is missing"
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
-            if _sum(file) != expected:
-                return f"{name} is not what was written"
+        with ThreadPoolExecutor() as pool:
+            for name, found in zip(sums, pool.map(lambda name: _sum(folder / name), sums), strict=True):
+                if found != sums[name]:
+                    return f"{name} is not what was written"
     except RecordError:
         return f"{CHECKSUMS} cannot be read"
     except (OSError, TypeError, KeyError) as error:
@@ -58,7 +89,16 @@ def damage(folder: Path) -> str | None:
     return None
 
 
-def _sum(file: Path) -> dict[str, int | str]:
+def _flushed(folder: Path, known: Collection[str] = ()) -> dict[str, Sum]:
+    """The sums of a folder's files but the `known`, which are on disk then."""
+    files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
+    sums = {name: _sum(file) for name, file in files.items() if name not in known}
+    for name in sums:
+        _flush(files[name])
+    return sums
+
+
+def _sum(file: Path) -> Sum:
     with open(file, "rb") as content:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
 

@@ -1,6 +1,7 @@
 """A model over the ranks: FSDP2, with the output head whole while its log-probs are made."""
 
 import functools
+import operator
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -8,7 +9,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from transformers import PreTrainedModel
 
 from opd.config import Compute
@@ -117,8 +119,20 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def part_like(value: Tensor, like: Tensor) -> Tensor:
-    """This rank's part of a whole tensor, where `like` is sharded; every rank has the same whole."""
+def read_part(file: Any, name: str, like: Tensor) -> Tensor:
+    """A tensor of an open safetensors file as `like` is, on its device; where that is sharded, this rank's part alone.
+
+    Raises:
+        ValueError: where it has another shape.
+    """
+    stored = file.get_slice(name)
+    if stored.get_shape() != list(like.shape):
+        raise ValueError(f"{name} has the shape {stored.get_shape()} instead of {list(like.shape)}")
     if not isinstance(like, DTensor):
-        return value
-    return distribute_tensor(value.to(like.device), like.device_mesh, like.placements, src_data_rank=None)
+        return file.get_tensor(name).to(like.device)
+    size, start = compute_local_shape_and_global_offset(like.shape, like.device_mesh, like.placements)
+    nothing = torch.empty(size, dtype=like.dtype)
+    part = stored[tuple(map(slice, start, map(operator.add, start, size)))] if nothing.numel() else nothing
+    return DTensor.from_local(
+        part.to(like.device), like.device_mesh, like.placements, run_check=False, shape=like.shape, stride=like.stride()
+    )

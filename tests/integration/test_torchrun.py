@@ -41,7 +41,8 @@ def two(train, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
 
 
 def weights(folder: RunDir) -> dict[str, torch.Tensor]:
-    return load_file(folder.checkpoints / "final" / "model.safetensors")
+    files = (folder.checkpoints / "final").glob("model*.safetensors")
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
 def test_two_ranks_keep_the_records_of_one(train, two: RunDir, tmp_path: Path):
@@ -52,6 +53,8 @@ def test_two_ranks_keep_the_records_of_one(train, two: RunDir, tmp_path: Path):
         assert {name: ours[name] for name in same} == pytest.approx({n: alone[n] for n in same}, rel=2e-3, abs=1e-4)
     for step in one.evaluations():
         assert [s.problem_id for s in two.samples(step)] == [s.problem_id for s in one.samples(step)]
+    assert len(list((two.checkpoints / "final").glob("model-*-of-00002.safetensors"))) == 2  # a share of each rank
+    assert weights(two).keys() == weights(one).keys()
     for name, tensor in weights(one).items():
         torch.testing.assert_close(weights(two)[name], tensor, atol=1e-4, rtol=1e-3, msg=name)
 

@@ -32,6 +32,10 @@ GPT2 = {"vocab_size": VOCAB, "n_embd": 16, "n_layer": 2, "n_head": 4, "n_positio
 FAMILIES: dict[str, tuple[type, dict]] = {
     "qwen3": (transformers.Qwen3Config, {**SIZES, "head_dim": 8}),
     "qwen3-tied": (transformers.Qwen3Config, {**SIZES, "head_dim": 8, "tie_word_embeddings": True}),
+    "qwen3-moe": (
+        transformers.Qwen3MoeConfig,
+        {**SIZES, "head_dim": 8, "moe_intermediate_size": 12, "num_experts": 4, "num_experts_per_tok": 2},
+    ),
     "qwen2": (transformers.Qwen2Config, SIZES),
     "llama": (transformers.LlamaConfig, SIZES),
     "llama-biased": (transformers.LlamaConfig, {**SIZES, "attention_bias": True, "mlp_bias": True}),
@@ -63,6 +67,8 @@ def build(family: str = "qwen3", dtype: torch.dtype = torch.float32, **changes) 
         for name, weight in model.named_parameters():
             if weight.ndim == 1:  # biases and norms at their initial values would hide a mistake
                 torch.nn.init.normal_(weight, 0.0 if "bias" in name else 1.0, 0.3)
+    if dtype == torch.float64 and "moe" in family:
+        model.set_experts_implementation("eager")  # the fast one knows no float64
     return model.to(dtype).eval()
 
 

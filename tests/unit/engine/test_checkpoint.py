@@ -9,7 +9,7 @@ from opd.data.tokenizer import build_tokenizer
 from opd.engine import checkpoint
 from opd.engine.checkpoint import Learned
 from opd.engine.optim import Optimizer
-from opd.engine.sealed import written_whole
+from opd.engine.sealed import write_whole
 from opd.errors import UserError
 from tests.unit.engine.conftest import ALONE, tiny_qwen3
 
@@ -28,7 +28,7 @@ def trained(seed: int, *, tie: bool = True, steps: int = 2):
 
 
 def save(folder: Path, model, optimizer: Optimizer, state: dict[str, int]) -> None:
-    checkpoint.resumable(Learned(model, "base", build_tokenizer(), optimizer), state, ALONE)(folder)
+    checkpoint.resumable(Learned(model, "base", build_tokenizer(), optimizer), state, ALONE)(folder, ALONE)
 
 
 @pytest.mark.parametrize("tie", [True, False])
@@ -51,7 +51,7 @@ def test_what_is_written_is_what_was_learned_when_it_was_taken(tmp_path: Path):
     write = checkpoint.resumable(Learned(model, "base", build_tokenizer(), optimizer), {"step": 2}, ALONE)
     model(torch.tensor([[5, 6]])).logits.square().mean().backward()
     optimizer.step(3)
-    write(tmp_path / "step_000002")
+    write(tmp_path / "step_000002", ALONE)
     other, other_optimizer = trained(1, steps=0)
     checkpoint.load(tmp_path / "step_000002", Learned(other, "base", build_tokenizer(), other_optimizer))
     for name, tensor in before.items():
@@ -83,8 +83,12 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
 def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path: Path):
     assert checkpoint.newest_whole(tmp_path, pytest.fail) is None
     for step in (1, 2, 3):
-        with written_whole(checkpoint.step_folder(tmp_path, step)) as part:
-            (part / "state.json").write_text(str(step))
+        write_whole(
+            checkpoint.step_folder(tmp_path, step),
+            ALONE,
+            fill=lambda part, step=step: (part / "state.json").write_text(str(step)),
+            finish=lambda part: None,
+        )
     assert checkpoint.newest_whole(tmp_path, pytest.fail) == 3
     warned: list[str] = []
     (tmp_path / "step_000003" / "state.json").write_text("4")

@@ -49,8 +49,8 @@ def saved(learned, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, (model, optimizer) = tmp_path_factory.mktemp("saved"), learned
     tiny_qwen3(dtype=torch.float32).save_pretrained(folder / "base")
     thing = checkpoint.Learned(model, str(folder / "base"), build_tokenizer(), optimizer)
-    checkpoint.resumable(thing, {"step": 3}, ALONE)(folder / "step_000003")
-    checkpoint.final(thing, {}, ALONE)(folder / "final")
+    checkpoint.resumable(thing, {"step": 3}, ALONE)(folder / "step_000003", ALONE)
+    checkpoint.final(thing, {}, ALONE)(folder / "final", ALONE)
     return folder
 
 

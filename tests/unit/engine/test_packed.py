@@ -9,7 +9,17 @@ from opd.engine.replica import refresh, replicate
 from tests.unit.engine.conftest import ALONE, rollout_of, root
 from tests.unit.engine.families import FAMILIES, build, double_norms
 
-PACKED = {"qwen3", "qwen3-tied", "qwen2", "llama", "llama-biased", "qwen3-wide", "llama-rope-scaled", "gpt2"}
+PACKED = {
+    "qwen3",
+    "qwen3-moe",
+    "qwen3-tied",
+    "qwen2",
+    "llama",
+    "llama-biased",
+    "qwen3-wide",
+    "llama-rope-scaled",
+    "gpt2",
+}
 CPU = torch.device("cpu")
 
 

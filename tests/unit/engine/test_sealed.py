@@ -4,16 +4,30 @@ from pathlib import Path
 
 import pytest
 
-from opd.engine.sealed import CHECKSUMS, damage, written_whole
+from opd.engine.sealed import CHECKSUMS, damage, write_whole
+from tests.unit.engine.conftest import ALONE
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    with written_whole(tmp_path / "step") as part:
+    def fill(part: Path) -> None:
         (part / "a.bin").write_bytes(bytes(range(256)))
         (part / "inner").mkdir()
         (part / "inner" / "b.txt").write_text("words")
+
+    write_whole(tmp_path / "step", ALONE, fill, finish=lambda part: None)
     return tmp_path / "step"
+
+
+def test_what_is_added_at_the_end_is_sealed_too(tmp_path: Path):
+    write_whole(tmp_path / "step", ALONE, lambda part: None, finish=lambda part: write(part / "index"))
+    assert damage(tmp_path / "step") is None
+    (tmp_path / "step" / "index").write_text("another")
+    assert "index" in str(damage(tmp_path / "step"))
+
+
+def write(file: Path) -> None:
+    file.write_text("words")
 
 
 def test_a_folder_is_whole_as_written(folder: Path):
@@ -44,7 +58,10 @@ def test_damage_is_named(harm: Callable[[Path], None], said: str, folder: Path):
 
 
 def test_what_fails_leaves_the_old_folder(folder: Path):
-    with pytest.raises(OSError, match="full"), written_whole(folder) as part:
+    def fill(part: Path) -> None:
         (part / "a.bin").write_bytes(b"half")
         raise OSError(28, "full")
+
+    with pytest.raises(OSError, match="full"):
+        write_whole(folder, ALONE, fill, finish=lambda part: None)
     assert damage(folder) is None and [each.name for each in folder.parent.iterdir()] == ["step"]
