@@ -6,6 +6,7 @@ log-probs that are learned from others than those of the policy that sampled.
 """
 
 import json
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,9 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
         target_modules=lora.target_modules,
         task_type=peft.TaskType.CAUSAL_LM,
     )
-    with torch.random.fork_rng(devices=[]):
+    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = sorted({name.rpartition(".")[2] for name in found if found[name] is not model.get_output_embeddings()})
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model)
@@ -50,7 +53,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
         if not isinstance(module.base_layer, nn.Linear) or module is head:
             raise UserError(
                 f"student.lora.target_modules: {name} is no linear layer between embedding and output head; name some "
-                "of those, or set all-linear"
+                f"of {', '.join(linear)}"
             )
         for each in (module.lora_A, module.lora_B):  # peft makes them in float32
             each.to(module.base_layer.weight.dtype)  # pyright: ignore

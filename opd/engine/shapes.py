@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import yaml
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
+from transformers.integrations import moe
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from opd.engine.linear import Linear, output_axis
@@ -151,7 +153,9 @@ def _saved(key: str, rows: int, length: int, dtype: torch.dtype, math_attention:
     attention = "opd_math" if math_attention else "opd_blockwise"
     config, count = _shortened(key)
     with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+        model: Any = AutoModelForCausalLM.from_config(
+            config, dtype=dtype, attn_implementation=attention, experts_implementation="opd_planned"
+        )
         model.eval()
         blocks, inputs, largest = layers(model), list[int](), 0
         bins: dict[int | None, int] = {None: 0}
@@ -214,3 +218,12 @@ def _attention(backend: SDPBackend | None) -> Any:
 # what a run sees.
 ALL_ATTENTION_FUNCTIONS.register("opd_blockwise", _attention(None))
 ALL_ATTENTION_FUNCTIONS.register("opd_math", _attention(SDPBackend.MATH))
+
+
+def _experts(module: nn.Module, *given: Tensor) -> Tensor:
+    # torch knows what a product by groups gives of bfloat16 alone; one expert's has its size and saves what it saves.
+    with patch.object(moe, "_grouped_mm", lambda input, weight, offs: input @ weight[0]):
+        return moe.grouped_mm_experts_forward(module, *given)
+
+
+moe.ALL_EXPERTS_FUNCTIONS.register("opd_planned", _experts)

@@ -105,9 +105,19 @@ class VllmSampler:
         self._try_one_token()
 
     def sync(self) -> None:
-        """Take over the learner's weights, in place. Of a sharded learner every rank must call this."""
+        """Take over the learner's weights, in place. Of a sharded learner every rank must call this.
+
+        Raises:
+            UserError: where vLLM cannot renew a layer that it has laid out anew for this device.
+        """
         with self._awake("weights"), untouched():
-            self.llm.collective_rpc(load_weights, args=(self.learner,))
+            try:
+                self.llm.collective_rpc(load_weights, args=(self.learner,))
+            except (RuntimeError, ValueError) as error:
+                raise UserError(
+                    f"{ROLLOUT.choice}: vLLM cannot take over the learner's weights in place ({first_line(error)}); "
+                    f"use {ROLLOUT.otherwise}"
+                ) from error
             # Keys and values of the old weights are those of another model.
             self._forget()
 

@@ -39,5 +39,17 @@ def test_a_family_that_vllm_has_not(start):
         start(transformers.CTRLLMHeadModel(config), max_model_len=64)
 
 
+def test_a_layer_that_it_cannot_renew(start, monkeypatch: pytest.MonkeyPatch):
+    """As experts are on CPUs, which it lays out anew; a first engine of a dense model leaves them no group here."""
+    sampler = start(build("qwen3"))
+
+    def failing(*_, **__) -> None:
+        raise RuntimeError("The size of tensor a (64) must match")
+
+    monkeypatch.setattr(sampler.llm, "collective_rpc", failing)
+    with pytest.raises(UserError, match=r"rollout=vllm: vLLM cannot take over .*\(64\).*; use rollout=transformers$"):
+        sampler.sync()
+
+
 def test_after_a_refusal_another_may_start(start):
     assert len(start(build("qwen3")).sample(families.prompts(), families.PLAIN, key=(1,))) == 21

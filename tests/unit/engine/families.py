@@ -34,7 +34,7 @@ FAMILIES: dict[str, tuple[type, dict]] = {
     "qwen3-tied": (transformers.Qwen3Config, {**SIZES, "head_dim": 8, "tie_word_embeddings": True}),
     "qwen3-moe": (
         transformers.Qwen3MoeConfig,
-        {**SIZES, "head_dim": 8, "moe_intermediate_size": 12, "num_experts": 4, "num_experts_per_tok": 2},
+        {**SIZES, "head_dim": 8, "moe_intermediate_size": 16, "num_experts": 4, "num_experts_per_tok": 2},
     ),
     "qwen2": (transformers.Qwen2Config, SIZES),
     "llama": (transformers.LlamaConfig, SIZES),

@@ -18,6 +18,7 @@ from opd.engine.replica import refresh, replicate
 from opd.engine.rollout import TransformersSampler
 from opd.errors import UserError
 from tests.unit.engine.conftest import ALONE, root, tiny_qwen3
+from tests.unit.engine.families import build
 from tests.unit.engine.test_checkpoint import OPTIM
 
 IDS = torch.tensor([[2, 3, 4, 5, 6]])
@@ -150,3 +151,10 @@ def test_a_folder_of_adapters_is_a_model_to_start_from(learned, saved: Path, tmp
 def test_what_cannot_be_adapted_is_named(names: list[str], said: str):
     with pytest.raises(UserError, match=said):
         adapted(Lora(rank=4, alpha=8.0, target_modules=names))
+
+
+def test_experts_take_no_adapters_and_what_does_is_named():
+    with pytest.raises(
+        UserError, match=r"mlp\.experts is no linear layer .*; name some of k_proj, o_proj, q_proj, v_proj"
+    ):
+        lora.add_adapters(build("qwen3-moe"), SMALL, seed=0)

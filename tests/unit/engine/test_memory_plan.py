@@ -57,7 +57,7 @@ def test_base_models_share_the_shape_and_end_otherwise():
     assert published("Qwen/Qwen3-5B") is None
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3-tied", "llama-biased", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "qwen3-tied", "llama-biased", "gpt2"])
 def test_weights_gradients_and_moments_are_planned_to_the_byte(family: str):
     model = build(family)
     optimizer = Optimizer(model, OPTIM, num_steps=1)
@@ -72,7 +72,7 @@ def test_weights_gradients_and_moments_are_planned_to_the_byte(family: str):
     assert found["teachers' weights"] == found["weights"]
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3-tied", "llama-biased", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "qwen3-tied", "llama-biased", "gpt2"])
 def test_teachers_in_8_bits_are_planned_to_the_byte(family: str):
     model = build(family, torch.bfloat16)
     models = Models(model.config, [model.config], None, [(0,)])
@@ -117,7 +117,7 @@ def saving(model: PreTrainedModel) -> Iterator[dict[Any, Any]]:
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("family", ["qwen3", "qwen3-wide", "llama-biased", "gemma3-mixed"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "qwen3-wide", "llama-biased", "gemma3-mixed"])
 def test_activations_are_those_that_torch_saves(family: str, dtype: torch.dtype, checkpointing: bool):
     model = build(family, dtype, num_hidden_layers=6)
     if checkpointing:
