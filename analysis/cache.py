@@ -144,7 +144,7 @@ def _stamp(run: RunDir) -> tuple[Stamp, int] | None:
     where they cannot be looked at.
     """
     try:
-        files = [run.config_file, run.status_file, run.metrics_file]
+        files = [run.config_file, run.status_file, run.manifest_file, run.metrics_file]
         folder = run.path / "evaluate"
         files += sorted(folder.iterdir()) if folder.is_dir() else []
         seen = [(file.name, file.stat()) for file in files if file.is_symlink() or file.exists()]

@@ -1,5 +1,6 @@
 """What one run directory holds, and what of it is damaged."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -44,11 +45,13 @@ def read_contents(run: RunDir) -> Contents:
     try:
         config = run.config()
         row = _describe(run, config)
+        unknown = _compared(run, config, row)
     except Exception as error:
         return Contents(damage=[("the run", _reason(error, run))])
-    training, damage = _training(run, row)
-    evaluations, damaged = _evaluations(run, _due(config, row))
-    return Contents(row, training, evaluations, damaged, damage + _foreign(run))
+    due = _due(config, row)
+    training, damage = _training(run, row, first=0 if 0 in due or not row["num_steps"] else 1)
+    evaluations, damaged = _evaluations(run, due, training.length)
+    return Contents(row, training, evaluations, damaged, unknown + damage + _foreign(run))
 
 
 def _describe(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -75,38 +78,61 @@ def _describe(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
     return {"arm": arm, **row}
 
 
+def _compared(run: RunDir, config: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the manifest, by whose hash the config is the one that the run was started with.
+
+    Raises:
+        RecordError: where it is another, as what is left of a config may be.
+    """
+    begun = row["step"] or row["state"] == "finished" or run.manifest_file.is_symlink() or run.manifest_file.exists()
+    if not begun:
+        return []
+    try:
+        expected = run.manifest().get("config_hash")
+    except Exception as error:
+        return [("its manifest", _reason(error, run))]
+    if not isinstance(expected, str):
+        return [("its manifest", "has no config_hash")]
+    if expected != config_hash(config):
+        raise RecordError("config.yaml: is not the config that the run was started with, by manifest.json")
+    return []
+
+
 def _fits(value: Any, column: Column) -> bool:
     if value is None:
         return column.optional
     return type(value) is column.type and (column.type is not int or value in _INTEGERS)
 
 
-def _training(run: RunDir, row: Mapping[str, Any]) -> tuple[Training, list[tuple[str, str]]]:
-    """The curves, and what is missing of them: a run records every step that it makes."""
+def _training(run: RunDir, row: Mapping[str, Any], *, first: int) -> tuple[Training, list[tuple[str, str]]]:
+    """The curves, and what is missing of them: a run records every step from `first` on, 0 where it was examined."""
     try:
-        # A run that has not begun, or that only examines a model elsewhere, has none.
-        there = row["step"] or run.metrics_file.is_symlink() or run.metrics_file.exists()
+        # A run that has not begun has none.
+        there = row["step"] or row["state"] == "finished" or run.metrics_file.is_symlink() or run.metrics_file.exists()
         training = read_training(run) if there else NO_TRAINING
     except Exception as error:
         return NO_TRAINING, [("its training curves", _reason(error, run))]
     damage = [("the last line of its training curves", "is torn")] if training.torn else []
-    recorded = int(np.count_nonzero((training.step > 0) & (training.step <= row["step"])))
-    if recorded < row["step"]:
-        damage.append(("a part of its training curves", f"{row['step'] - recorded} of {row['step']} steps are missing"))
+    recorded = int(np.count_nonzero((training.step >= first) & (training.step <= row["step"])))
+    steps = row["step"] + 1 - first
+    if there and recorded < steps:
+        damage.append(("a part of its training curves", f"{steps - recorded} of {steps} steps are missing"))
     return training, damage
 
 
 def _due(config: Mapping[str, Any], row: Mapping[str, Any]) -> set[int]:
-    """The steps before its last at which the run has evaluated, as its config says."""
+    """The steps at which the run has evaluated, as its config says; its last once it has finished."""
     settings = config.get("evaluate")
     if not isinstance(settings, Mapping) or not settings.get("benchmarks"):
         return set()
     every = settings.get("every")
     due = set(range(every, row["step"] + 1, every)) if type(every) is int and every > 0 else set()
-    return due - {row["num_steps"]} | ({0} if settings.get("at_start") is True and row["step"] else set())
+    due |= {0} if settings.get("at_start") is True and row["step"] else set()
+    return due | {row["num_steps"]} if row["state"] == "finished" else due - {row["num_steps"]}
 
 
-def _evaluations(run: RunDir, due: set[int]) -> tuple[list[Evaluation], dict[int, str]]:
+def _evaluations(run: RunDir, due: set[int], recorded: Mapping[int, float]) -> tuple[list[Evaluation], dict[int, str]]:
+    """The whole ones, and what is wrong with the others; `recorded`: step → mean length of its answers."""
     whole: list[Evaluation] = []
     damaged: dict[int, str] = {}
     there = run.evaluations()
@@ -120,8 +146,12 @@ def _evaluations(run: RunDir, due: set[int]) -> tuple[list[Evaluation], dict[int
     asked = [set(zip(evaluation.benchmark, evaluation.problem, strict=True)) for evaluation in whole]
     total = len(set().union(*asked))
     for evaluation, problems in zip(whole, asked, strict=True):
+        length = evaluation.mean("length")
+        told = recorded.get(evaluation.step, length)
         if missing := total - len(problems):
             damaged[evaluation.step] = f"lacks {missing} of the {total} problems of the run's other evaluations"
+        elif not math.isclose(told, length, rel_tol=1e-6):
+            damaged[evaluation.step] = f"its answers have {length:.6g} tokens on average, metrics.jsonl says {told:.6g}"
     return [evaluation for evaluation in whole if evaluation.step not in damaged], dict(sorted(damaged.items()))
 
 

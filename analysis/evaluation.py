@@ -63,6 +63,12 @@ class Evaluation:
     scores: np.ndarray
     examples: list[Example]
 
+    def mean(self, score: str) -> float:
+        """The mean over the benchmarks, each as much as another, of the mean over their problems."""
+        names, of = np.unique(self.benchmark, return_inverse=True)
+        total = np.bincount(of, weights=self.scores[SCORES.index(score)], minlength=len(names))
+        return float((total / np.bincount(of)).mean())
+
 
 def read_evaluation(run: RunDir, step: int, *, examples: int) -> Evaluation:
     """Reads the evaluation at `step`, with at most so many examples.

@@ -78,7 +78,7 @@ def load(root: Path, *, cache: Cache | None = None) -> Records:
         runs=_frame(
             ("run", "arm", *_names(RUN_COLUMNS), "counted", "last_known", "max_known"),
             [tuple(run.row.values()) for run in kept],
-        ),
+        ).astype({"error": "str"}),  # where no run has one too
         training=_training(kept),
         scores=_scores(kept),
         answers=_frame(

@@ -1,8 +1,8 @@
 """The training curves of a run: the lines of its `metrics.jsonl`."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,8 @@ from analysis.text import printable
 from opd.records import RecordError, RunDir, parse_lines, read_bytes
 
 _NAMES = [column.name for column in TRAINING_COLUMNS]
-_SCHEMA = pa.schema([("step", pa.int64()), *((name, pa.float64()) for name in _NAMES)])
+_LENGTH = "evaluate/num_tokens"
+_SCHEMA = pa.schema([("step", pa.int64()), *((name, pa.float64()) for name in (*_NAMES, _LENGTH))])
 MOST_STEPS = 2**53  # beyond them a step is no longer one apart from the next in every tool that reads on
 
 
@@ -26,11 +27,13 @@ class Training:
         step: the steps; 0 is before training.
         values: `TRAINING_COLUMNS`, "column step"; NaN where nothing was recorded, or no finite number.
         torn: whether the last line was torn, and so dropped.
+        length: step → the mean length of the answers of its evaluation, as the run recorded it.
     """
 
     step: np.ndarray
     values: np.ndarray
     torn: bool
+    length: Mapping[int, float] = field(default_factory=dict)
 
 
 NO_TRAINING = Training(np.empty(0, dtype=np.int64), np.empty((len(_NAMES), 0)), torn=False)
@@ -44,16 +47,19 @@ def read_training(run: RunDir) -> Training:
     """
     content = read_bytes(run.metrics_file)
     whole = content[: content.rfind(b"\n") + 1]
-    table = read_table(whole, _SCHEMA, optional=frozenset(_NAMES))
+    table = read_table(whole, _SCHEMA, optional=frozenset((*_NAMES, _LENGTH)))
     if table is None:
         step, values = _carefully(list(parse_lines(whole, run.metrics_file)))
     else:
         step = table["step"].to_numpy()
-        values = np.stack([table[name].to_numpy() for name in _NAMES])
+        values = np.stack([table[name].to_numpy() for name in (*_NAMES, _LENGTH)])
     if len(step) and not 0 <= step.min() <= step.max() < MOST_STEPS:
         raise RecordError(f"metrics.jsonl: {step.min() if step.min() < 0 else step.max()} is no step")
     last = len(step) - 1 - np.unique(step[::-1], return_index=True)[1]
-    return Training(step[last], values[:, last], torn=len(whole) < len(content))
+    step, values, length = step[last], values[:-1, last], values[-1, last]
+    examined = np.flatnonzero(np.isfinite(length))
+    told = dict(zip(step[examined].tolist(), length[examined].tolist(), strict=True))
+    return Training(step, values, torn=len(whole) < len(content), length=told)
 
 
 def _carefully(lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
@@ -61,7 +67,8 @@ def _carefully(lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]
     for step in steps:
         if type(step) is not int or abs(step) > MOST_STEPS:
             raise RecordError(f"metrics.jsonl: {printable(repr(step), limit=40)} is no step")
-    values = np.array([[_number(line.get(name)) for line in lines] for name in _NAMES]).reshape(len(_NAMES), -1)
+    names = (*_NAMES, _LENGTH)
+    values = np.array([[_number(line.get(name)) for line in lines] for name in names]).reshape(len(names), -1)
     return np.array(steps, dtype=np.int64), values
 
 

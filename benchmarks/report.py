@@ -2,10 +2,12 @@
 
     python -m benchmarks.report [--runs 1000 --steps 1000 --evaluations 7 --problems 200 --samples 8]
     python -m benchmarks.report --folder DIR [--keep]      a study that is there; --keep: its cache too
+    python -m benchmarks.report --damaged 0.1              again with this share of its files damaged in random ways
 
 The records are written as runs write them (`benchmarks.study`); nothing is trained. Each report is made in a process of
 its own: with no cache, then with the one that it left. "interactive": the page has read its data, drawn the figures in
-view and the browser is idle; "choice": from a click on a run to the figures in view drawn anew.
+view and the browser is idle; "choice": from a click on a run to the figures in view drawn anew. Of a damaged study it
+is also compared whether runs without a damaged file read as before, and whether each that reads otherwise is named.
 """
 
 import argparse
@@ -22,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from analysis.cache import FOLDER, Cache
+from benchmarks.damage import EVERY, MARKED, damage_files
 from benchmarks.study import add_size, size_of, write_study
 
 SEEN = """() => {
@@ -35,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--folder", type=Path)
     parser.add_argument("--keep", action="store_true")
+    parser.add_argument("--damaged", type=float, metavar="SHARE")
     parser.add_argument("--once", type=Path, help=argparse.SUPPRESS)
     add_size(parser)
     args = parser.parse_args()
@@ -50,15 +54,53 @@ def main() -> None:
             time.sleep(Cache(folder).margin)
         if not args.keep:
             shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        out = Path(scratch) / "report"
-        for what in ("no cache", "cache"):
-            command = [sys.executable, "-m", "benchmarks.report", "--folder", str(folder), "--once", str(out)]
-            parts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            print(f"{what}: {parts.pop('read')}", flush=True)
-            for name, (seconds, computed, peak) in parts.items():
-                print(f"  {name:10} {seconds:6.1f} s ({computed:.1f} s of processor), {peak:.2f} GB so far", flush=True)
-            print(f"  {'all':10} {sum(seconds for seconds, *_ in parts.values()):6.1f} s", flush=True)
-        print(f"page {(out / 'report.html').stat().st_size / 1e6:.1f} MB; {opened(out / 'report.html')}")
+        if args.damaged and args.folder:
+            parser.error("--damaged: damages no study that is there; leave out --folder")
+        measured(("no cache", "cache"), folder, Path(scratch) / "report")
+        if args.damaged:
+            print(spared(folder, args.damaged, lambda: measured(("damaged",), folder, Path(scratch) / "damaged")))
+
+
+def measured(names: tuple[str, ...], folder: Path, out: Path) -> None:
+    """Makes the report of `folder` so many times, each in a process of its own, and prints what that took."""
+    for what in names:
+        command = [sys.executable, "-m", "benchmarks.report", "--folder", str(folder), "--once", str(out)]
+        parts = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        print(f"{what}: {parts.pop('read')}", flush=True)
+        for name, (seconds, computed, peak) in parts.items():
+            print(f"  {name:10} {seconds:6.1f} s ({computed:.1f} s of processor), {peak:.2f} GB so far", flush=True)
+        print(f"  {'all':10} {sum(seconds for seconds, *_ in parts.values()):6.1f} s", flush=True)
+    print(f"page {(out / 'report.html').stat().st_size / 1e6:.1f} MB; {opened(out / 'report.html')}")
+
+
+def spared(folder: Path, share: float, measure: Callable[[], None]) -> str:
+    """Damages the study, measures, and compares what is read then with what was read before.
+
+    Raises:
+        AssertionError: where a run without a damaged file reads otherwise, or one that does is not named.
+    """
+    from analysis.load import load
+
+    before = load(folder)
+    touched = damage_files(folder, share=share, kinds=sorted(EVERY), seed=0)
+    measure()
+    after = load(folder)
+    named = {run for run, *_ in after.damage}
+    assert named <= touched.keys()
+    changed = set[str]()
+    for frame in ("runs", "training", "scores", "answers"):
+        ours, theirs = (dict(iter(getattr(records, frame).groupby("run"))) for records in (before, after))
+        for run, rows in ours.items():
+            now = theirs.get(run)
+            if now is None or not rows.reset_index(drop=True).equals(now.reset_index(drop=True)):
+                changed.add(str(run))
+    assert changed <= touched.keys(), f"{min(changed - touched.keys())} has no damaged file and reads otherwise"
+    silent = {run for run in changed - named if touched[run] <= MARKED.keys()}
+    assert not silent, f"{min(silent)} reads otherwise and is not named"
+    return (
+        f"{len(touched)} runs have a damaged file, {len(named)} of them are named, {len(changed)} read otherwise; the "
+        f"{len(before.runs) - len(touched)} others read as before"
+    )
 
 
 def report(folder: Path, out: Path) -> dict[str, Any]:

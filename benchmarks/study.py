@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from opd.records import RunDir, Sample, Status, json_line, run_id, write_whole
+from opd.manifest import manifest
+from opd.records import RunDir, Sample, Status, config_hash, json_line, run_id, write_whole
 
 SEEDS = 5  # an arm
 WRONG = 6  # different wrong answers to a problem
@@ -51,6 +52,7 @@ def write_study(root: Path, size: Size) -> None:
     steps = [f"num_steps={size.steps}", "batch_size=32", f"prompts.source.num={32 * size.steps}"]
     with composer() as composed:
         config = check.as_dict(composed.config(["study=big", *steps, f"evaluate.every={every}"]))
+    like = manifest(config, world_size=1, tokenizers={})
     lines, evaluated = _answers(size), [*range(0, size.steps, every), size.steps]
     names = ["default", *(f"arm_{number:03d}" for number in range(1, -(-size.runs // SEEDS) - len(TEACHERS)))]
     names += list(TEACHERS)
@@ -61,6 +63,7 @@ def write_study(root: Path, size: Size) -> None:
         own = config | {"name": name, "seed": seed, "gamma": round(1 - number // SEEDS / size.runs, 6)}
         run = RunDir(root / "big" / run_id(own))
         run.write_config(OmegaConf.to_yaml(OmegaConf.create(own)))
+        run.write_manifest(like | {"run_id": run_id(own), "config_hash": config_hash(own)})
         run.write_status(Status("finished", size.steps, size.steps, None, AT, AT, "host", None, 1))
         write_whole(run.metrics_file, _curves(size, final, rng))
         for step in evaluated:

@@ -212,7 +212,7 @@ class RunDir:
 
 
 def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) -> list[RunDir]:
-    """Every run directory under `root` (one that holds `config.yaml` or `status.json`), sorted by path.
+    """Every run directory under `root` (one that holds a config, a status or a manifest), sorted by path.
 
     Hidden folders are left out: a sweep keeps copies of code and config in one. What wandb keeps inside a run, which
     looks like one, is none. A folder that cannot be listed is passed over, and `on_error` is told.
@@ -220,7 +220,7 @@ def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) 
     found = []
     for folder, folders, names in os.walk(root, onerror=on_error):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if {"config.yaml", "status.json"} & set(names):
+        if {"config.yaml", "status.json", "manifest.json"} & {*names, *folders}:  # a damaged record may be a folder
             found.append(Path(folder))
             folders[:] = [name for name in folders if name != "wandb"]
     return [RunDir(path) for path in sorted(found)]

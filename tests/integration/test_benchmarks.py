@@ -30,3 +30,14 @@ def test_the_study_that_is_made_up_is_one_of_whole_runs_however_long(tmp_path: P
     runs = [RunDir(folder) for folder in (tmp_path / "big").iterdir()]
     assert len(runs) == 20
     assert all(run.status().step == run.config()["num_steps"] == len(run.metrics()) - 1 == 1000 for run in runs)
+
+
+def test_the_benchmark_of_the_report_damages_a_study_and_compares_what_is_left() -> None:
+    size = ["--runs", "20", "--steps", "10", "--evaluations", "3", "--problems", "5", "--samples", "2"]
+    command = [sys.executable, "-m", "benchmarks.report", *size, "--damaged", "0.1"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    found = re.search(
+        r"^(\d+) runs have a damaged file, (\d+) of them are named, .* (\d+) others read", done.stdout, re.M
+    )
+    assert found and 0 < int(found[2]) <= int(found[1]) == 20 - int(found[3]) > 0, done.stdout

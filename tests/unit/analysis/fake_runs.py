@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from opd.records import RunDir, Sample, Status, run_id
+from opd.records import RunDir, Sample, Status, config_hash, run_id
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
@@ -54,13 +54,19 @@ def write_run(root: Path, fake: Fake, *, folder: str | None = None) -> RunDir:
     step = fake.num_steps if fake.step is None else fake.step
     at = "2026-01-01T00:00:00+00:00"
     run.write_status(Status(fake.state, step, fake.num_steps, fake.error, at, at, "host", None, 1))  # pyright: ignore
+    if fake.state != "pending":
+        run.write_manifest({"run_id": run_id(config), "config_hash": config_hash(config), "world_size": 1})
     rng = np.random.default_rng([fake.seed, sum(fake.name.encode(errors="replace"))])
-    run.append_metrics({"step": 0, "time": 0.1})
-    for now in range(1, step + 1):
-        run.append_metrics(training(now, fake, rng))
+    lines: list[dict[str, float]] = [{"step": 0, "time": 0.1}]
+    lines += [training(now, fake, rng) for now in range(1, step + 1)]
     last = [fake.num_steps] if step == fake.num_steps else []
     for now in sorted({*range(0, step + 1, fake.every), *last}):
-        run.write_samples(now, samples(now, fake, rng))
+        answers = samples(now, fake, rng)
+        run.write_samples(now, answers)
+        of = {name: [row.num_tokens for row in answers if row.benchmark == name] for name in fake.benchmarks}
+        lines[now]["evaluate/num_tokens"] = float(np.mean([np.mean(lengths) for lengths in of.values()]))
+    for line in lines:
+        run.append_metrics(line)
     return run
 
 
@@ -149,13 +155,15 @@ def write_broken(root: Path) -> None:
     for position, text in enumerate(HOSTILE):
         fake = Fake(name=text, study=text, seed=position, state="failed", step=20, num_steps=20, error=text)
         run = write_run(root, fake, folder=f"hostile/{position}")
-        last = run.samples(20)
-        bad = [
-            Sample(**{**vars(sample), "problem_id": f"{text}-{sample.problem_id}", "prediction": text, "answer": text})
-            for sample in last
-        ]
         for step in run.evaluations():
-            run.write_samples(step, bad)
+            bad = {"prediction": text, "answer": text}
+            run.write_samples(
+                step,
+                [
+                    Sample(**{**vars(sample), "problem_id": f"{text}-{sample.problem_id}", **bad})
+                    for sample in run.samples(step)
+                ],
+            )
 
 
 if __name__ == "__main__":

@@ -1,9 +1,7 @@
 """A study with a tenth of its files damaged: the rest reads as before, what is lost is named, nothing raises."""
 
-import json
 import os
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -14,85 +12,11 @@ from hypothesis import strategies as st
 
 from analysis.load import Records, load
 from analysis.report import build, main, parse
+from benchmarks.damage import EVERY, MARKED, damage_files
 from opd.records import RecordError, find_runs, read_json, read_lines
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 FRAMES = ("runs", "training", "scores", "answers")
-
-
-def cut(file: Path, rng: np.random.Generator) -> None:
-    content = file.read_bytes()
-    file.write_bytes(content[: rng.integers(len(content))])
-
-
-def cut_between_lines(file: Path, rng: np.random.Generator) -> None:
-    lines = file.read_bytes().splitlines(keepends=True)
-    file.write_bytes(b"".join(lines[: rng.integers(len(lines))]))
-
-
-def without_a_line(file: Path, rng: np.random.Generator) -> None:
-    lines = file.read_bytes().splitlines(keepends=True)
-    del lines[rng.integers(len(lines))]
-    file.write_bytes(b"".join(lines))
-
-
-def flip(file: Path, rng: np.random.Generator) -> None:
-    content = bytearray(file.read_bytes())
-    for at in rng.integers(len(content), size=3):
-        content[at] ^= 1 << rng.integers(8)
-    file.write_bytes(content)
-
-
-def replaced(make: Callable[[Path], object]) -> Callable[[Path, np.random.Generator], None]:
-    def damage(file: Path, rng: np.random.Generator) -> None:
-        file.unlink()
-        make(file)
-
-    return damage
-
-
-def with_values(value: object) -> Callable[[Path, np.random.Generator], None]:
-    """Every value of a JSON record's lines, or of a config's top, in turn the wrong one."""
-
-    def damage(file: Path, rng: np.random.Generator) -> None:
-        lines = [file.read_text()] if file.suffix != ".jsonl" else file.read_text().splitlines()
-        number = int(rng.integers(len(lines)))
-        record = json.loads(lines[number])
-        record[sorted(record)[rng.integers(len(record))]] = value
-        file.write_text("\n".join([*lines[:number], json.dumps(record), *lines[number + 1 :]]) + "\n")
-
-    return damage
-
-
-# Damage that leaves a mark. A changed bit may turn one number into another, and a number be none: those are below.
-SEEN = {
-    "cut": cut,
-    "cut between lines": cut_between_lines,
-    "without a line": without_a_line,
-    "empty": replaced(lambda file: file.write_bytes(b"")),
-    "binary": replaced(lambda file: file.write_bytes(os.urandom(5000))),
-    "deleted": lambda file, rng: file.unlink(),
-    "foreign": replaced(lambda file: file.write_text('{"model": "7b", "layers": [1, 2]}\n')),
-    "a link to itself": replaced(lambda file: file.symlink_to(file.name)),
-    "a link to nowhere": replaced(lambda file: file.symlink_to("/nowhere")),
-    "a folder": replaced(lambda file: file.mkdir()),
-    "a pipe": replaced(lambda file: os.mkfifo(file)),
-    "a device": replaced(lambda file: file.symlink_to("/dev/zero")),
-    "an enormous line": replaced(lambda file: file.write_text('{"step": "' + "9" * 300_000 + '"}\n')),
-    "deep": replaced(lambda file: file.write_text("[" * 20_000 + "\n")),
-}
-UNSEEN = {
-    "flip": flip,
-    "null": with_values(None),
-    "text": with_values("x\u202e</script>"),
-    "list": with_values([[]]),
-    "huge": with_values(10**30),
-    "more than huge": with_values(10**400),
-    "negative": with_values(-(10**18)),
-    "NaN": with_values(float("nan")),
-    "infinite": with_values(float("inf")),
-}
-EVERY = SEEN | UNSEEN
 
 
 @pytest.fixture(scope="module")
@@ -116,14 +40,7 @@ def before(sound) -> Records:
 def damaged(sound: Path, root: Path, kinds: list[str], seed: int) -> dict[str, set[str]]:
     """A copy of `sound` under `root` with a tenth of its files damaged; run → how."""
     shutil.copytree(sound, root)
-    rng = np.random.default_rng(seed)
-    files = sorted(file for file in root.rglob("*") if file.is_file())
-    touched: dict[str, set[str]] = {}
-    for number in rng.choice(len(files), len(files) // 10, replace=False):
-        kind = kinds[rng.integers(len(kinds))]
-        EVERY[kind](files[number], rng)
-        touched.setdefault(files[number].relative_to(root).parts[0], set()).add(kind)
-    return touched
+    return damage_files(root, share=0.1, kinds=kinds, seed=seed)
 
 
 def of(records: Records, run: str) -> list[pd.DataFrame]:
@@ -147,7 +64,7 @@ def test_what_is_damaged_is_named_and_the_rest_reads_as_before(sound, before, tm
     for run in before.runs["run"]:
         if run not in touched:
             assert alike(before, after, run) and run not in named, run
-        elif not alike(before, after, run) and touched[run] <= set(SEEN):
+        elif not alike(before, after, run) and touched[run] <= set(MARKED):
             assert run in named, (run, touched[run])
     assert named <= set(touched)
     assert not any(str(root) in reason for reason in after.excluded["reason"])
@@ -156,7 +73,7 @@ def test_what_is_damaged_is_named_and_the_rest_reads_as_before(sound, before, tm
     shutil.rmtree(root)
 
 
-RECORDS = ("config.yaml", "status.json", "metrics.jsonl", "evaluate/step_000002.jsonl")
+RECORDS = ("config.yaml", "status.json", "manifest.json", "metrics.jsonl", "evaluate/step_000002.jsonl")
 
 
 def test_lists_without_end_are_no_record(tmp_path):
@@ -167,12 +84,12 @@ def test_lists_without_end_are_no_record(tmp_path):
             read(deep)
 
 
-@pytest.mark.parametrize("kind", sorted(SEEN))
+@pytest.mark.parametrize("kind", sorted(MARKED))
 def test_each_damage_of_each_record_is_named(sound, before, tmp_path, kind):
     for number, record in enumerate(RECORDS):
         root = tmp_path / str(number)
         shutil.copytree(sound, root)
-        SEEN[kind](root / "default-1" / record, np.random.default_rng(3))
+        MARKED[kind](root / "default-1" / record, np.random.default_rng(3))
         after = load(root)
         assert {run for run, *_ in after.damage} == {"default-1"}, record
         assert all(alike(before, after, run) for run in before.runs["run"] if run != "default-1")
@@ -197,7 +114,7 @@ def test_a_report_of_every_damage_at_once_has_the_numbers_of_the_rest(sound, tmp
     for name in ("runs", "differences", "scores"):
         of_sound, of_all = (made[f"tables/{name}.csv"].splitlines() for made in reports)
         assert len(of_sound) > 1 and set(of_sound) <= set(of_all), name
-    assert all(kind in reports[1]["tables/excluded.csv"] for kind in SEEN)
+    assert all(kind in reports[1]["tables/excluded.csv"] for kind in MARKED)
 
 
 def test_copies_and_foreign_files_are_named_and_not_counted(sound, tmp_path):

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 import shutil
 from dataclasses import replace
 
@@ -163,7 +164,42 @@ def test_finished_run_whose_last_step_was_not_evaluated_does_not_count(tmp_path)
     run = write_run(tmp_path, SMALL, folder="run")
     run.samples_file(4).unlink()
     records = load(tmp_path)
-    assert left_out(records) == {("run", "means and differences", "finished 4 steps, last evaluated at step 2")}
+    assert left_out(records) == {
+        ("run", "its evaluation at step 4", "is missing"),
+        ("run", "its best score over training", "an evaluation of it is damaged"),
+        ("run", "means and differences", "finished 4 steps, last evaluated at step 2"),
+    }
+
+
+def test_what_is_left_of_a_config_is_not_the_runs(tmp_path):
+    write_run(tmp_path, replace(SMALL, name="whole"))
+    run = write_run(tmp_path, SMALL, folder="run")
+    config = {**run.config(), "evaluate": {**run.config()["evaluate"], "at_start": False}}
+    run.config_file.write_text(json.dumps(config) + "\n")
+    records = load(tmp_path)
+    reason = "config.yaml: is not the config that the run was started with, by manifest.json"
+    assert left_out(records) == {("run", "the run", reason)} and len(records.runs) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(None, "manifest.json: No such file or directory"), ("{}", "has no config_hash")]
+)
+def test_manifest_that_tells_nothing_is_named_and_the_run_counts(tmp_path, content, reason):
+    run = write_run(tmp_path, SMALL, folder="run")
+    run.manifest_file.unlink()
+    if content is not None:
+        run.manifest_file.write_text(content)
+    records = load(tmp_path)
+    assert left_out(records) == {("run", "its manifest", reason)} and records.runs["counted"].all()
+
+
+def test_answers_missing_of_the_only_evaluation_are_noticed_by_their_mean_length(tmp_path):
+    run = write_run(tmp_path, replace(SMALL, num_steps=0), folder="run")
+    lines = run.samples_file(0).read_bytes().splitlines(keepends=True)
+    run.samples_file(0).write_bytes(b"".join(lines[:-2]))
+    ((_, what, why),) = {each for each in left_out(load(tmp_path)) if each[1].startswith("its evaluation")}
+    assert what == "its evaluation at step 0"
+    assert re.fullmatch(r"its answers have [\d.]+ tokens on average, metrics.jsonl says [\d.]+", why)
 
 
 def test_of_duplicates_the_finished_one_counts_then_the_one_at_home(tmp_path):
