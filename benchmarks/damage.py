@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+import yaml
 
 from opd.records import find_runs
 
@@ -64,7 +65,7 @@ def with_values(value: object) -> Callable[[Path, np.random.Generator], None]:
     def damage(file: Path, rng: np.random.Generator) -> None:
         lines = [file.read_text()] if file.suffix != ".jsonl" else file.read_text().splitlines()
         number = int(rng.integers(len(lines)))
-        record = json.loads(lines[number])
+        record = yaml.safe_load(lines[number]) if file.suffix == ".yaml" else json.loads(lines[number])
         record[sorted(record)[rng.integers(len(record))]] = value
         file.write_text("\n".join([*lines[:number], json.dumps(record), *lines[number + 1 :]]) + "\n")
 
