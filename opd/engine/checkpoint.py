@@ -41,6 +41,9 @@ from opd.errors import UserError
 from opd.records import read_json
 
 
+Writer = Callable[[Path, Ranks], None]
+
+
 @dataclass(frozen=True)
 class Learned:
     """What a checkpoint is of: the model, `base`, which it started as, its tokenizer, and what else a resume needs."""
@@ -53,9 +56,6 @@ class Learned:
     @property
     def adapted(self) -> bool:
         return bool(lora.adapters(self.model))
-
-
-Writer = Callable[[Path, Ranks], None]
 
 
 def resumable(learned: Learned, state: Mapping[str, Any], ranks: Ranks) -> Writer:
@@ -138,10 +138,13 @@ def _of_rank(name: str, ranks: Ranks) -> str:
 
 
 def _write(folder: Path, ranks: Ranks, fill: Callable[[Path], None]) -> None:
-    try:
-        write_whole(folder, ranks, fill, _add_index)
-    except (OSError, SafetensorError) as error:
-        raise _as_os_error(error, folder) from error
+    def filled(part: Path) -> None:
+        try:
+            fill(part)
+        except (OSError, SafetensorError) as error:
+            raise _as_os_error(error, folder) from error
+
+    write_whole(folder, ranks, filled, _add_index)
 
 
 def _add_index(folder: Path) -> None:
