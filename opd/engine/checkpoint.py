@@ -40,7 +40,6 @@ from opd.engine.sharded import read_part, whole
 from opd.errors import UserError
 from opd.records import read_json
 
-
 Writer = Callable[[Path, Ranks], None]
 
 
