@@ -36,7 +36,7 @@ from opd.engine import lora
 from opd.engine.dist import Ranks
 from opd.engine.optim import Optimizer
 from opd.engine.sealed import damage, write_whole
-from opd.engine.sharded import read_part, whole
+from opd.engine.sharded import read_part, whole_on
 from opd.errors import UserError
 from opd.records import read_json
 
@@ -247,15 +247,14 @@ def _flat(optimizer: Optimizer) -> dict[str, Tensor]:
 def _shared_out(tensors: Iterable[tuple[str, Tensor]], ranks: Ranks, *, over: int | None = None) -> dict[str, Tensor]:
     """Copies of whole tensors, on the CPU, each for one of the ranks, or of the first `over`, of much the same bytes.
 
-    One tensor at a time is gathered on all. Those of a layer, which another format may join, stay together.
+    They are gathered one at a time. Those of a layer, which another format may join, stay together.
     """
     found, owners, held = dict[str, Tensor](), dict[str, int](), [0] * (over or ranks.size)
     for name, tensor in tensors:
-        full = whole(tensor.detach())
         layer = re.match(r".*?\.\d+\.", name)
         owner = owners.setdefault(layer[0] if layer else name, held.index(min(held)))
-        held[owner] += full.nbytes
-        if owner == ranks.rank:
+        held[owner] += tensor.numel() * tensor.element_size()
+        if (full := whole_on(tensor.detach(), owner)) is not None:
             found[name] = full.to("cpu", copy=True).contiguous()
     return found
 

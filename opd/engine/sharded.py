@@ -8,6 +8,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
@@ -117,6 +118,25 @@ def layers(model: PreTrainedModel) -> list[nn.Module]:
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that may be sharded; all ranks must ask."""
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+
+
+def whole_on(tensor: Tensor, rank: int) -> Tensor | None:
+    """All of a tensor that may be sharded, for one rank, None for the others; all ranks must ask."""
+    if not isinstance(tensor, DTensor):
+        return tensor if not dist.is_initialized() or dist.get_rank() == rank else None
+    rows, ranks, part = tensor.shape[0], tensor.device_mesh.size(), tensor.to_local()
+    if ranks == 1:
+        return part
+    most = -(-rows // ranks)
+    sent = nn.functional.pad(
+        part, [0, 0] * (part.ndim - 1) + [0, most - len(part)]
+    ).contiguous()  # the last are shorter
+    if dist.get_rank() != rank:
+        dist.gather(sent, dst=rank)
+        return None
+    full = sent.new_empty(ranks * most, *part.shape[1:])
+    dist.gather(sent, list(full.split(most)), dst=rank)
+    return full[:rows]
 
 
 def read_part(file: Any, name: str, like: Tensor) -> Tensor:

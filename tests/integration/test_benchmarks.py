@@ -41,3 +41,11 @@ def test_the_benchmark_of_the_report_damages_a_study_and_compares_what_is_left()
         r"^(\d+) runs have a damaged file, (\d+) of them are named, .* (\d+) others read", done.stdout, re.M
     )
     assert found and 0 < int(found[2]) <= int(found[1]) == 20 - int(found[3]) > 0, done.stdout
+
+
+def test_the_benchmark_of_checkpoints_writes_and_reads_one_over_ranks() -> None:
+    sizes = ["--ranks", "2", "--width", "128", "--layers", "2", "--vocabulary", "100"]
+    command = [sys.executable, "-m", "benchmarks.checkpoint", *sizes]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^ +2 +\d+ MB( +[\d.]+ s){3} +[\d,]+ MB$", done.stdout, re.M), done.stdout

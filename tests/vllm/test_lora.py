@@ -49,7 +49,7 @@ def test_what_a_finished_run_leaves_is_served_with_the_learners_log_probs(served
     model, optimizer = learned("qwen3")
     build("qwen3").save_pretrained(tmp_path / "base")
     thing = checkpoint.Learned(model, str(tmp_path / "base"), build_tokenizer(), optimizer)
-    checkpoint.final(thing, {}, ALONE)(tmp_path / "final")
+    checkpoint.final(thing, {}, ALONE)(tmp_path / "final", ALONE)
     rollout = start(model).sample(prompts(), PLAIN, key=(1,))  # whose tokens are then scored
 
     with untouched():
