@@ -82,7 +82,12 @@ class Ranks:
         Raises:
             what `action` raises, on the other ranks as `together` says.
         """
-        self.together(lambda: action() if self.main else None)
+
+        def led() -> None:
+            if self.main:
+                action()
+
+        self.together(led)
 
     def together(self, action: Callable[[], Any]) -> list[Any]:
         """Every rank does it; what each found, in order of ranks: plain data.

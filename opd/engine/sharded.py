@@ -127,10 +127,8 @@ def whole_on(tensor: Tensor, rank: int) -> Tensor | None:
     rows, ranks, part = tensor.shape[0], tensor.device_mesh.size(), tensor.to_local()
     if ranks == 1:
         return part
-    most = -(-rows // ranks)
-    sent = nn.functional.pad(
-        part, [0, 0] * (part.ndim - 1) + [0, most - len(part)]
-    ).contiguous()  # the last are shorter
+    most = -(-rows // ranks)  # the last parts have fewer
+    sent = nn.functional.pad(part, [0, 0] * (part.ndim - 1) + [0, most - len(part)]).contiguous()
     if dist.get_rank() != rank:
         dist.gather(sent, dst=rank)
         return None
