@@ -187,8 +187,10 @@ def _probe_head(model: PreTrainedModel, name: str, key: str) -> None:
 
 
 def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". :")
     if Path(model).is_dir():
+        if what == "tokenizer" and not [*Path(model).glob("*token*"), *Path(model).glob("vocab*")]:
+            reason = "it holds no tokenizer.json"  # which transformers says in a paragraph
         return f"{key}={model!r}: no {what} can be loaded from this directory: {reason}"
     if not hub.reachable():
         return (
