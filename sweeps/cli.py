@@ -65,7 +65,8 @@ def studies(outputs: str, study: str | None) -> list[Ledger]:
         if folder.is_dir() and not folder.name.startswith(".") and study in (None, folder.name)
     ]
     if not found:
-        there = ", ".join(sorted(folder.name for folder in root.iterdir() if folder.is_dir())) or "none"
+        studies = (folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
+        there = ", ".join(sorted(studies)) or "none"
         raise UserError(
             f"study={study}: there is no such study in {outputs}; there are {there}"
             if study
