@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,8 +45,8 @@ def read_contents(run: RunDir) -> Contents:
     """Reads the run. No record, however broken, makes it raise."""
     try:
         config = run.config()
-        row = _describe(run, config)
-        unknown = _compared(run, config, row)
+        row, digest = _describe(run, config)
+        unknown = _compared(run, digest, row)
     except Exception as error:
         return Contents(damage=[("the run", _reason(error, run))])
     due = _due(config, row)
@@ -54,7 +55,8 @@ def read_contents(run: RunDir) -> Contents:
     return Contents(row, training, evaluations, damaged, unknown + damage + _foreign(run))
 
 
-def _describe(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
+def _describe(run: RunDir, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+    """The row, and the config's hash."""
     status = read_json(run.status_file)
     row = {}
     for column in RUN_COLUMNS:
@@ -72,20 +74,26 @@ def _describe(run: RunDir, config: Mapping[str, Any]) -> dict[str, Any]:
     first_line = (row["error"] or "").strip().partition("\n")[0]
     row |= {"name": printable(row["name"], limit=80), "study": printable(row["study"], limit=80)}
     row["error"] = printable(first_line, limit=300) or None
-    arm = f"{row['name']}-{config_hash(config)[:8]}"
+    digest = config_hash(config)
     if not run.config_file.read_bytes().endswith(b"\n"):  # what is left of it may be a config, but is not the run's
         raise RecordError("config.yaml: its last line is torn")
-    return {"arm": arm, **row}
+    return {"arm": f"{row['name']}-{digest[:8]}", **row}, digest
 
 
-def _compared(run: RunDir, config: Mapping[str, Any], row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is wrong with the manifest, by whose hash the config is the one that the run was started with.
+def _is_due(file: Path, row: Mapping[str, Any]) -> bool:
+    """Whether there is such a file, or there must be: a run that has not begun has none."""
+    return bool(row["step"]) or row["state"] == "finished" or file.is_symlink() or file.exists()
+
+
+def _compared(run: RunDir, digest: str, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the manifest, whose hash is that of the config that the run was started with.
+
+    `digest` is the hash of the config that is there.
 
     Raises:
         RecordError: where it is another, as what is left of a config may be.
     """
-    begun = row["step"] or row["state"] == "finished" or run.manifest_file.is_symlink() or run.manifest_file.exists()
-    if not begun:
+    if not _is_due(run.manifest_file, row):
         return []
     try:
         expected = run.manifest().get("config_hash")
@@ -93,7 +101,7 @@ def _compared(run: RunDir, config: Mapping[str, Any], row: Mapping[str, Any]) ->
         return [("its manifest", _reason(error, run))]
     if not isinstance(expected, str):
         return [("its manifest", "has no config_hash")]
-    if expected != config_hash(config):
+    if expected != digest:
         raise RecordError("config.yaml: is not the config that the run was started with, by manifest.json")
     return []
 
@@ -107,8 +115,7 @@ def _fits(value: Any, column: Column) -> bool:
 def _training(run: RunDir, row: Mapping[str, Any], *, first: int) -> tuple[Training, list[tuple[str, str]]]:
     """The curves, and what is missing of them: a run records every step from `first` on, 0 where it was examined."""
     try:
-        # A run that has not begun has none.
-        there = row["step"] or row["state"] == "finished" or run.metrics_file.is_symlink() or run.metrics_file.exists()
+        there = _is_due(run.metrics_file, row)
         training = read_training(run) if there else NO_TRAINING
     except Exception as error:
         return NO_TRAINING, [("its training curves", _reason(error, run))]

@@ -9,7 +9,6 @@ most, with the one tensor that is on its way; one rank's line is what gathering 
 
 import argparse
 import os
-import re
 import tempfile
 import time
 from pathlib import Path
@@ -25,6 +24,7 @@ from opd.engine import checkpoint, dist
 from opd.engine.checkpoint import Learned
 from opd.engine.optim import Optimizer
 from opd.engine.sharded import spread_over
+from opd.throughput import peak_memory
 
 PLAIN = Compute(dtype="float32", activation_checkpointing=False, offload=False, compile=False, rank_timeout=600.0)
 OPTIM = Optim(
@@ -78,24 +78,16 @@ def work(rank: int, size: int, port: int, folder: Path, args: argparse.Namespace
     optimizer.step(1)
     learned = Learned(model, "base", build_tokenizer(), optimizer)
 
-    before, started = peak(reset=True), time.perf_counter()
+    Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+    before, started = peak_memory(ranks.device), time.perf_counter()
     write = checkpoint.resumable(learned, {"step": 1}, ranks)
-    copied, held = time.perf_counter(), peak() - before
+    copied, held = time.perf_counter(), peak_memory(ranks.device) - before
     write(folder / "step_000001", ranks)
     written = time.perf_counter()
     checkpoint.load(folder / "step_000001", learned)
     read = time.perf_counter()
     torch.save((copied - started, written - copied, read - written, float(held)), folder / f"{rank}.pt")
     dist.stop()
-
-
-def peak(*, reset: bool = False) -> int:
-    """Bytes that this process has held at most since the last reset."""
-    if reset:
-        Path("/proc/self/clear_refs").write_text("5")
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found
-    return int(found[1]) * 1024
 
 
 if __name__ == "__main__":

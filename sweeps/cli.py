@@ -59,16 +59,12 @@ def studies(outputs: str, study: str | None) -> list[Ledger]:
     root = Path(outputs)
     if not outputs or not root.is_dir():
         raise UserError(f"paths.outputs={outputs}: there is no such folder")
-    found = [
-        Ledger(folder)
-        for folder in sorted(root.iterdir())
-        if folder.is_dir() and not folder.name.startswith(".") and study in (None, folder.name)
-    ]
+    there = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    found = [Ledger(folder) for folder in there if study in (None, folder.name)]
     if not found:
-        studies = (folder.name for folder in root.iterdir() if folder.is_dir() and not folder.name.startswith("."))
-        there = ", ".join(sorted(studies)) or "none"
+        names = ", ".join(folder.name for folder in there) or "none"
         raise UserError(
-            f"study={study}: there is no such study in {outputs}; there are {there}"
+            f"study={study}: there is no such study in {outputs}; there are {names}"
             if study
             else f"{outputs}: holds no study"
         )

@@ -35,7 +35,7 @@ from transformers.core_model_loading import revert_weight_conversion
 from opd.engine import lora
 from opd.engine.dist import Ranks
 from opd.engine.optim import Optimizer
-from opd.engine.sealed import damage, write_whole
+from opd.engine.sealed import damage, write_sealed
 from opd.engine.sharded import read_part, whole_on
 from opd.errors import UserError
 from opd.records import read_json
@@ -143,7 +143,7 @@ def _write(folder: Path, ranks: Ranks, fill: Callable[[Path], None]) -> None:
         except (OSError, SafetensorError) as error:
             raise _as_os_error(error, folder) from error
 
-    write_whole(folder, ranks, filled, _add_index)
+    write_sealed(folder, ranks, filled, _add_index)
 
 
 def _add_index(folder: Path) -> None:

@@ -38,22 +38,22 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
         target_modules=lora.target_modules,
         task_type=peft.TaskType.CAUSAL_LM,
     )
-    found = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
-    linear = sorted({name.rpartition(".")[2] for name in found if found[name] is not model.get_output_embeddings()})
+    head = model.get_output_embeddings()
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear -= {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model)
         except ValueError as error:
             raise UserError(f"student.lora.target_modules: {str(error).splitlines()[0].rstrip('.')}") from error
-    head = model.get_output_embeddings()
     for name, module in model.named_modules():
         if not hasattr(module, "lora_A"):
             continue
-        if not isinstance(module.base_layer, nn.Linear) or module is head:
+        if not isinstance(module.base_layer, nn.Linear) or module.base_layer is head:
             raise UserError(
                 f"student.lora.target_modules: {name} is no linear layer between embedding and output head; name some "
-                f"of {', '.join(linear)}"
+                f"of {', '.join(sorted(linear))}"
             )
         for each in (module.lora_A, module.lora_B):  # peft makes them in float32
             each.to(module.base_layer.weight.dtype)  # pyright: ignore

@@ -20,7 +20,7 @@ CHECKSUMS = "checksums.json"
 Sum = dict[str, int | str]  # a file's bytes and sha256
 
 
-def write_whole(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
+def write_sealed(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
     """Puts what the ranks write in the place of `folder`, or leaves that as it was.
 
     Each rank calls `fill` with a folder of its own, on a file system that they share; no two may write a file of one
@@ -69,7 +69,7 @@ def write_whole(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finish
 
 
 def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_whole` wrote, as a clause; None where every file is as it was."""
+    """What is wrong with a folder that `write_sealed` wrote, as a clause; None where every file is as it was."""
     try:
         sums = read_json(folder / CHECKSUMS)
         for name, expected in sums.items():

@@ -9,7 +9,7 @@ from opd.data.tokenizer import build_tokenizer
 from opd.engine import checkpoint
 from opd.engine.checkpoint import Learned
 from opd.engine.optim import Optimizer
-from opd.engine.sealed import write_whole
+from opd.engine.sealed import write_sealed
 from opd.errors import UserError
 from tests.unit.engine.conftest import ALONE, tiny_qwen3
 
@@ -83,7 +83,7 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
 def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path: Path):
     assert checkpoint.newest_whole(tmp_path, pytest.fail) is None
     for step in (1, 2, 3):
-        write_whole(
+        write_sealed(
             checkpoint.step_folder(tmp_path, step),
             ALONE,
             fill=lambda part, step=step: (part / "state.json").write_text(str(step)),

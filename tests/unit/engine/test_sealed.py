@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.engine.sealed import CHECKSUMS, damage, write_whole
+from opd.engine.sealed import CHECKSUMS, damage, write_sealed
 from tests.unit.engine.conftest import ALONE
 
 
@@ -15,12 +15,12 @@ def folder(tmp_path: Path) -> Path:
         (part / "inner").mkdir()
         (part / "inner" / "b.txt").write_text("words")
 
-    write_whole(tmp_path / "step", ALONE, fill, finish=lambda part: None)
+    write_sealed(tmp_path / "step", ALONE, fill, finish=lambda part: None)
     return tmp_path / "step"
 
 
 def test_what_is_added_at_the_end_is_sealed_too(tmp_path: Path):
-    write_whole(tmp_path / "step", ALONE, lambda part: None, finish=lambda part: write(part / "index"))
+    write_sealed(tmp_path / "step", ALONE, lambda part: None, finish=lambda part: write(part / "index"))
     assert damage(tmp_path / "step") is None
     (tmp_path / "step" / "index").write_text("another")
     assert "index" in str(damage(tmp_path / "step"))
@@ -63,5 +63,5 @@ def test_what_fails_leaves_the_old_folder(folder: Path):
         raise OSError(28, "full")
 
     with pytest.raises(OSError, match="full"):
-        write_whole(folder, ALONE, fill, finish=lambda part: None)
+        write_sealed(folder, ALONE, fill, finish=lambda part: None)
     assert damage(folder) is None and [each.name for each in folder.parent.iterdir()] == ["step"]
