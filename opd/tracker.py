@@ -4,7 +4,7 @@ import hashlib
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, Protocol, runtime_checkable
 
 from opd import check, records
@@ -118,9 +118,12 @@ class Losable:
 
 
 def lost(error: Exception) -> None:
-    """The one sentence about a tracker that is gone."""
+    """The one sentence about a tracker that is gone, and the end of all that it hooked into imports and the exit."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     print(f"opd: warning: tracker: wandb is lost ({reason}); the run and its records go on without it", file=sys.stderr)
+    if wandb := sys.modules.get("wandb"):
+        with suppress(Exception, SystemExit):
+            wandb.teardown()
 
 
 def track(config: RunConfig, folder: RunDir) -> Tracker:

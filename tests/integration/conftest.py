@@ -1,6 +1,9 @@
 """A world small enough to run whole: random models of the tiny world's shape, a few steps, a few problems."""
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
@@ -61,3 +64,20 @@ def composed(overrides: list[str]) -> RunConfig:
     cli.register_resolvers()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         return check.prepare(cli.resolved(compose("config", overrides=overrides)))
+
+
+@contextmanager
+def once_told(step: int, happens: Callable[[], Any]) -> Iterator[None]:
+    """Lets something happen when wandb has been told of a step."""
+    from opd.tracker import WandbTracker
+
+    original = WandbTracker.log
+
+    def log(self, line):
+        original(self, line)
+        if line["step"] == step:
+            happens()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(WandbTracker, "log", log)
+        yield

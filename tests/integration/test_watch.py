@@ -1,6 +1,7 @@
 """A run that is watched: a real terminal, real wandb without a network, a real trace; and the loss of a tracker."""
 
 import gzip
+import importlib
 import json
 import os
 import pty
@@ -17,10 +18,11 @@ from typing import Any
 
 import pytest
 
-from opd import tracker
+from opd.check import as_dict
 from opd.records import RunDir, find_runs
+from opd.tracker import tracked_id
 from opd.train import run_dir, train
-from tests.integration.conftest import composed
+from tests.integration.conftest import composed, once_told
 
 LEAN = ["evaluate.sources.arithmetic.num=2", "checkpoint.keep=1"]
 
@@ -41,12 +43,20 @@ def entries(content: bytes) -> Iterator[bytes]:
             entry = b""
 
 
+def offline_files(folder: RunDir) -> list[Path]:
+    """wandb's own files of a run, in order, when its service has written all it has: it flushes them as it ends."""
+    import wandb
+
+    wandb.teardown()
+    return sorted(folder.path.glob("wandb/offline-run-*/*.wandb"))
+
+
 def logged(folder: RunDir) -> list[dict[str, Any]]:
     """What wandb holds of a run: a row a call, read back from its own offline files in order."""
     from wandb.proto.wandb_internal_pb2 import Record
 
     rows = []
-    for file in sorted(folder.path.glob("wandb/offline-run-*/*.wandb")):
+    for file in offline_files(folder):
         for entry in entries(file.read_bytes()):
             record = Record()
             record.ParseFromString(entry)
@@ -117,50 +127,71 @@ def test_a_run_that_goes_on_is_the_same_run_to_wandb_and_repeats_no_step_backwar
     knobs = ["tracker=wandb", "tracker.mode=offline", "checkpoint.every=2", f"paths.outputs={tmp_path}"]
     config = composed([*small_run, *LEAN, *knobs])
     folder = run_dir(config)
-    with pytest.raises(RuntimeError, match="killed"), pytest.MonkeyPatch.context() as patch:
-        original = tracker.WandbTracker.log
 
-        def log(self, line):
-            original(self, line)
-            if line["step"] == 3:
-                raise KeyboardInterrupt
+    class Killed(BaseException): ...
 
-        patch.setattr(tracker.WandbTracker, "log", log)
-        try:
-            train(config)
-        except KeyboardInterrupt:
-            raise RuntimeError("killed") from None
+    def killed() -> None:
+        raise Killed
+
+    with pytest.raises(Killed), once_told(3, killed):
+        train(config)
     assert train(config).state == "finished"
     steps = [row["step"] for row in logged(folder)]
     assert steps == [0, 1, 2, 3, 3, 4]
-    parts = sorted(folder.path.glob("wandb/offline-run-*"))
-    assert len(parts) == 2 and len({part.name.rpartition("-")[2] for part in parts}) == 1
+    assert [file.name for file in offline_files(folder)] == [f"run-{tracked_id(as_dict(config))}.wandb"] * 2
 
 
-def test_a_run_whose_tracker_dies_goes_on(small_run, tmp_path: Path, capfd: pytest.CaptureFixture[str]):
+def test_a_run_whose_tracker_dies_goes_on(
+    small_run, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    """Nor does anything else in its process mind: wandb looks on when a library that it knows is imported."""
     config = composed(
         [*small_run, *LEAN, "tracker=wandb", "tracker.mode=offline", "rollouts.every=1", f"paths.outputs={tmp_path}"]
     )
     killed: list[int] = []
-    original = tracker.WandbTracker.log
 
-    def log(self, line):
-        original(self, line)
-        if line["step"] == 1:
-            mine = Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
-            for pid in mine:
-                if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text():
-                    os.kill(int(pid), signal.SIGKILL)
-                    killed.append(int(pid))
-            time.sleep(0.5)
+    def kill() -> None:
+        for pid in children(os.getpid(), "wandb-core"):
+            os.kill(pid, signal.SIGKILL)
+            killed.append(pid)
+        time.sleep(0.5)
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracker.WandbTracker, "log", log)
+    with once_told(1, kill):
         assert train(config).state == "finished"
     assert len(killed) == 1
     said = capfd.readouterr().err
     assert said.count("opd: warning: tracker: wandb is lost") == 1
     assert [line["step"] for line in run_dir(config).metrics()] == [0, 1, 2, 3, 4]
+    (tmp_path / "fastai.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "fastai", raising=False)
+    importlib.import_module("fastai")
+
+
+def test_a_command_whose_tracker_dies_ends_well_with_one_line_of_warning(small_run, tmp_path: Path):
+    long = ["num_steps=60", "epochs=12", "evaluate.every=30", "checkpoint.every=30"]
+    knobs = ["tracker=wandb", "tracker.mode=offline", f"paths.outputs={tmp_path}"]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "opd.train", *small_run, *LEAN, *long, *knobs],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert run.stdout is not None
+    assert any(line.startswith("step  1/60") for line in run.stdout)
+    run.send_signal(signal.SIGSTOP)
+    (service,) = children(run.pid, "wandb-core")
+    os.kill(service, signal.SIGKILL)
+    run.send_signal(signal.SIGCONT)
+    said, warned = run.communicate(timeout=240)
+    assert run.returncode == 0 and "step 60/60" in said
+    warnings = [line for line in warned.splitlines() if "model shards" not in line]
+    assert len(warnings) == 1 and warnings[0].startswith("opd: warning: tracker: wandb is lost"), warned
+
+
+def children(pid: int, name: str) -> list[int]:
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    return [int(each) for each in found if name in Path(f"/proc/{each}/cmdline").read_text()]
 
 
 def in_terminal(command: list[str]) -> tuple[int, str]:
