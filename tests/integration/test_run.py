@@ -222,21 +222,21 @@ def test_a_recorded_config_repeats_its_run(run, small_run: list[str], tmp_path: 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
 def test_a_signal_saves_says_preempted_and_the_same_command_goes_on(number: int, small_run: list[str], tmp_path: Path):
-    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={tmp_path}", "num_steps=8"]
+    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={tmp_path}", "num_steps=24", "epochs=3"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("step 2/8"):
+            if line.startswith("step  2/24"):
                 process.send_signal(number)
                 break
-        _, error = process.communicate(timeout=60)
+        _, error = process.communicate(timeout=240)
     folder = RunDir(next((tmp_path / "main").iterdir()))
     assert process.returncode == 75 and "preempted; the same command goes on" in error
     stopped = folder.status()
-    assert stopped.state == "preempted" and 2 < stopped.step < 8
+    assert stopped.state == "preempted" and 2 < stopped.step < 24
     assert (folder.checkpoints / f"step_{stopped.step:06d}").is_dir()
     assert train(composed(command[3:])).state == "finished"
-    assert [line["step"] for line in folder.metrics()] == list(range(9))
+    assert [line["step"] for line in folder.metrics()] == list(range(25))
 
 
 def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(small_run: list[str], tmp_path: Path):

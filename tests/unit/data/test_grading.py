@@ -38,6 +38,7 @@ DECLINED_CASES = {
 }
 
 SLOW = r"\boxed{(x+y+z)^{300}}"  # math-verify would expand it
+ENDS = 20.0  # seconds in which a process that is told to end has, on a busy machine
 RIGHT = [
     (r"\boxed{\frac{2}{4}}", "0.5"),
     (r"$x = 1 + a$", "a+1"),
@@ -208,7 +209,7 @@ def test_plain_numbers_are_compared_as_math_verify_does():
     ],
 )
 def test_grade(response, gold, grade):
-    assert grade_many([response], [gold], timeout=1.0) == [grade]
+    assert grade_many([response], [gold], timeout=5.0) == [grade]
 
 
 # ---- the cheap path
@@ -262,7 +263,7 @@ def test_limit_is_kept(response):
     grade_many(*zip(*RIGHT, strict=True), timeout=20.0, workers=1)
     started = time.monotonic()
     (grade,) = grade_many([response], ["46"], timeout=0.5, workers=1)
-    assert grade.reason == "timeout" and 0.5 <= time.monotonic() - started < 0.5 + grading.GRACE + 1.0
+    assert grade.reason == "timeout" and 0.5 <= time.monotonic() - started < 0.5 + grading.GRACE + ENDS
 
 
 def test_worker_that_cannot_even_time_itself_is_ended(fresh):
@@ -270,7 +271,7 @@ def test_worker_that_cannot_even_time_itself_is_ended(fresh):
     grading._idle[0].process.send_signal(signal.SIGSTOP)
     started = time.monotonic()
     (grade,) = grade_many([r"\boxed{\sqrt{4}}"], ["2"], timeout=0.5, workers=1)
-    assert grade.reason == "timeout" and time.monotonic() - started < 0.5 + grading.GRACE + 1.0
+    assert grade.reason == "timeout" and time.monotonic() - started < 0.5 + grading.GRACE + ENDS
 
 
 def test_worker_is_bounded_and_deaf_to_the_runs_signals(fresh):
@@ -352,8 +353,8 @@ def test_no_worker_outlives_a_killed_parent():
         time.sleep(0.3)
         parent.kill()
     try:
-        assert wait_until(lambda: gone(idle), 2)
-        assert wait_until(lambda: gone(busy), 6)  # at the latest when its time is up
+        assert wait_until(lambda: gone(idle), ENDS)
+        assert wait_until(lambda: gone(busy), 3 + ENDS)  # at the latest when its time is up
     finally:
         for pid in (busy, idle):
             if not gone(pid):
@@ -365,7 +366,7 @@ def test_grading_from_threads_at_once(fresh):
 
     def grade(name):
         results[name] = grade_many(
-            [rf"\boxed{{\frac{{{2 * name}}}{{2}}}}", SLOW], [str(name), "46"], timeout=1.0, workers=1
+            [rf"\boxed{{\frac{{{2 * name}}}{{2}}}}", SLOW], [str(name), "46"], timeout=5.0, workers=1
         )
 
     threads = [threading.Thread(target=grade, args=(name,)) for name in range(3)]
