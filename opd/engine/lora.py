@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from opd.config import Lora
+from opd.engine.linear import Linear, output_axis
 from opd.engine.sharded import whole
 from opd.errors import UserError
 
@@ -39,9 +40,9 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
         task_type=peft.TaskType.CAUSAL_LM,
     )
     head = model.get_output_embeddings()
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
     linear -= {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model)
@@ -50,7 +51,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
     for name, module in model.named_modules():
         if not hasattr(module, "lora_A"):
             continue
-        if not isinstance(module.base_layer, nn.Linear) or module.base_layer is head:
+        if not isinstance(module.base_layer, Linear) or module.base_layer is head:
             raise UserError(
                 f"student.lora.target_modules: {name} is no linear layer between embedding and output head; name some "
                 f"of {', '.join(sorted(linear))}"
@@ -84,9 +85,10 @@ def plain(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
 
 
 def _change(module: Any) -> Tensor:
-    """(alpha / rank) B A of an adapted layer."""
+    """(alpha / rank) B A of an adapted layer, as its weight lies."""
     down, up = (whole(each[ONLY].weight.detach()) for each in (module.lora_A, module.lora_B))
-    return up @ down * module.scaling[ONLY]
+    change = up @ down * module.scaling[ONLY]
+    return change.T if output_axis(module.base_layer) else change
 
 
 def merge(model: PreTrainedModel) -> None:

@@ -140,7 +140,7 @@ def _shape(key: str) -> Shape:
             (name.rpartition(".")[2], sum(module.weight.shape))
             for block in blocks
             for name, module in block.named_modules()
-            if isinstance(module, nn.Linear)
+            if isinstance(module, Linear)
         ),
         matrices=sum(m.weight.numel() for m in linear),
         channels=sum(m.weight.shape[output_axis(m)] for m in linear),

@@ -140,6 +140,26 @@ def test_a_folder_of_adapters_is_a_model_to_start_from(learned, saved: Path, tmp
     assert torch.equal(again(IDS).logits, model(IDS).logits)
 
 
+def test_a_layer_whose_weight_lies_the_other_way_round_is_adapted_merged_and_saved(tmp_path: Path):
+    base, model = build("gpt2"), build("gpt2")
+    lora.add_adapters(model, SMALL, seed=0)
+    assert {name.rpartition(".")[2] for name in lora.adapters(model)} == {"c_attn", "c_proj", "c_fc"}
+    assert torch.equal(model(IDS).logits, base(IDS).logits)
+    optimizer = Optimizer(model, OPTIM, num_steps=10)
+    learn(model, optimizer)
+    expected = model(IDS).logits
+    assert not torch.allclose(expected, base(IDS).logits, atol=0.01)
+    base.save_pretrained(tmp_path / "base")
+    thing = checkpoint.Learned(model, str(tmp_path / "base"), build_tokenizer(), optimizer)
+    checkpoint.final(thing, {}, ALONE)(tmp_path / "final", ALONE)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "final")
+    torch.testing.assert_close(again(IDS).logits, expected, atol=1e-5, rtol=0)
+    adapter = peft.PeftModel.from_pretrained(base, str(tmp_path / "final" / "adapter"))
+    torch.testing.assert_close(adapter(IDS).logits, expected, atol=1e-5, rtol=0)
+    lora.merge(model)
+    torch.testing.assert_close(model(IDS).logits, expected, atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize(
     ("names", "said"),
     [
