@@ -14,8 +14,9 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from opd.config import CONF, Node, Probability, RunConfig, parse
+from opd.config import CONF, Node, Probability, RunConfig
 from opd.errors import UserError
+from opd.parsing import parse
 from opd.recipe import Positive
 from opd.refusals import REFUSALS
 from opd.steps import most_prompts, steps

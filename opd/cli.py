@@ -122,7 +122,7 @@ def composition_sentence(error: BaseException) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from opd.config import no_such_key
+    from opd.parsing import no_such_key
 
     if not isinstance(error, HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
         return None

@@ -185,7 +185,7 @@ def _command() -> None:
     import hydra
     from omegaconf import DictConfig
 
-    from opd.config import parse
+    from opd.parsing import parse
 
     @hydra.main(version_base="1.3", config_path=str(cli.CONF), config_name="config")
     @cli.job

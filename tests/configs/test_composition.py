@@ -237,7 +237,7 @@ def test_a_knob_of_every_method_file_is_a_parameter_of_its_function():
 
 
 def composed_unchecked(*overrides: str) -> RunConfig:
-    from opd.config import parse
+    from opd.parsing import parse
 
     cli.register_resolvers()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):

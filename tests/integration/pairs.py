@@ -17,13 +17,14 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from opd import assemble, check, cli, ready, stages, teachers
-from opd.config import CONF, known_keys
+from opd.config import CONF
 from opd.data import control
 from opd.data.grading import Grade
 from opd.engine import rollout as rollout_engine
 from opd.engine.rollout import TransformersSampler
 from opd.errors import UserError
 from opd.loop import step
+from opd.parsing import known_keys
 from opd.records import RunDir
 from tests.unit.engine.conftest import ALONE
 

@@ -1,0 +1,71 @@
+"""From a resolved config to the typed one, and what to say where that cannot be."""
+
+import difflib
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from opd.config import RunConfig
+from opd.errors import UserError
+
+
+def parse(config: Mapping[str, Any]) -> RunConfig:
+    """A resolved config → `RunConfig`.
+
+    Raises:
+        UserError: for the first key that is unknown, missing, of the wrong type or out of range, by name.
+    """
+    try:
+        # Through JSON, because strict mode takes mappings for dataclasses only from there.
+        return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
+    except ValidationError as error:
+        raise UserError(_sentence(error, config)) from None
+
+
+def _sentence(error: ValidationError, config: Mapping[str, Any]) -> str:
+    """The first problem of a failed validation in one sentence: the key, its value, what would be right."""
+    first = error.errors(include_url=False)[0]
+    key = ".".join(_keys(first["loc"], config))
+    match first["type"]:
+        case "unexpected_keyword_argument":
+            return no_such_key(key)
+        case "missing" | "missing_argument":
+            return f"{key}: is missing; give it a value"
+    right = first["msg"].replace("Input should be", "should be", 1)
+    shown = "" if isinstance(first["input"], Mapping) else f"={reprlib.repr(first['input'])}"
+    return f"{key}{shown}: {right[0].lower()}{right[1:]}"
+
+
+def no_such_key(key: str) -> str:
+    """What to say of a key that the schema does not have, with the nearest that it has."""
+    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+    return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key that the schema names."""
+    found = []
+    for entry in fields(kind):
+        found.append(prefix + entry.name)
+        for inner in get_args(entry.type) if isinstance(entry.type, UnionType) else (entry.type,):
+            found += known_keys(inner, f"{prefix}{entry.name}.") if is_dataclass(inner) else []
+    return found
+
+
+def _keys(location: tuple[int | str, ...], config: Any) -> list[str]:
+    # A discriminated union puts its tag into the location; the tag is a value of the config, not a key.
+    keys = []
+    for depth, part in enumerate(location):
+        if isinstance(config, Mapping) and part not in config and depth < len(location) - 1:
+            continue
+        keys.append(str(part))
+        if isinstance(config, Mapping):
+            config = config.get(part)
+        elif isinstance(config, list) and isinstance(part, int):
+            config = config[part]
+    return keys
