@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
@@ -76,23 +77,27 @@ class Handler(BaseHTTPRequestHandler):
             tiny.now += 1
             tiny.most = max(tiny.most, tiny.now)
             fault = tiny.faults.pop(0) if tiny.faults else None
-        try:
-            time.sleep(tiny.delay)
-            if self.path != "/v1/completions" or body["model"] != tiny.name:
-                return self.answer({"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
-            if body["max_tokens"] != 1:
-                return self.answer({"error": {"message": "this server is asked for the prompt alone"}}, 400)
-            if too_long := [row for row in body["prompt"] if len(row) + 1 > tiny.max_model_len]:
-                return self.answer({"error": {"message": f"{len(too_long[0])} tokens are too many"}}, 400)
-            choices = [
-                {"index": index, "text": "", "prompt_logprobs": tiny.positions(row, body["prompt_logprobs"])}
-                for index, row in enumerate(body["prompt"])
-            ]
-            right = {"object": "text_completion", "choices": choices[::-1]}
-            return self.answer(right) if fault is None else fault(self, right)
-        finally:
-            with tiny.lock:
-                tiny.now -= 1
+        time.sleep(tiny.delay)
+        reply = self.reply(body, fault)
+        with tiny.lock:  # before it is sent, for the client may ask again as soon as it has it
+            tiny.now -= 1
+        reply()
+
+    def reply(self, body: dict[str, Any], fault: Fault | None) -> Callable[[], None]:
+        """What to answer with."""
+        tiny: TinyServer = self.server.tiny  # pyright: ignore
+        if self.path != "/v1/completions" or body["model"] != tiny.name:
+            return partial(self.answer, {"error": {"message": f"The model `{body['model']}` does not exist."}}, 404)
+        if body["max_tokens"] != 1:
+            return partial(self.answer, {"error": {"message": "this server is asked for the prompt alone"}}, 400)
+        if too_long := [row for row in body["prompt"] if len(row) + 1 > tiny.max_model_len]:
+            return partial(self.answer, {"error": {"message": f"{len(too_long[0])} tokens are too many"}}, 400)
+        choices = [
+            {"index": index, "text": "", "prompt_logprobs": tiny.positions(row, body["prompt_logprobs"])}
+            for index, row in enumerate(body["prompt"])
+        ]
+        right = {"object": "text_completion", "choices": choices[::-1]}
+        return partial(self.answer, right) if fault is None else partial(fault, self, right)
 
     def unauthorized(self) -> bool:
         key, given = self.server.tiny.key, self.headers.get("Authorization")  # pyright: ignore
