@@ -120,7 +120,7 @@ def test_a_killed_rank_is_named_by_each_of_the_others(killed: int, endless: list
         world.wait_for_step(2)
         os.kill(world.processes[killed].pid, signal.SIGKILL)
         for rank in {0, 1, 2} - {killed}:
-            said = sentence(world.end_of(rank, within=30))
+            said = sentence(world.end_of(rank, within=120))
             assert f"opd: rank {killed} of 3 left: its process ended or is unreachable; " in said
             assert "the same command goes on from step " in said
         status = world.folder.status()
@@ -149,11 +149,11 @@ def test_a_rank_that_hears_of_it_last_knows_who_was_lost(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("stopped", [0, 1])
 def test_a_hung_rank_is_named_when_its_time_is_over(stopped: int, endless: list[str], tmp_path: Path):
-    with World(tmp_path, [*endless, "compute.rank_timeout=5.0"]) as world:
+    with World(tmp_path, [*endless, "compute.rank_timeout=15.0"]) as world:
         world.wait_for_step(2)
         os.kill(world.processes[stopped].pid, signal.SIGSTOP)
-        said = sentence(world.end_of(1 - stopped, within=30))
-        assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=5.0; " in said
+        said = sentence(world.end_of(1 - stopped, within=120))
+        assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=15.0; " in said
         status = world.folder.status()
         assert status.state == "failed" and f"rank {stopped} of 2 left" in str(status.error)
 
@@ -162,7 +162,7 @@ def test_a_rank_that_fails_gives_the_others_its_reason(endless: list[str], tmp_p
     with World(tmp_path, endless, fails=1) as world:
         said = sentence(world.end_of(0, within=120))
         assert "opd: rank 1 of 2 left: no such luck; the same command goes on from step 2" in said
-        world.processes[1].join(30)
+        world.processes[1].join(120)
         assert "ValueError: no such luck" in world.file(1).read_text()
 
 
@@ -179,7 +179,7 @@ def test_torchrun_leaves_no_run_that_says_it_is_running(endless: list[str], tmp_
         ).stdout.split()
         ranks = {read_rank(int(child)): int(child) for child in children}
         os.kill(ranks[1], signal.SIGKILL)
-        _, said = run.communicate(timeout=60)
+        _, said = run.communicate(timeout=240)
     finally:
         run.kill()
     assert "opd: rank 1 of 2 left: its process ended or is unreachable" in said
