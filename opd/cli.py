@@ -113,6 +113,8 @@ _DISK = {
     errno.EROFS: "choose a folder that can be written, with paths.outputs=DIR and paths.models=DIR",
     errno.ENOTDIR: "a file stands where a folder is needed; choose another with paths.outputs=DIR",
     errno.EEXIST: "a file stands where a folder is needed; choose another with paths.outputs=DIR",
+    errno.EIO: "its disk fails; mend that or choose another folder, and the same command goes on",
+    errno.ESTALE: "its file server has lost it; when it is back, the same command goes on",
     errno.ENAMETOOLONG: "choose a shorter name= or study=",
 }
 

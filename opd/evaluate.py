@@ -38,6 +38,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     folder = RunDir(Path(config.paths.outputs) / config.study / records.run_id(content))
     if world()[1] > 1:
         raise UserError("opd.evaluate works in one process; start it without torchrun, as one task")
+    records.make_folder(folder.path)  # now, so that no answer is lost for want of a place
     ranks = dist.start(timeout=config.compute.rank_timeout)
     model, tokenizer = load_student(config)
     benchmarks = load_benchmarks(config, tokenizer, model)
@@ -55,7 +56,6 @@ def evaluate(config: RunConfig) -> dict[str, float]:
             clock=lambda stage: nullcontext(),
         )
     scores = summarize(samples)
-    folder.path.mkdir(parents=True, exist_ok=True)
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
     folder.write_manifest(
         manifest(content, world_size=1, tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())})

@@ -7,6 +7,7 @@
 Every file is written whole and renamed, or appended a line at a time. A torn last line is dropped on reading.
 """
 
+import errno
 import hashlib
 import json
 import math
@@ -269,9 +270,17 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
+def make_folder(folder: Path) -> None:
+    """Makes `folder` and what it stands in, unless it is there; raises `OSError`, with a number that says what to do."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileNotFoundError:  # some file systems, as /proc, say so of what they do not let be made
+        raise PermissionError(errno.EACCES, "No folder can be made there", str(folder)) from None
+
+
 def write_whole(file: Path, content: str | bytes) -> None:
     """Writes `content` beside `file`, flushes it to disk, renames it: readers see the old file or the new one."""
-    file.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(file.parent)
     part = file.with_name(f".{file.name}.{os.getpid()}.part")
     try:
         with open(part, "wb") as out:

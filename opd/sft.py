@@ -23,6 +23,7 @@ from typing import Any
 from opd import cli
 from opd.errors import UserError
 from opd.recipe import Recipe, model_path
+from opd.records import make_folder
 
 
 def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, Path]:
@@ -35,7 +36,7 @@ def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, 
     paths = {name: model_path(name, recipe, models_dir) for name, recipe in recipes.items()}
     missing = sorted((name for name in recipes if not paths[name].is_dir()), key=lambda name: -_cost(recipes[name]))
     if missing:
-        models_dir.mkdir(parents=True, exist_ok=True)
+        make_folder(models_dir)
         _train_all({name: (recipes[name], paths[name]) for name in missing})
     return paths
 

@@ -39,7 +39,7 @@ def train(config: RunConfig) -> Status:
     folder = run_dir(config)
     if world()[0] > 0:
         return _follow(config, folder)
-    folder.path.mkdir(parents=True, exist_ok=True)
+    records.make_folder(folder.path)
     try:
         with FileLock(folder.path / ".lock", timeout=1):  # whoever looks whether a run lives holds it for a moment
             return _train(config, folder)

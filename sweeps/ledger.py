@@ -87,7 +87,7 @@ class Ledger:
             UserError: where another command holds it for longer than `timeout` seconds.
         """
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            records.make_folder(self.folder)
             with FileLock(self.folder / "lock", timeout=timeout):
                 yield
         except Timeout:

@@ -247,6 +247,19 @@ def test_an_unwritable_outputs_folder_is_refused(command, tmp_path: Path):
     assert status == 2 and "paths.outputs" in one_sentence(error)
 
 
+@pytest.mark.parametrize("entry", [None, evaluate._main])
+def test_outputs_where_no_folder_can_be_made_are_refused_before_any_work(
+    entry, command, models: Path, monkeypatch: pytest.MonkeyPatch
+):
+    from opd import answers
+
+    monkeypatch.setattr(answers, "answer_benchmarks", lambda *given, **knobs: pytest.fail("it answered first"))
+    examined = [f"model={models / 'student'}"] if entry else []
+    status, error = command(*examined, "paths.outputs=/proc/nowhere", entry=entry, small=entry is None)
+    assert status == 2 and "No folder can be made there (/proc/nowhere" in (said := one_sentence(error))
+    assert said.endswith("choose a folder that can be written, with paths.outputs=DIR and paths.models=DIR")
+
+
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(command, tmp_path: Path):
     assert command()[0] == 0
     (path,) = (tmp_path / "outputs" / "main").iterdir()

@@ -85,6 +85,11 @@ def test_outputs_that_may_not_be_written_are_said(tmp_path: Path):
     assert f"Permission denied ({folder}" in done.stderr and "choose a folder that can be written" in done.stderr
 
 
+def test_outputs_where_no_folder_can_be_made_are_said(refused):
+    said = refused(submit, *SWEEP, "paths.outputs=/proc/nowhere")
+    assert "No folder can be made there (/proc/nowhere" in said and "choose a folder that can be written" in said
+
+
 @pytest.mark.parametrize("place", ["outputs", "outputs/main", "outputs/main/.sweep"])
 def test_a_file_where_a_folder_should_be_is_said(refused, tmp_path: Path, place: str):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
