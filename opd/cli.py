@@ -69,6 +69,8 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
         command()
     except KeyboardInterrupt:
         _stop("interrupted; the same command goes on from the last checkpoint", 130)
+    except BrokenPipeError:
+        _unread()
     except Exception as error:
         if (said := mendable(error)) is None:
             raise
@@ -85,12 +87,19 @@ def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
 
         try:
             task(composed)
+        except BrokenPipeError:
+            _unread()
         except Exception as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN or (said := mendable(error)) is None:
                 raise
             _stop(said)
 
     return run
+
+
+def _unread() -> None:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written there would fail too
+    _stop("whoever read its output has left; the same command goes on from the last checkpoint", 141)
 
 
 def mendable(error: Exception) -> str | None:

@@ -271,7 +271,7 @@ def now() -> str:
 
 
 def make_folder(folder: Path) -> None:
-    """Makes `folder` and what it stands in, unless it is there; raises `OSError`, with a number that says what to do."""
+    """Makes `folder` and what it stands in, unless it is there; raises `OSError` whose number `opd.cli` explains."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except FileNotFoundError:  # some file systems, as /proc, say so of what they do not let be made

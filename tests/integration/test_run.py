@@ -259,6 +259,18 @@ def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(small_run: list[s
         subprocess.run(["umount", "--lazy", str(disk)], check=False)
 
 
+def test_a_run_whose_output_nobody_reads_any_more_ends_in_a_sentence_and_can_go_on(small_run, tmp_path: Path):
+    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={tmp_path}", "num_steps=24", "epochs=3"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("step  0/24")
+        process.stdout.close()
+        said = process.stderr.read()
+    assert process.returncode == 141
+    assert said == "opd: whoever read its output has left; the same command goes on from the last checkpoint\n"
+    assert train(composed(command[3:])).state == "finished"
+
+
 def test_help_lists_the_choices_without_torch(tmp_path: Path):
     start = time.perf_counter()
     shown = subprocess.run(
