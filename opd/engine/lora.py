@@ -42,7 +42,8 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
     head = model.get_output_embeddings()
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
     linear -= {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
-    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore"):
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # of GPT-2's layers, where peft sets it
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model)
