@@ -15,6 +15,7 @@ from typing import Annotated, Any
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from opd.config import CONF, Node, Probability, RunConfig
+from opd.credentials import refuse_credentials
 from opd.errors import UserError
 from opd.parsing import parse
 from opd.recipe import Positive
@@ -40,6 +41,7 @@ def prepare(composed: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: for the first thing wrong with it.
     """
+    refuse_credentials(composed)
     config = selected(parse(composed))
     check(config)
     return config

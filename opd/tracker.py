@@ -1,7 +1,6 @@
 """What follows a run elsewhere: `tracker=wandb`, or nothing. A run that loses its tracker goes on without it."""
 
 import hashlib
-import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -12,11 +11,6 @@ from opd.config import RunConfig, Wandb
 from opd.errors import UserError
 from opd.records import RunDir
 
-# A key whose last words these are holds a secret, whatever it is called before: `api_key`, `access_token`.
-SECRET = re.compile(
-    r"(^|_)(api_?key|access_?key|secret|password|passwd|credentials?|(api|auth|access|hf)_token)s?$", re.I
-)
-USER_INFO = re.compile(r"(?<=://)[^/@\s]+@")
 PATIENCE = 60.0  # seconds that a tracker may take to begin, and to send what is left at the end
 
 
@@ -61,7 +55,7 @@ class WandbTracker:
             id=tracked_id(content),
             name=records.run_id(content),
             group=config.study,
-            config=without_secrets(content),
+            config=content,
             dir=str(folder.path),
             resume="allow",
             settings=wandb.Settings(
@@ -156,15 +150,3 @@ def track(config: RunConfig, folder: RunDir) -> Tracker:
 def tracked_id(content: Mapping[str, Any]) -> str:
     """Of this run and no other: a hash of its study and run id."""
     return hashlib.sha256(f"{content['study']}/{records.run_id(content)}".encode()).hexdigest()[:16]
-
-
-def without_secrets(content: Any) -> Any:
-    """A config without the values of keys that are named like secrets, nor names and passwords in addresses."""
-    if isinstance(content, Mapping):
-        return {
-            key: "(secret)" if SECRET.search(str(key)) and value is not None else without_secrets(value)
-            for key, value in content.items()
-        }
-    if isinstance(content, list | tuple):
-        return [without_secrets(value) for value in content]
-    return USER_INFO.sub("", content) if isinstance(content, str) else content
