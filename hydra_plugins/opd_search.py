@@ -16,8 +16,8 @@ from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
 from opd import check, records
+from opd.cli import key_of
 from opd.errors import UserError
-from sweeps import grid
 from sweeps.compose import composer, parse
 from sweeps.score import parse as parse_metric
 from sweeps.score import score
@@ -67,7 +67,7 @@ class SearchSweeper(Sweeper):
         while (asked := len(study.trials)) < self.trials:
             batch = [study.ask(axes) for _ in range(min(self.parallel, self.trials - asked))]
             arms = [[f"{key}={value}" for key, value in trial.params.items()] for trial in batch]
-            folders = self._folders([text for text in fixed if not grid.key_of(text).startswith("hydra")], arms)
+            folders = self._folders([text for text in fixed if not key_of(text).startswith("hydra")], arms)
             each = [[*fixed, *arm, f"seed={seed}"] for arm in arms for seed in self.seeds]
             ended = self.launcher.launch(each, initial_job_idx=jobs)
             jobs += len(each)

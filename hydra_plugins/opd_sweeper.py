@@ -11,7 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from sweeps import grid
+from opd.cli import key_of
 from sweeps.compose import composer
 from sweeps.plan import plan
 
@@ -30,7 +30,7 @@ class ArmsSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Any:
         """Checks every run, then launches; raises what the first failed run raised, after all have ended."""
         assert self.config is not None and self.launcher is not None
-        overrides = [text for text in arguments if not grid.key_of(text).startswith("hydra")]
+        overrides = [text for text in arguments if not key_of(text).startswith("hydra")]
         with composer() as compose:
             planned = plan(compose, overrides, ranks=1)
         planned.refuse_bad()

@@ -3,11 +3,12 @@
 import difflib
 import errno
 import functools
+import json
 import os
 import re
 import sys
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
     # Hydra's own reporting drops the cause and exits 1; with this it lets its exceptions through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
+    _import_from_no_folder_we_stand_in()
     try:
+        _refuse_other_configs(sys.argv[1:])
         sys.argv[1:] = arguments(sys.argv[1:])
         command()
     except KeyboardInterrupt:
@@ -75,6 +78,44 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
         if (said := mendable(error)) is None:
             raise
         _stop(said)
+
+
+def _import_from_no_folder_we_stand_in() -> None:
+    """Takes the working folder, which `python -m` puts first, from what is imported from: Hydra imports every plugin
+    that it finds there, and one may stand in a folder of somebody else's runs.
+    """
+    here = Path.cwd()
+    if here != CONF.parent:
+        sys.path[:] = [path for path in sys.path if path and Path(path).absolute() != here]
+
+
+def _refuse_other_configs(arguments: Sequence[str]) -> None:
+    """Refuses Hydra's own ways to read other files: what stands in them under `hydra` is run as code."""
+    from hydra._internal.utils import get_args_parser
+
+    given, _ = get_args_parser().parse_known_args(list(arguments))
+    flags = {"--config-dir": given.config_dir, "--config-path": given.config_path, "--config-name": given.config_name}
+    named = [flag for flag, value in flags.items() if value is not None]
+    named += [text for text in given.overrides if key_of(text) == "hydra.searchpath"]
+    if named:
+        raise UserError(
+            f"{named[0]}: no other folder of configs is read; put the file into {CONF}, or repeat a recorded run with "
+            "config=FILE"
+        )
+    refuse_outside(given.overrides)
+
+
+def refuse_outside(overrides: Sequence[str]) -> None:
+    """Holds that choices of groups are files of `conf/`; raises `UserError`."""
+    for text in overrides:
+        group = key_of(text)
+        if ".." in text.partition("=")[2] and (group.startswith("hydra/") or (CONF / group).is_dir()):
+            raise UserError(f"{text}: leads out of conf/{group}; {choices(group, text.rpartition('/')[2])}")
+
+
+def key_of(override: str) -> str:
+    """The key or group that an override sets: `gamma` of `+gamma=0.5`."""
+    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -164,27 +205,22 @@ def choices(group: str, asked: str) -> str:
     return f"the choices are {', '.join(names)}" if names else "there is no such config group"
 
 
-def recorded(arguments: Sequence[str]) -> list[str]:
-    """Command-line arguments in which `config=FILE` has become Hydra's way to compose from that file alone.
+# Words that Hydra takes for something else than a text.
+_NOT_TEXT = ("null", "true", "false", "nan", "inf")
 
-    Raises:
-        UserError: where there is no such file.
-    """
-    rest = [argument for argument in arguments if not argument.startswith("config=")]
-    given = [argument.removeprefix("config=") for argument in arguments if argument.startswith("config=")]
-    if not given:
-        return rest
-    file = Path(given[-1]).resolve()
-    if not file.is_file():
-        raise UserError(f"config={given[-1]}: there is no such file")
-    # A recorded config has no defaults list: Hydra's own files are switched off here, and our groups made known.
-    own = [
-        "hydra.run.dir=.",
-        "hydra.output_subdir=null",
-        "hydra/job_logging=stdout",
-        f"hydra.searchpath=[file://{CONF}]",
-    ]
-    return ["--config-path", str(file.parent), "--config-name", file.stem, *rest, *own]
+
+def typed(value: Any) -> str:
+    """A value as Hydra's command line reads it; an interpolation stays one."""
+    if isinstance(value, str):
+        word = re.fullmatch(r"[A-Za-z_][\w./:@+-]*", value) and value.lower() not in _NOT_TEXT
+        if word or value.startswith("${"):
+            return value
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    if isinstance(value, Mapping):
+        return "{" + ",".join(f"{key}:{typed(inner)}" for key, inner in value.items()) + "}"
+    if isinstance(value, list):
+        return "[" + ",".join(map(typed, value)) + "]"
+    return json.dumps(value)
 
 
 def key_values(arguments: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from opd import check, cli, records
+from opd import check, cli, recorded, records
 from opd.config import RunConfig
 from opd.engine.dist import world
 from opd.engine.sealed import CHECKSUMS, damage
@@ -92,25 +92,26 @@ def arguments(given: list[str]) -> list[str]:
         model = folder.checkpoints / ("final" if step is None else f"step_{int(step):06d}")
         if not model.is_dir():
             raise UserError(f"{model}: there is no such checkpoint; the run has {_checkpoints(folder)}")
-        name = f"{folder.config()['name']}-{model.name}"
+        config = recorded.read(folder.config_file)
         if (model / CHECKSUMS).exists() and (wrong := damage(model)) is not None:
             raise UserError(f"{model}: the checkpoint is damaged ({wrong}); the run has {_checkpoints(folder)}")
         # What the run learned is in the checkpoint; nothing is adapted further.
-        chosen = [f"student.model={model}", "++student.lora=null", f"name={name}", "study=evaluate"]
-        chosen += [
+        config |= {"name": f"{config.get('name')}-{model.name}", "study": "evaluate"}
+        config["student"] = {**config.get("student", {}), "model": str(model), "lora": None}
+        more = [
             f"+benchmark@evaluate.sources.{wanted}={wanted}"
             for word in rest
             if word.startswith("evaluate.benchmarks=")
             for wanted in re.findall(r"[\w.+-]+", word.partition("=")[2])
-            if wanted not in folder.config()["evaluate"]["sources"]
+            if wanted not in config.get("evaluate", {}).get("sources", {})
             and (cli.CONF / "benchmark" / f"{wanted}.yaml").exists()
         ]
-        return cli.recorded([f"config={folder.config_file}", *chosen, *rest])
+        return [*recorded.composed_of(config), *more, *rest]
     if "step" in named:
         raise UserError("step=: goes with run=DIR, not with model=PATH")
     model = named["model"]
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", model.removeprefix("sft:").rstrip("/").rpartition("/")[2]).lstrip("._+-")
-    chosen = ["teacher=self", f"student.model={model}", f"name={name or 'model'}", "study=evaluate"]
+    chosen = ["teacher=self", f"student.model={cli.typed(model)}", f"name={name or 'model'}", "study=evaluate"]
     if not model.startswith("sft:") and not any(word.startswith("scale=") for word in rest):
         chosen += ["scale=own", "prompts.source.file=null"]
     return [*chosen, *rest]

@@ -24,18 +24,33 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
         # Through JSON, because strict mode takes mappings for dataclasses only from there.
         return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
     except ValidationError as error:
-        raise UserError(_sentence(error, config)) from None
+        raise UserError(_sentence(error.errors(include_url=False)[0], config)) from None
 
 
-def _sentence(error: ValidationError, config: Mapping[str, Any]) -> str:
-    """The first problem of a failed validation in one sentence: the key, its value, what would be right."""
-    first = error.errors(include_url=False)[0]
+def refuse_wrong(config: Mapping[str, Any]) -> None:
+    """`parse` of a config of which some keys are still to come.
+
+    Raises:
+        UserError: for the first key that is unknown, of the wrong type or out of range, by name.
+    """
+    try:
+        TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["type"] not in _MISSING:
+                raise UserError(_sentence(problem, config)) from None
+
+
+_MISSING = ("missing", "missing_argument")
+
+
+def _sentence(first: Any, config: Mapping[str, Any]) -> str:
+    """A problem of a failed validation in one sentence: the key, its value, what would be right."""
     key = ".".join(_keys(first["loc"], config))
-    match first["type"]:
-        case "unexpected_keyword_argument":
-            return no_such_key(key)
-        case "missing" | "missing_argument":
-            return f"{key}: is missing; give it a value"
+    if first["type"] == "unexpected_keyword_argument":
+        return no_such_key(key)
+    if first["type"] in _MISSING:
+        return f"{key}: is missing; give it a value"
     right = first["msg"].replace("Input should be", "should be", 1)
     shown = "" if isinstance(first["input"], Mapping) else f"={reprlib.repr(first['input'])}"
     return f"{key}{shown}: {right[0].lower()}{right[1:]}"

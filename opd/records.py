@@ -105,26 +105,7 @@ class RunDir:
 
     def config(self) -> dict[str, Any]:
         """The resolved config."""
-        from io import StringIO
-
-        from omegaconf import OmegaConf
-        from omegaconf.errors import OmegaConfBaseException
-        from yaml import YAMLError
-
-        from opd.plain_yaml import read_plain, refuse_endless
-
-        content = read_bytes(self.config_file)
-        try:
-            if (plain := read_plain(content)) is not None:
-                return plain
-            refuse_endless(content.decode())
-            # Not resolved: a recorded config is, and a foreign one could name an environment variable.
-            config = OmegaConf.to_container(OmegaConf.load(StringIO(content.decode())))
-        except (ValueError, YAMLError, OmegaConfBaseException) as error:
-            raise RecordError(f"{self.config_file}: {_reason(error)}") from error
-        if not isinstance(config, dict):
-            raise RecordError(f"{self.config_file}: holds no mapping")
-        return config  # pyright: ignore[reportReturnType]
+        return read_config(self.config_file)
 
     def status(self) -> Status:
         """What the run last said of itself."""
@@ -292,6 +273,30 @@ def write_whole(file: Path, content: str | bytes) -> None:
         with suppress(OSError):
             part.unlink()
         raise
+
+
+def read_config(file: Path) -> dict[str, Any]:
+    """A recorded config as it stands in its file, in YAML or JSON, with nothing resolved; raises `RecordError`."""
+    from io import StringIO
+
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    from opd.plain_yaml import read_plain, refuse_endless
+
+    content = read_bytes(file)
+    try:
+        if (plain := read_plain(content)) is not None:
+            return plain
+        refuse_endless(content.decode())
+        # Not resolved: a recorded config is, and a foreign one could name an environment variable.
+        config = OmegaConf.to_container(OmegaConf.load(StringIO(content.decode())))
+    except (ValueError, RecursionError, YAMLError, OmegaConfBaseException) as error:
+        raise RecordError(f"{file}: {_reason(error)}") from error
+    if not isinstance(config, dict):
+        raise RecordError(f"{file}: holds no mapping")
+    return config  # pyright: ignore[reportReturnType]
 
 
 def read_json(file: Path) -> dict[str, Any]:

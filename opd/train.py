@@ -17,7 +17,7 @@ import hydra
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from opd import check, cli, records
+from opd import check, cli, recorded, records
 from opd.config import RunConfig
 from opd.engine.dist import Ranks, world
 from opd.errors import UserError
@@ -252,4 +252,4 @@ def _main(composed: DictConfig) -> None:
 PREEMPTED = 75
 
 if __name__ == "__main__":
-    cli.main(_main, cli.recorded)
+    cli.main(_main, recorded.arguments)

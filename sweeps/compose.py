@@ -72,7 +72,7 @@ def parse(overrides: Sequence[str]) -> list[Any]:
     """Hydra's reading of overrides.
 
     Raises:
-        UserError: for one that cannot be read.
+        UserError: for one that cannot be read, or whose choice is no file of `conf/`.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -86,6 +86,7 @@ def parse(overrides: Sequence[str]) -> list[Any]:
         if override is None or not override.key_or_group:
             raise UserError(f"{text}: cannot be read; give KEY=VALUE, GROUP=NAME or +experiment=NAME")
         found.append(override)
+    cli.refuse_outside(overrides)
     return found
 
 

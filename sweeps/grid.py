@@ -11,13 +11,13 @@ An axis that makes sense only beside certain choices stands in a block with them
 
 import itertools
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from opd.cli import key_of, typed
 from opd.config import CONF, Name
 from opd.errors import UserError
 from opd.recipe import STRICT, Text
@@ -95,11 +95,6 @@ def keys(arms: list[Arm]) -> set[str]:
     return {key_of(override) for arm in arms for override in arm}
 
 
-def key_of(override: str) -> str:
-    """The key or group that an override sets: `gamma` of `+gamma=0.5`."""
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
-
-
 def refuse_clashes(overrides: Sequence[str], arms: list[Arm]) -> None:
     """Holds a command's own overrides against the axes of its sweep.
 
@@ -169,7 +164,7 @@ def _axis(where: str, title: str, together: list[str], values: Any) -> Iterator[
         row = value if len(together) > 1 else [value]
         if not isinstance(row, list) or len(row) != len(together):
             raise UserError(f"{where}: {title} is {len(together)} axes, and {value!r} gives no value to each")
-        yield tuple(f"{key}={_text(inner)}" for key, inner in zip(together, row, strict=True))
+        yield tuple(f"{key}={typed(inner)}" for key, inner in zip(together, row, strict=True))
 
 
 def _hydra_axis(where: str, key: str, text: str) -> list[str]:
@@ -183,21 +178,3 @@ def _hydra_axis(where: str, key: str, text: str) -> list[str]:
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException as error:
         raise UserError(f"{where}: {key}={text} is no axis ({str(error).splitlines()[0]})") from None
-
-
-# Words that Hydra takes for something else than a text.
-_NOT_TEXT = ("null", "true", "false", "nan", "inf")
-
-
-def _text(value: Any) -> str:
-    """A value as Hydra's command line reads it."""
-    if isinstance(value, str):
-        word = re.fullmatch(r"[A-Za-z_][\w./:@+-]*", value) and value.lower() not in _NOT_TEXT
-        if word or value.startswith("${"):
-            return value
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{_text(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(_text, value)) + "]"
-    return json.dumps(value)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from opd import check, records
+from opd.cli import key_of
 from opd.config import RunConfig
 from opd.errors import UserError
 from sweeps import grid
@@ -94,7 +95,7 @@ def shown(arm: Arm) -> str:
 
 def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     parsed = parse(overrides)
-    mine = [text for text in overrides if grid.key_of(text).split(".")[0] == "sweep"]
+    mine = [text for text in overrides if key_of(text).split(".")[0] == "sweep"]
     named = [text.removeprefix("+sweep=") for text in mine if text.startswith("+sweep=")]
     if not named:
         grid.read(None)
@@ -106,7 +107,7 @@ def _split(overrides: Sequence[str]) -> tuple[list[str], list[str]]:
     for text, override in zip(overrides, parsed, strict=True):
         if text in mine and override.is_sweep_override():
             raise UserError(f"{text}: gives several values; a list is written in brackets, as sweep.seeds=[0,1]")
-    if hydra := [text for text in overrides if grid.key_of(text).startswith("hydra")]:
+    if hydra := [text for text in overrides if key_of(text).startswith("hydra")]:
         raise UserError(f"{hydra[0]}: belongs to python -m opd.train -m; here the cluster is chosen with cluster=NAME")
     return mine, [text for text in overrides if text not in mine]
 

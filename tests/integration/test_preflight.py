@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd import cli, hub, probes, ready, train
+from opd import cli, hub, probes, ready, recorded, train
 from opd.engine.models import load_model, load_tokenizer, stop_token_ids
 from opd.records import RunDir
 from tests.integration.conftest import composed
@@ -27,7 +27,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
         capfd.readouterr()
         status = 0
         try:
-            cli.main(train._main, cli.recorded)
+            cli.main(train._main, recorded.arguments)
         except SystemExit as stop:
             status = int(stop.code or 0)
         said = capfd.readouterr()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opd import cli, evaluate, train
+from opd import cli, evaluate, recorded, train
 from opd.records import RunDir
 from tests.integration.conftest import composed
 
@@ -19,7 +19,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     """Runs `python -m opd.train …` (or another entry) in this process; returns exit status and what stderr says."""
 
     def run(*arguments: str, entry: Callable[[], None] | None = None, small: bool = True) -> tuple[int, str]:
-        main, rewrite = (train._main, cli.recorded) if entry is None else (entry, evaluate.arguments)
+        main, rewrite = (train._main, recorded.arguments) if entry is None else (entry, evaluate.arguments)
         base = [*small_run, f"paths.outputs={tmp_path / 'outputs'}"] if small else [f"paths.outputs={tmp_path}"]
         monkeypatch.setattr(sys, "argv", ["opd", *base, *arguments])
         capfd.readouterr()

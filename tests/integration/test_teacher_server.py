@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opd import cli
+from opd import cli, recorded
 from opd import train as module
 from opd.batch import Rollout
 from opd.engine.models import load_model
@@ -154,6 +154,6 @@ def test_the_command_says_nothing_but_its_steps(
 ):
     words = [*small_run, f"paths.outputs={tmp_path}", *served(serve()), "evaluate.at_start=false"]
     monkeypatch.setattr(sys, "argv", ["opd", *words])
-    cli.main(module._main, cli.recorded)
+    cli.main(module._main, recorded.arguments)
     said = capfd.readouterr()
     assert said.err == "" and [line.split()[0] for line in said.out.splitlines()] == ["step"] * 4
