@@ -81,12 +81,11 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
 
 
 def _import_from_no_folder_we_stand_in() -> None:
-    """Takes the working folder, which `python -m` puts first, from what is imported from: Hydra imports every plugin
-    that it finds there, and one may stand in a folder of somebody else's runs.
+    """Takes the working folder, which `python -m` puts first, from where modules are looked for: Hydra imports all that
+    it finds under `hydra_plugins`, and that may be a folder of somebody else's runs.
     """
-    here = Path.cwd()
-    if here != CONF.parent:
-        sys.path[:] = [path for path in sys.path if path and Path(path).absolute() != here]
+    if not sys.flags.safe_path and sys.path and Path(sys.path[0]) == Path.cwd() != CONF.parent:
+        del sys.path[0]
 
 
 def _refuse_other_configs(arguments: Sequence[str]) -> None:

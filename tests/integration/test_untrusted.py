@@ -7,6 +7,7 @@ refused only if the command ends in one sentence that names the file or the key,
 import json
 import os
 import pickle
+import subprocess
 import sys
 from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -335,3 +336,15 @@ def test_no_choice_leads_out_of_our_configs(group: str, trial: Trial):
 def test_another_name_of_the_config_is_refused(trial: Trial):
     for flag in ("--config-name=scale/tiny", "-cn=scale/tiny"):
         assert "config=FILE" in trial.refused(flag, *trial.given)
+
+
+def test_no_plugin_is_imported_from_the_folder_one_stands_in(trial: Trial):
+    trial.script("hydra_plugins/mine.py")
+    trial.script("hydra_plugins/mine/__init__.py")
+    done = subprocess.run(
+        [sys.executable, "-m", "opd.train", "gamma=7"],
+        cwd=trial.folder, env=os.environ | {"PYTHONPATH": str(cli.CONF.parent)}, capture_output=True, text=True,
+        timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 2 and "gamma=7: should be" in done.stderr
+    assert not trial.mark.exists(), "code ran"
