@@ -13,7 +13,6 @@ from opd.places import CONF
 from opd.records import RecordError, read_config
 
 _NAME = "recorded"  # what Hydra knows the values by
-_KEY = "teacher.server.api_key_env"
 
 
 def arguments(given: Sequence[str]) -> list[str]:
@@ -82,12 +81,24 @@ def _refuse_to_fill_in(value: Any, key: str = "") -> None:
         raise UserError(f"{key}: is of a type that no config has, {type(value).__name__}")
 
 
+def key_variable(config: Mapping[str, Any]) -> str | None:
+    """The environment variable whose value a config's teachers' servers are sent; null without one."""
+    teacher = config.get("teacher")
+    server = teacher.get("server") if isinstance(teacher, Mapping) else None
+    name = server.get("api_key_env") if isinstance(server, Mapping) else None
+    return None if name is None else str(name)
+
+
+def allowing(variable: str) -> str:
+    """The argument that lets a recorded config send it."""
+    return f"teacher.server.api_key_env={variable}"
+
+
 def _refuse_to_send(config: Mapping[str, Any], file: str, rest: Sequence[str]) -> None:
     """Holds that a variable of the environment goes to a server only where the command line names it too."""
-    server = config.get("teacher", {}).get("server") or {}
-    name = server.get("api_key_env")
-    if name is not None and not any(text.lstrip("+").startswith(f"{_KEY}=") for text in rest):
-        urls = ", ".join(url for each in server.get("urls", []) for url in each)
-        raise UserError(
-            f"config={file}: would send the environment variable {name} to {urls}; if it may, give {_KEY}={name} too"
-        )
+    if (name := key_variable(config)) is None or any(text.lstrip("+").startswith(allowing("")) for text in rest):
+        return
+    urls = ", ".join(url for each in config["teacher"]["server"].get("urls", []) for url in each)
+    raise UserError(
+        f"config={file}: would send the environment variable {name} to {urls}; if it may, give {allowing(name)} too"
+    )

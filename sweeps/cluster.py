@@ -9,11 +9,15 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
+from opd.credentials import refuse_credentials
 from opd.errors import UserError
 from opd.places import CONF
 from opd.recipe import STRICT, Count, Text
 
 Number = Annotated[int, Field(ge=0)]
+# These stand in the script that a shell runs: one line each.
+Line = Annotated[str, Field(pattern=r"^[^\x00-\x1f\x7f]+$")]
+Option = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -40,16 +44,16 @@ class Slurm:
     ranks_per_node: Count
     gpus_per_rank: Number
     cpus_per_rank: Count
-    mem: Text | None
+    mem: Line | None
     time: Count
     signal_before: Annotated[int, Field(ge=1)]
-    partition: Text | None
-    account: Text | None
-    qos: Text | None
-    constraint: Text | None
-    sbatch: dict[Text, str | int | bool]
+    partition: Line | None
+    account: Line | None
+    qos: Line | None
+    constraint: Line | None
+    sbatch: dict[Option, Line | int | bool]
     setup: list[Text]
-    python: Text | None
+    python: Line | None
     max_retries: Number
     max_requeues: Number
 
@@ -121,7 +125,7 @@ def parse_cluster(values: Any, name: str) -> Cluster:
         found = TypeAdapter(_KINDS[kind]).validate_json(json.dumps(values))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        key = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"]).encode("unicode_escape").decode()
         if first["type"] == "unexpected_keyword_argument":
             near = difflib.get_close_matches(key, [field.name for field in fields(_KINDS[kind])], n=1)
             hint = f"; did you mean cluster.{near[0]}?" if near else ""
@@ -130,6 +134,7 @@ def parse_cluster(values: Any, name: str) -> Cluster:
             raise UserError(f"cluster.{key}: is missing; give it a value") from None
         right = first["msg"].replace("Input should", "should", 1)
         raise UserError(f"cluster.{key}={first['input']!r}: {right[0].lower()}{right[1:]}") from None
+    refuse_credentials({"cluster": values})
     if isinstance(found, Slurm):
         _consistent(found)
     return found

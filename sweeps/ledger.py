@@ -16,6 +16,7 @@ between them is found and settled by the next command.
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -148,6 +149,7 @@ def _tell(found: dict[str, Submission], event: Mapping[str, Any]) -> None:
     if event["event"] == "intent":
         keys = ("sweep", "cluster", "code", "time", "runs", "portion")
         found[name] = Submission(name, **{key: event[key] for key in keys})
+        _refuse_ways_out(name, event["code"], *event["runs"])
         return
     # An intent is on disk before anything else is said of it: it cannot have been torn alone.
     if name not in found:
@@ -155,12 +157,19 @@ def _tell(found: dict[str, Submission], event: Mapping[str, Any]) -> None:
     known = found[name]
     match event["event"]:
         case "submitted":
-            known.jobs = [(str(job), first, number) for job, first, number in event["jobs"]]
-            known.pid, known.host = event["pid"], event["host"]
+            known.jobs = [(str(int(job)), int(first), int(number)) for job, first, number in event["jobs"]]
+            known.pid, known.host = event["pid"] if event["pid"] is None else int(event["pid"]), event["host"]
         case "abandoned":
             known.abandoned = event["reason"]
         case "cancelled":
             known.cancelled |= set(event["runs"])
+
+
+def _refuse_ways_out(*names: str) -> None:
+    """Raises ValueError for a name that is not that of a file here: a path that leads elsewhere, an option."""
+    for name in names:
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
+            raise ValueError(f"{name!r} is no name")
 
 
 def new_id() -> str:
@@ -188,6 +197,10 @@ def read_submission(folder: Path) -> tuple[list[str], dict[str, Any]]:
     except (OSError, ValueError) as error:
         raise RecordError(f"{folder / 'tasks.json'}: cannot be read ({error})") from error
     where = records.read_json(folder / "cluster.json")
+    try:
+        _refuse_ways_out(*runs)
+    except (TypeError, ValueError) as error:
+        raise RecordError(f"{folder / 'tasks.json'}: does not list runs ({error})") from None
     if not isinstance(runs, list) or not {"kind", "max_parallel", "max_retries"} <= where.keys():
         raise RecordError(f"{folder}: tasks.json and cluster.json are not those of a submission")
     return runs, where

@@ -2,13 +2,17 @@
 
 Takes the runs that ended without having finished, as they were submitted, and they go on from their checkpoints. A
 refused run is refused again by the same code, so it takes `state=refused` or `--new-code` to try one.
+
+What a study's folder keeps to be run, its copy of the code and its cluster's commands, may be anybody's: code other
+than this checkout's, and commands at all, are run only with `--as-submitted`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd.cli import key_values
 from opd.errors import UserError
+from opd.recorded import key_variable
 from opd.records import read_json
 from sweeps import cli, cluster, slurm, snapshot, state
 from sweeps.cluster import Cluster, Slurm
@@ -18,6 +22,7 @@ from sweeps.ledger import Ledger, Submission
 FLAGS = {
     "--dry-run": "names the runs and submits nothing",
     "--new-code": "runs them with this checkout's code, not with that of their submission",
+    "--as-submitted": "runs the code and the commands that the study's folder keeps, whatever they are",
 }
 KEYS = ("study", "paths.outputs", "state", "name", "seed", "run")
 DEFAULT = "failed,lost,timeout"
@@ -57,7 +62,7 @@ def again(book: Ledger, filters: dict[str, str], mine: Sequence[str], flags: set
             owner = owners[one.run]
             groups.setdefault((owner.code, "" if mine else owner.id), []).append(one.run)
         for (code, _), runs in groups.items():
-            _submit(book, owners, runs, code, mine, "--new-code" in flags)
+            _submit(book, owners, runs, code, mine, flags)
         return len(chosen)
 
 
@@ -69,21 +74,54 @@ def _chosen(book: Ledger, filters: dict[str, str], *, tell: bool) -> list[state.
 
 
 def _submit(
-    book: Ledger, owners: dict[str, Submission], runs: list[str], code: str, mine: Sequence[str], new: bool
+    book: Ledger, owners: dict[str, Submission], runs: list[str], code: str, mine: Sequence[str], flags: set[str]
 ) -> None:
-    where = cluster.read(mine) if mine else _as_before(book, owners[runs[0]])
-    largest = slurm.require() if isinstance(where, Slurm) else 0
+    owner, now = owners[runs[0]], snapshot.current()
+    where = cluster.read(mine) if mine else _as_before(book, owner)
     configs = [_config(book, owners[run], run) for run in runs]
-    now = snapshot.current()
-    if new:
+    if "--new-code" not in flags:
+        snapshot.kept(book.folder / "code" / code)
+    if "--as-submitted" not in flags:
+        _refuse_to_run(book, owner, code, now.hash, flags, None if mine else where, configs)
+    largest = slurm.require() if isinstance(where, Slurm) else 0
+    if "--new-code" in flags:
         same_code(book, now, True)
-        submitted = hand_over(book, where, "resubmit", list(zip(runs, configs, strict=True)), now, largest)
     else:
-        if not (book.folder / "code" / code).is_dir():
-            raise UserError(f"{book.folder / 'code' / code}: is gone; give --new-code to run with this checkout's code")
-        kept = now._replace(hash=code)
-        submitted = hand_over(book, where, "resubmit", list(zip(runs, configs, strict=True)), kept, largest)
+        now = now._replace(hash=code)
+    submitted = hand_over(book, where, "resubmit", list(zip(runs, configs, strict=True)), now, largest)
     print(f"submitted {len(runs)} runs as {submitted}")
+
+
+def _refuse_to_run(
+    book: Ledger,
+    owner: Submission,
+    code: str,
+    here: str,
+    flags: set[str],
+    where: Cluster | None,
+    configs: Sequence[Mapping[str, Any]],
+) -> None:
+    """Refuses what the study's folder alone says is to be run or sent; `where` is null where the command line says it.
+
+    Raises:
+        UserError: with the ways to go on.
+    """
+    said = f"study={book.study.name}: {owner.id} "
+    if code != here and "--new-code" not in flags:
+        raise UserError(
+            f"{said}was of other code ({code}, and this is {here}); give --new-code to run this checkout's, or "
+            f"--as-submitted for the copy in {book.folder / 'code' / code}"
+        )
+    if isinstance(where, Slurm) and (kept := [key for key in ("setup", "python", "sbatch") if getattr(where, key)]):
+        raise UserError(
+            f"{said}runs commands of its own (cluster.{kept[0]} in {book.submission_folder(owner.id)}); give "
+            "--as-submitted to run them again, or your own with cluster=slurm"
+        )
+    if names := {name for config in configs if (name := key_variable(config)) is not None}:
+        raise UserError(
+            f"{said}sends the environment variable {min(names)} to servers that its configs name; give --as-submitted "
+            "if it may"
+        )
 
 
 def _as_before(book: Ledger, owner: Submission) -> Cluster:

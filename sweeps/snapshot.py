@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,21 +24,18 @@ class Code(NamedTuple):
 
 def current() -> Code:
     """The code of this checkout, as it is now."""
-    digest = hashlib.sha256()
-    for file in _files():
-        digest.update(f"{file.relative_to(ROOT)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
-    return Code(digest.hexdigest()[:12], *git_state())
+    return Code(_digest(ROOT, _files())[:12], *git_state())
 
 
 def take(code: Code, into: Path) -> Path:
     """Copies the code to `into/<hash>`, once, and returns that folder.
 
     Raises:
-        UserError: where the checkout changed meanwhile.
+        UserError: where the checkout changed meanwhile, or what lies there is not that code.
     """
     folder = into / code.hash
     if folder.exists():
-        return folder
+        return kept(folder)
     part = folder.with_name(f".{code.hash}.part")
     shutil.rmtree(part, ignore_errors=True)
     for file in _files():
@@ -50,6 +48,32 @@ def take(code: Code, into: Path) -> Path:
     (part / SNAPSHOT).write_text(json.dumps({"hash": code.hash, "git_commit": code.commit, "git_dirty": code.dirty}))
     part.rename(folder)
     return folder
+
+
+def kept(folder: Path) -> Path:
+    """A folder that `take` made, held against the hash in its name.
+
+    Raises:
+        UserError: where it is gone, or a file in it was changed, added or taken away.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder}: is gone; give --new-code to run with this checkout's code")
+    for cache in list(folder.rglob("__pycache__")):  # what Python would run in the place of a source
+        shutil.rmtree(cache)
+    files = sorted(file for file in folder.rglob("*") if not file.is_dir() and file != folder / SNAPSHOT)
+    if any(file.is_symlink() for file in folder.rglob("*")) or _digest(folder, files)[:12] != folder.name:
+        raise UserError(
+            f"{folder}: is not the code that was copied there; remove it once no run uses it, and run the same command "
+            "again"
+        )
+    return folder
+
+
+def _digest(root: Path, files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.relative_to(root)}\0".encode() + hashlib.sha256(file.read_bytes()).digest())
+    return digest.hexdigest()
 
 
 def _files() -> list[Path]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd import records
+from opd.recorded import allowing, key_variable
 from opd.records import RunDir
 from sweeps import slurm
 from sweeps.forked import Forked
@@ -39,6 +40,7 @@ class Task:
     config: Path
     folder: RunDir
     cluster: dict[str, Any]
+    variable: str | None
 
     @classmethod
     def read(cls, submission: Path, place: int) -> "Task":
@@ -52,11 +54,13 @@ class Task:
             folder = Path(content["paths"]["outputs"]) / content["study"] / runs[place]
         except (KeyError, TypeError):
             raise records.RecordError(f"{config}: is not the config of a run") from None
-        return cls(submission, runs[place], config, RunDir(folder), where)
+        return cls(submission, runs[place], config, RunDir(folder), where, key_variable(content))
 
     def start(self) -> "subprocess.Popen | Forked":
         """Starts the run's ranks. On this machine they are a process group, whose number is the `pid`."""
-        start = ["-m", "opd.train", f"config={self.config}"]
+        # Whoever submitted it has named the variable, or said that it is meant.
+        run = [f"config={self.config}", *([allowing(self.variable)] if self.variable else [])]
+        start = ["-m", "opd.train", *run]
         if self.cluster["kind"] == "slurm":
             python = self.cluster["python"] or sys.executable
             # SLURM signals a job's steps itself.
@@ -66,7 +70,7 @@ class Task:
             ranks = f"--nproc-per-node={self.cluster['ranks']}"
             command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", ranks, *start]
             return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-        return Forked("opd.train", [f"config={self.config}"])
+        return Forked("opd.train", run)
 
     def note(self, event: str, **content: Any) -> None:
         """Appends to the run's attempts."""

@@ -40,6 +40,8 @@ from sweeps.task import Task, verdict
         (["cluster="], "cluster=: there is no such cluster"),
         (["cluster"], "cluster: cannot be read; give KEY=VALUE"),
         (["cluster=slurm", "cluster.time=0"], "cluster.time=0: should be greater than or equal to 1"),
+        (["cluster=slurm", 'cluster.partition="gpu\n#SBATCH --uid=0"'], "should match pattern"),
+        (["cluster=slurm", f"cluster.setup=['export HF_TOKEN=hf_{'a' * 34}']"], "cluster.setup.0: looks like a Hugg"),
         (["cluster=slurm", "cluster.sbatch=x"], "cluster.sbatch='x': should be an object"),
     ],
 )  # fmt: skip
@@ -143,7 +145,7 @@ def task(tmp_path: Path) -> Task:
 
     (tmp_path / "attempts").mkdir()
     settings = {"kind": "slurm", "max_retries": 2, "max_requeues": 2}
-    return Task(tmp_path, "r-01234567-s0", tmp_path / "c", RunDir(tmp_path / "run"), settings)
+    return Task(tmp_path, "r-01234567-s0", tmp_path / "c", RunDir(tmp_path / "run"), settings, None)
 
 
 @pytest.mark.parametrize(
