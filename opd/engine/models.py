@@ -1,4 +1,6 @@
-"""Loading causal language models and tokenizers from a directory or the Hugging Face Hub, never with remote code."""
+"""Loading causal language models and tokenizers from a directory or the Hugging Face Hub, never with code that comes
+with them, and weights from safetensors alone: a pickle can run code when it is read.
+"""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -52,10 +54,15 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
         UserError: where it cannot be loaded, or its logits are more than `hidden @ head.T`.
     """
     _must_be_there(model, key)
+    _refuse_kernels(model, revision, key)
     try:
         with _quiet_hub():
             loaded = AutoModelForCausalLM.from_pretrained(
-                model, dtype=getattr(torch, dtype), attn_implementation="sdpa", **_settings(model, revision)
+                model,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                **_settings(model, revision),
             )
     except Exception as error:
         raise UserError(_cannot_load("model", model, key, error)) from error
@@ -75,6 +82,7 @@ def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConf
         UserError: where it cannot be loaded.
     """
     _must_be_there(model, key)
+    _refuse_kernels(model, revision, key)
     try:
         with _quiet_hub():
             return AutoConfig.from_pretrained(model, **_settings(model, revision))
@@ -153,6 +161,21 @@ def _must_be_there(model: str, key: str) -> None:
         raise UserError(f"{key}={model!r}: there is no such directory")
 
 
+def _refuse_kernels(model: str, revision: str | None, key: str) -> None:
+    """Refuses a config.json whose implementation of a layer is a repository of the hub: transformers would run it, in
+    the place of ours.
+    """
+    try:
+        with _quiet_hub():
+            named, _ = PreTrainedConfig.get_config_dict(model, **_settings(model, revision))
+    except Exception:  # as adapters, which have no config.json; what cannot be read is said by what reads it next
+        return
+    for part in (named, *(inner for inner in named.values() if isinstance(inner, dict))):
+        for name, value in part.items():
+            if "implementation" in name and "/" in str(value):
+                raise UserError(f"{key}={model!r}: its config.json names code to run ({name}={value!r}); take that out")
+
+
 def _settings(model: str, revision: str | None) -> dict[str, Any]:
     # Of a hub that does not answer, what an earlier run has left in its cache.
     offline = not Path(model).is_dir() and not hub.reachable()
@@ -189,6 +212,8 @@ def _probe_head(model: PreTrainedModel, name: str, key: str) -> None:
 def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". :")
     if Path(model).is_dir():
+        if what == "model" and [*Path(model).glob("*.bin")] and not [*Path(model).glob("*.safetensors")]:
+            reason = "its weights are a pickle, which can run code; save them as safetensors"
         if what == "tokenizer" and not [*Path(model).glob("*token*"), *Path(model).glob("vocab*")]:
             reason = "it holds no tokenizer.json"  # which transformers says in a paragraph
         return f"{key}={model!r}: no {what} can be loaded from this directory: {reason}"

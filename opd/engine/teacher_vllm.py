@@ -41,6 +41,7 @@ class VllmScorer:
             revision=revision,
             tokenizer_revision=revision,
             dtype=dtype,
+            load_format="safetensors",  # never a pickle
             max_logprobs=max(1, likeliest),
             **knobs,
         )
