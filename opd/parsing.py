@@ -18,8 +18,9 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
     """A resolved config → `RunConfig`.
 
     Raises:
-        UserError: for the first key that is unknown, missing, of the wrong type or out of range, by name.
+        UserError: for the first key that is unknown, missing, open, of the wrong type or out of range, by name.
     """
+    refuse_open(config)
     try:
         # Through JSON, because strict mode takes mappings for dataclasses only from there.
         return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
@@ -31,14 +32,38 @@ def refuse_wrong(config: Mapping[str, Any]) -> None:
     """`parse` of a config of which some keys are still to come.
 
     Raises:
-        UserError: for the first key that is unknown, of the wrong type or out of range, by name.
+        UserError: for the first key that is unknown, open, of the wrong type or out of range, by name.
     """
+    refuse_open(config)
     try:
         TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             if problem["type"] not in _MISSING:
                 raise UserError(_sentence(problem, config)) from None
+
+
+def refuse_open(value: Any, key: str = "") -> None:
+    """Holds that a config has values alone: none is left open or taken from elsewhere, for it is recorded as it is and
+    read again as data.
+
+    Raises:
+        UserError: for the first that is, or that is of a type that no config has.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            path = f"{key}.{name}" if key else str(name)
+            refuse_open(str(name), path)
+            refuse_open(inner, path)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            refuse_open(inner, f"{key}.{place}")
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        raise UserError(
+            f"{key}={reprlib.repr(value)}: is to be filled in from elsewhere; a run's config has values alone"
+        )
+    elif not isinstance(value, str | int | float | None):
+        raise UserError(f"{key}: is of a type that no config has, {type(value).__name__}")
 
 
 _MISSING = ("missing", "missing_argument")

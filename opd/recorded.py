@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import UserError
-from opd.parsing import refuse_wrong
+from opd.parsing import refuse_open, refuse_wrong
 from opd.places import CONF
 from opd.records import RecordError, read_config
 
@@ -41,7 +41,6 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(f"config={file}: there is no such file")
     try:
         config = read_config(file)
-        _refuse_to_fill_in(config)
         refuse_wrong(config)
     except RecordError as error:
         raise UserError(f"config={error}; give a run's config.yaml") from None
@@ -59,26 +58,11 @@ def composed_of(config: Mapping[str, Any]) -> list[str]:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    _refuse_to_fill_in(config)
+    refuse_open(config)
     ours = OmegaConf.load(CONF / "config.yaml")
     node = {"defaults": ["_self_", {"override hydra/job_logging": "stdout"}], **config, "hydra": ours.hydra}
     ConfigStore.instance().store(_NAME, node)
     return ["--config-name", _NAME]
-
-
-def _refuse_to_fill_in(value: Any, key: str = "") -> None:
-    if isinstance(value, Mapping):
-        for name, inner in value.items():
-            path = f"{key}.{name}" if key else str(name)
-            _refuse_to_fill_in(str(name), path)
-            _refuse_to_fill_in(inner, path)
-    elif isinstance(value, list):
-        for place, inner in enumerate(value):
-            _refuse_to_fill_in(inner, f"{key}.{place}")
-    elif isinstance(value, str) and ("${" in value or value == "???"):
-        raise UserError(f"{key}={value!r}: is to be filled in; a run's own config has values alone")
-    elif not isinstance(value, str | int | float | None):
-        raise UserError(f"{key}: is of a type that no config has, {type(value).__name__}")
 
 
 def key_variable(config: Mapping[str, Any]) -> str | None:

@@ -250,6 +250,11 @@ def test_an_interpolation_among_the_keys_and_a_value_left_open(trial: Trial):
     trial.both_refused("gamma")
 
 
+def test_what_could_not_be_read_again_is_not_started(trial: Trial):
+    said = trial.refused(r"prompts.suffix='\${oc.env:OPD_TEST_SECRET}'", *trial.given)
+    assert said.startswith("prompts.suffix='${oc.env:OPD_TEST_SECRET}': is to be filled in from elsewhere")
+
+
 # ---- targets
 
 
