@@ -65,7 +65,7 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
     # Hydra's own reporting drops the cause and exits 1; with this it lets its exceptions through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
-    _import_from_no_folder_we_stand_in()
+    leave_working_folder_out()
     try:
         _refuse_other_configs(sys.argv[1:])
         sys.argv[1:] = arguments(sys.argv[1:])
@@ -80,9 +80,9 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
         _stop(said)
 
 
-def _import_from_no_folder_we_stand_in() -> None:
-    """Takes the working folder, which `python -m` puts first, from where modules are looked for: Hydra imports all that
-    it finds under `hydra_plugins`, and that may be a folder of somebody else's runs.
+def leave_working_folder_out() -> None:
+    """Removes the working folder, which `python -m` puts first, from the import path, unless it is the checkout: Hydra
+    imports every plugin that it finds under `hydra_plugins` there, and it may be a folder of somebody else's runs.
     """
     if not sys.flags.safe_path and sys.path and Path(sys.path[0]) == Path.cwd() != CONF.parent:
         del sys.path[0]

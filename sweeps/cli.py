@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from opd.cli import disk_sentence, leave_working_folder_out
 from opd.errors import UserError
 from opd.records import RecordError
 from sweeps.ledger import Ledger
@@ -14,6 +15,7 @@ from sweeps.state import STATES, Seen
 
 def run(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command on its arguments; what the user can mend is one sentence on stderr and exit status 2."""
+    leave_working_folder_out()
     try:
         command(sys.argv[1:])
     except UserError as error:
@@ -26,8 +28,6 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     except KeyboardInterrupt:
         _stop("interrupted; nothing is lost, and the same command goes on", 130)
     except OSError as error:
-        from opd.cli import disk_sentence
-
         if (said := disk_sentence(error)) is None:
             raise
         _stop(said)

@@ -277,6 +277,7 @@ EVALUATE = {
     "run=a model=b": "give either run=DIR",
     "run=/nowhere": "there is no such checkpoint",
     "model=/nowhere": "student.model='/nowhere'",
+    "model=/no,where=[x]": "student.model='/no,where=[x]'",
     "model=sft:nope": "'sft:nope' names no recipe",
     "model=x step=3": "step=: goes with run=DIR",
 }

@@ -328,7 +328,9 @@ def test_no_other_folder_of_configs_is_read(flag: str, trial: Trial):
     assert said.startswith((flag.partition("=")[0], "--config")) and "config=FILE" in said
 
 
-@pytest.mark.parametrize("group", ["+experiment", "divergence", "+hydra/callbacks", "+benchmark@evaluate.sources.a"])
+@pytest.mark.parametrize(
+    "group", ["+experiment", "divergence", "+hydra/callbacks", "+benchmark@evaluate.sources.a", "+sweep"]
+)
 def test_no_choice_leads_out_of_our_configs(group: str, trial: Trial):
     evil = {"hydra": {"callbacks": {"mine": {"_target_": "sweeps.slurm.ask", "_args_": trial.touch()}}}}
     (trial.folder / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump(evil))
@@ -343,11 +345,12 @@ def test_another_name_of_the_config_is_refused(trial: Trial):
         assert "config=FILE" in trial.refused(flag, *trial.given)
 
 
-def test_no_plugin_is_imported_from_the_folder_one_stands_in(trial: Trial):
+@pytest.mark.parametrize("command", ["opd.train gamma=7", "sweeps.submit +sweep=epochs gamma=7 --dry-run"])
+def test_no_plugin_is_imported_from_the_folder_one_stands_in(command: str, trial: Trial):
     trial.script("hydra_plugins/mine.py")
     trial.script("hydra_plugins/mine/__init__.py")
     done = subprocess.run(
-        [sys.executable, "-m", "opd.train", "gamma=7"],
+        [sys.executable, "-m", *command.split()],
         cwd=trial.folder, env=os.environ | {"PYTHONPATH": str(cli.CONF.parent)}, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
