@@ -246,8 +246,8 @@ def test_an_interpolation_in_a_recorded_config(key: str, trial: Trial):
 def test_an_interpolation_among_the_keys_and_a_value_left_open(trial: Trial):
     trial.write(**{ENV: 1})
     trial.both_refused("oc.env")
-    trial.write(**{"gamma": "???"})
-    trial.both_refused("gamma")
+    trial.write(prompts=trial.content["prompts"] | {"prefix": "???"})
+    trial.both_refused("prompts.prefix='???'")
 
 
 def test_what_could_not_be_read_again_is_not_started(trial: Trial):

@@ -3,17 +3,18 @@
 import json
 import os
 import shutil
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from opd.errors import UserError
+from opd.records import RecordError
 from sweeps import cancel, logs, prune, resubmit, snapshot, state, status, submit
 from sweeps.cluster import Local, Slurm
 from sweeps.handover import hand_over
 from sweeps.ledger import Ledger, write_submission
+from sweeps.task import Task
 
 RUN = "mis-01234567-s0"
 LOCAL = Local("local", max_parallel=1, ranks=1, max_retries=0)
@@ -174,6 +175,17 @@ def test_jobs_of_a_ledger_are_numbers(more: dict[str, Any], tmp_path: Path):
 
 def test_tasks_of_a_submission_lead_nowhere_else(tmp_path: Path):
     folder = made(tmp_path, "c").submission_folder("one")
-    (folder / "tasks.json").write_text(json.dumps([f"../../../../{RUN}"]))
-    status = os.spawnv(os.P_WAIT, sys.executable, [sys.executable, "-m", "sweeps.task", str(folder), "0"])
-    assert status == 2
+    (tmp_path / f"{RUN}.yaml").write_text((folder / "configs" / f"{RUN}.yaml").read_text())
+    away = os.path.relpath(tmp_path / RUN, folder / "configs")
+    (folder / "tasks.json").write_text(json.dumps([away]))
+    with pytest.raises(RecordError, match=r"tasks.json: does not list runs \('\.\./.*' is no name\)"):
+        Task.read(folder, 0)
+
+
+def test_a_task_names_the_variable_that_its_submission_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    started = []
+    monkeypatch.setattr("sweeps.task.Forked", lambda module, arguments: started.append(arguments))
+    for name, server in (("a", {"api_key_env": "TEACHER_KEY"}), ("b", {"api_key_env": None}), ("c", None)):
+        folder = made(tmp_path / name, "c", config={"teacher": {"server": server}}).submission_folder("one")
+        Task.read(folder, 0).start()
+    assert [arguments[1:] for arguments in started] == [["teacher.server.api_key_env=TEACHER_KEY"], [], []]
