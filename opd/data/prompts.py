@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import math
+import re
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from itertools import islice
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 # The project's own field names: a JSONL file may use them whatever the fields of the hub's copy are called.
 OWN_FIELDS = {"problem_field": "problem", "answer_field": "answer", "id_field": "id"}
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.A)
 
 # What stands before the final answer in GSM8K's worked solutions.
 ANSWER_MARK = "####"
@@ -215,7 +218,14 @@ def _download(source: Dataset, part: str) -> Any:
     import datasets
     from datasets import config
     from datasets.exceptions import DatasetNotFoundError
+    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
+    # Of other names the library makes a way to any file here: a folder to read all of, or how to read this one.
+    if source.hub in LOADERS or not _HUB_ID.fullmatch(str(source.hub)):
+        raise UserError(
+            f"hub={source.hub}: is no dataset of the Hugging Face Hub, which are called OWNER/NAME; a file of your own "
+            "is given as file= (JSONL)"
+        )
     client = logging.getLogger("huggingface_hub")
     level = client.level
     client.setLevel(logging.ERROR)  # six lines a lost connection: the refusal below says it in one

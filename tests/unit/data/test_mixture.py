@@ -95,7 +95,7 @@ def test_a_set_that_is_too_small_or_gets_nothing_is_refused(weights: dict[str, f
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Dataset:
+def repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Dataset:
     """A dataset of parquet files, as the hub has them, in a directory."""
     import pandas as pd
 
@@ -103,7 +103,8 @@ def repository(tmp_path: Path) -> Dataset:
     rows["id"] = [f"p{n}" for n in range(50)]
     (tmp_path / "repository").mkdir()
     pd.DataFrame(rows).to_parquet(tmp_path / "repository" / "train-00000-of-00001.parquet")
-    return replace(SOURCE, hub=str(tmp_path / "repository"))
+    monkeypatch.chdir(tmp_path)
+    return replace(SOURCE, hub="repository")
 
 
 def test_a_stream_gives_the_first_rows_of_what_a_download_gives(repository: Dataset):

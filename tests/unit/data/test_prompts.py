@@ -165,7 +165,8 @@ def test_dataset_with_other_fields(tmp_path, monkeypatch):
     (tmp_path / "set").mkdir()
     rows = [{"question": f"{n}+1=", "answer": f"it is\n#### {n + 1},000", "other": [n]} for n in range(3)]
     (tmp_path / "set" / "test.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    source = replace(SOURCE, hub=str(tmp_path / "set"), split="test", problem_field="question", id_field=None, limit=2)
+    monkeypatch.chdir(tmp_path)
+    source = replace(SOURCE, hub="set", split="test", problem_field="question", id_field=None, limit=2)
     assert load_problems(source, data_dir=None) == [
         Problem("set-test-00001", "0+1=", "1000", "mathematics"),
         Problem("set-test-00002", "1+1=", "2000", "mathematics"),
@@ -174,6 +175,18 @@ def test_dataset_with_other_fields(tmp_path, monkeypatch):
         load_problems(replace(source, problem_field="problem"), data_dir=None)
     with pytest.raises(UserError, match=r"\(split train\) cannot be loaded: Unknown split"):
         load_problems(replace(source, split="train"), data_dir=None)
+
+
+@pytest.mark.parametrize(
+    "hub", ["text", "csv", "{}", "./set", "../set", "~/set", "a/b/c", "https://host/set", "set/.."]
+)
+def test_a_hub_is_no_way_to_files_here(hub: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / "notes.txt").write_text("a secret\n")
+    monkeypatch.chdir(tmp_path / "set")
+    source = replace(SOURCE, hub=hub.format(tmp_path), problem_field="text", answer_field="text", id_field=None)
+    with pytest.raises(UserError, match="is no dataset of the Hugging Face Hub, which are called OWNER/NAME"):
+        load_problems(source, data_dir=None)
 
 
 def hub_refusal(tmp_path: Path, **environment: str) -> str:
