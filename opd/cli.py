@@ -179,6 +179,8 @@ def composition_sentence(error: BaseException) -> str | None:
         return None
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
+        if (CONF / match[1]).is_dir():
+            return f"{match[1]}: has no default choice here to override; give +{match[1]}=NAME"
         return f"{match[1]}: there is no such config group"
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", text):
         return no_such_key(match[1])

@@ -41,6 +41,11 @@ def read(file: Path) -> dict[str, Any]:
         raise UserError(f"config={file}: there is no such file")
     try:
         config = read_config(file)
+        for section in ("hydra", "defaults"):
+            if section in config:
+                raise UserError(
+                    f"{section}: is a section for Hydra, which would act on it; no run records one, remove it"
+                )
         refuse_wrong(config)
     except RecordError as error:
         raise UserError(f"config={error}; give a run's config.yaml") from None

@@ -65,6 +65,7 @@ CONFIG = {
     "evaluate.max_response_length=64": "evaluate.max_response_length=64",
     "divergence=nope": "divergence=nope: there is no such choice; the choices are",
     "+experiment=nope": "experiment=nope: there is no such choice; the choices are",
+    "experiment=mis": "experiment: has no default choice here to override; give +experiment=NAME",
     "scale=nope": "scale=nope: there is no such choice",
     "nogroup=3": "nogroup: there is no such key",
     "divergence._target_=os.system": "only functions of opd.objective.divergence may stand here",

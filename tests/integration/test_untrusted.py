@@ -178,14 +178,14 @@ SECTIONS: dict[str, Callable[[Trial], dict[str, Any]]] = {
 @pytest.mark.parametrize("way", SECTIONS)
 def test_a_section_of_hydra_in_a_recorded_config(way: str, trial: Trial):
     trial.write(hydra=SECTIONS[way](trial))
-    trial.both_refused("hydra")
+    trial.both_refused("hydra: is a section for Hydra, which would act on it")
 
 
 def test_a_defaults_list_in_a_recorded_config(trial: Trial):
     (trial.file.parent / "secrets.yaml").write_text(f"password: {SECRET}\n")
     for entry in ("secrets", "../run/secrets", {"/hydra/callbacks": "mine"}, {"override hydra/launcher": "joblib"}):
         trial.write(defaults=[entry, "_self_"])
-        trial.both_refused("defaults")
+        trial.both_refused("defaults: is a section for Hydra")
 
 
 @pytest.mark.parametrize("header", ["# @package hydra", "# @package hydra.job.env_set", "# @package _global_"])
