@@ -58,10 +58,11 @@ def kept(folder: Path) -> Path:
     """
     if not folder.is_dir():
         raise UserError(f"{folder}: is gone; give --new-code to run with this checkout's code")
-    for cache in list(folder.rglob("__pycache__")):  # what Python would run in the place of a source
+    linked = any(path.is_symlink() for path in folder.rglob("*"))
+    for cache in [] if linked else list(folder.rglob("__pycache__")):  # what Python would run in place of a source
         shutil.rmtree(cache)
-    files = sorted(file for file in folder.rglob("*") if not file.is_dir() and file != folder / SNAPSHOT)
-    if any(file.is_symlink() for file in folder.rglob("*")) or _digest(folder, files)[:12] != folder.name:
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / SNAPSHOT)
+    if linked or _digest(folder, files)[:12] != folder.name:
         raise UserError(
             f"{folder}: is not the code that was copied there; remove it once no run uses it, and run the same command "
             "again"

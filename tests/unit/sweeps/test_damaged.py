@@ -1,6 +1,5 @@
 """Records of submissions that were damaged: what is wrong is said, and nothing is thrown away for it."""
 
-import json
 import re
 import subprocess
 import sys
@@ -10,25 +9,15 @@ import pytest
 
 from opd.errors import UserError
 from sweeps import cancel, cluster, logs, resubmit, state, status, submit
-from sweeps.cluster import Local
 from sweeps.handover import recover
-from sweeps.ledger import Ledger, write_submission
-
-RUN = "mis-01234567-s0"
+from sweeps.ledger import Ledger
+from tests.unit.sweeps.conftest import RUN, failed_study
 
 
 @pytest.fixture
 def book(tmp_path: Path) -> Ledger:
     """A study with one submission of one run, which has begun and failed."""
-    book = Ledger(tmp_path / "main")
-    folder = book.submission_folder("one")
-    where = Local("local", max_parallel=1, ranks=1, max_retries=0)
-    write_submission(folder, where.__dict__, [RUN], [{"paths": {"outputs": str(tmp_path)}, "study": "main"}], "c")
-    book.append("intent", submission="one", sweep="gamma", cluster="local", code="c", runs=[RUN], portion=1)
-    book.append("submitted", submission="one", jobs=[], pid=1, host="elsewhere")
-    attempts = [{"event": "start"}, {"event": "end", "status": 1, "verdict": "failed"}]
-    (folder / "attempts" / f"{RUN}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in attempts))
-    return book
+    return failed_study(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,12 @@ import pytest
 from opd.errors import UserError
 from opd.records import RecordError
 from sweeps import cancel, logs, prune, resubmit, snapshot, state, status, submit
-from sweeps.cluster import Local, Slurm
+from sweeps.cluster import Slurm
 from sweeps.handover import hand_over
-from sweeps.ledger import Ledger, write_submission
+from sweeps.ledger import Ledger
 from sweeps.task import Task
+from tests.unit.sweeps.conftest import LOCAL, RUN, failed_study
 
-RUN = "mis-01234567-s0"
-LOCAL = Local("local", max_parallel=1, ranks=1, max_retries=0)
 SLURM = Slurm(
     "slurm", max_parallel=1, nodes=1, ranks_per_node=1, gpus_per_rank=0, cpus_per_rank=1, mem=None, time=20,
     signal_before=60, partition=None, account=None, qos=None, constraint=None, sbatch={}, setup=[], python=None,
@@ -32,19 +31,6 @@ def nothing_starts(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("sweeps.slurm.require", lambda: pytest.fail("SLURM was asked"))
 
 
-def made(tmp_path: Path, code: str, cluster: Any = LOCAL, config: dict[str, Any] | None = None) -> Ledger:
-    """A study with one submission of one run, which has failed."""
-    book = Ledger(tmp_path / "main")
-    folder = book.submission_folder("one")
-    config = {"paths": {"outputs": str(tmp_path)}, "study": "main"} | (config or {})
-    write_submission(folder, cluster.__dict__, [RUN], [config], code)
-    book.append("intent", submission="one", sweep="gamma", cluster=cluster.kind, code=code, runs=[RUN], portion=1)
-    book.append("submitted", submission="one", jobs=[], pid=1, host="elsewhere")
-    attempts = [{"event": "start"}, {"event": "end", "status": 1, "verdict": "failed"}]
-    (folder / "attempts" / f"{RUN}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in attempts))
-    return book
-
-
 def with_code(book: Ledger, text: str) -> str:
     """A copy of other code, as a submission would keep it; its hash."""
     folder = book.folder / "code" / "x"
@@ -57,15 +43,15 @@ def with_code(book: Ledger, text: str) -> str:
 
 def test_other_code_that_a_study_keeps_is_not_run(tmp_path: Path, refused):
     code = with_code(Ledger(tmp_path / "main"), "import os; os.system('touch mark')")
-    made(tmp_path, code)
+    failed_study(tmp_path, code)
     said = refused(resubmit, f"paths.outputs={tmp_path}")
     assert f"one was of other code ({code}, and this is {snapshot.current().hash}); give --new-code" in said
     assert "--as-submitted for the copy in" in said
 
 
-@pytest.mark.parametrize("change", ["edited", "added", "cached", "linked", "removed"])
+@pytest.mark.parametrize("change", ["edited", "added", "cached", "linked", "cache linked", "removed"])
 def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_path: Path, refused):
-    book = made(tmp_path, snapshot.current().hash)
+    book = failed_study(tmp_path, snapshot.current().hash)
     folder = snapshot.take(snapshot.current(), book.folder / "code")
     loop, cache = folder / "opd" / "loop.py", folder / "opd" / "__pycache__"
     cache.mkdir()
@@ -81,6 +67,9 @@ def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_pa
         shutil.copy(loop, tmp_path / "loop.py")
         loop.unlink()
         loop.symlink_to(tmp_path / "loop.py")
+    elif change == "cache linked":
+        (tmp_path / "elsewhere").mkdir()
+        cache.symlink_to(tmp_path / "elsewhere")
     else:
         loop.unlink()
     for flag in ([], ["--as-submitted"]):
@@ -101,7 +90,7 @@ def test_a_new_submission_does_not_take_code_that_lies_there_for_its_own(tmp_pat
     ("key", "value"), [("setup", ["touch mark"]), ("python", "/tmp/mine"), ("sbatch", {"export": "LD_PRELOAD=/x"})]
 )
 def test_commands_of_a_cluster_that_a_study_keeps_are_not_run(key: str, value: Any, tmp_path: Path, refused):
-    book = made(tmp_path, snapshot.current().hash, Slurm(**{**SLURM.__dict__, key: value}))
+    book = failed_study(tmp_path, snapshot.current().hash, Slurm(**{**SLURM.__dict__, key: value}))
     snapshot.take(snapshot.current(), book.folder / "code")
     assert f"one runs commands of its own (cluster.{key} in" in refused(resubmit, f"paths.outputs={tmp_path}")
 
@@ -115,7 +104,7 @@ BREAK = "x'\ntouch mark\n'"
     + [("sbatch", {BREAK: 1}), ("sbatch", {"comment": BREAK})],
 )
 def test_an_option_that_a_study_keeps_adds_no_line_to_the_script(key: str, value: Any, tmp_path: Path, refused):
-    book = made(tmp_path, snapshot.current().hash)
+    book = failed_study(tmp_path, snapshot.current().hash)
     (book.submission_folder("one") / "cluster.json").write_text(json.dumps({**SLURM.__dict__, key: value}))
     snapshot.take(snapshot.current(), book.folder / "code")
     for flag in ([], ["--as-submitted"]):
@@ -124,7 +113,7 @@ def test_an_option_that_a_study_keeps_adds_no_line_to_the_script(key: str, value
 
 def test_no_variable_is_sent_to_servers_that_a_study_names(tmp_path: Path, refused):
     server = {"urls": [["http://elsewhere:8000"]], "api_key_env": "AWS_SECRET_ACCESS_KEY"}
-    book = made(tmp_path, snapshot.current().hash, config={"teacher": {"server": server}})
+    book = failed_study(tmp_path, snapshot.current().hash, config={"teacher": {"server": server}})
     snapshot.take(snapshot.current(), book.folder / "code")
     for flag in ([], ["--new-code"]):
         said = refused(resubmit, f"paths.outputs={tmp_path}", *flag)
@@ -134,11 +123,11 @@ def test_no_variable_is_sent_to_servers_that_a_study_names(tmp_path: Path, refus
 def test_what_this_checkout_would_run_anyway_needs_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     given = []
     monkeypatch.setattr("sweeps.resubmit.hand_over", lambda *arguments: given.append(arguments) or "two")
-    book = made(tmp_path / "own", snapshot.current().hash)
+    book = failed_study(tmp_path / "own", snapshot.current().hash)
     snapshot.take(snapshot.current(), book.folder / "code")
     resubmit.main([f"paths.outputs={tmp_path / 'own'}"])
     other = with_code(Ledger(tmp_path / "other" / "main"), "")
-    made(tmp_path / "other", other)
+    failed_study(tmp_path / "other", other)
     resubmit.main([f"paths.outputs={tmp_path / 'other'}", "--as-submitted"])
     assert [code.hash for *_, code, _ in given] == [snapshot.current().hash, other]
 
@@ -154,7 +143,7 @@ EVENTS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("command", [status, resubmit, cancel, prune, logs])
 @pytest.mark.parametrize("event", EVENTS)
 def test_a_ledger_leads_nowhere_else(event: str, command, tmp_path: Path, refused):
-    book = made(tmp_path, "c")
+    book = failed_study(tmp_path)
     intent = {"submission": "two", "sweep": "s", "cluster": "local", "code": "c", "runs": [RUN], "portion": 1}
     book.append("intent", **(intent | EVENTS[event]))
     before = sorted(tmp_path.parent.rglob("*"))
@@ -167,14 +156,14 @@ def test_a_ledger_leads_nowhere_else(event: str, command, tmp_path: Path, refuse
     "more", [{"jobs": [["--user=root", 0, 1]]}, {"jobs": [["../../log", 0, 1]]}, {"jobs": [], "pid": "../self"}]
 )
 def test_jobs_of_a_ledger_are_numbers(more: dict[str, Any], tmp_path: Path):
-    book = made(tmp_path, "c")
+    book = failed_study(tmp_path)
     book.append("submitted", **({"submission": "one", "pid": None, "host": None} | more))
     with pytest.raises(UserError, match="line 3: has something else than it should"):
         state.look(book)
 
 
 def test_tasks_of_a_submission_lead_nowhere_else(tmp_path: Path):
-    folder = made(tmp_path, "c").submission_folder("one")
+    folder = failed_study(tmp_path).submission_folder("one")
     (tmp_path / f"{RUN}.yaml").write_text((folder / "configs" / f"{RUN}.yaml").read_text())
     away = os.path.relpath(tmp_path / RUN, folder / "configs")
     (folder / "tasks.json").write_text(json.dumps([away]))
@@ -186,6 +175,6 @@ def test_a_task_names_the_variable_that_its_submission_allowed(tmp_path: Path, m
     started = []
     monkeypatch.setattr("sweeps.task.Forked", lambda module, arguments: started.append(arguments))
     for name, server in (("a", {"api_key_env": "TEACHER_KEY"}), ("b", {"api_key_env": None}), ("c", None)):
-        folder = made(tmp_path / name, "c", config={"teacher": {"server": server}}).submission_folder("one")
+        folder = failed_study(tmp_path / name, config={"teacher": {"server": server}}).submission_folder("one")
         Task.read(folder, 0).start()
     assert [arguments[1:] for arguments in started] == [["teacher.server.api_key_env=TEACHER_KEY"], [], []]
