@@ -20,10 +20,8 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: for the first key that is unknown, missing, open, of the wrong type or out of range, by name.
     """
-    refuse_open(config)
     try:
-        # Through JSON, because strict mode takes mappings for dataclasses only from there.
-        return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
+        return _validated(config)
     except ValidationError as error:
         raise UserError(_sentence(error.errors(include_url=False)[0], config)) from None
 
@@ -34,13 +32,18 @@ def refuse_wrong(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: for the first key that is unknown, open, of the wrong type or out of range, by name.
     """
-    refuse_open(config)
     try:
-        TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
+        _validated(config)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
             if problem["type"] not in _MISSING:
                 raise UserError(_sentence(problem, config)) from None
+
+
+def _validated(config: Mapping[str, Any]) -> RunConfig:
+    refuse_open(config)
+    # Through JSON, because strict mode takes mappings for dataclasses only from there.
+    return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
 
 
 def refuse_open(value: Any, key: str = "") -> None:

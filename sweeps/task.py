@@ -33,7 +33,7 @@ Verdict = Literal["finished", "left", "requeue", "retry", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Task:
-    """A run at a place of a submission."""
+    """A run at a place of a submission; `variable` is the environment variable that its teachers' servers are sent."""
 
     submission: Path
     run: str

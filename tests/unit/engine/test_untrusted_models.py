@@ -19,21 +19,12 @@ from opd.engine.models import load_config, load_ends, load_model, load_tokenizer
 from opd.engine.shapes import shape
 from opd.errors import UserError
 from opd.recipe import Architecture
+from tests.marked import Marked
 
 SMALL = Architecture(
     hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=1, head_dim=8, intermediate_size=24,
     max_position_embeddings=64, rope_theta=1e4, tie_embeddings=True, init_std=0.3,
 )  # fmt: skip
-
-
-class Marked:
-    """A pickle of it leaves the mark when it is read."""
-
-    def __init__(self, mark: Path):
-        self.mark = mark
-
-    def __reduce__(self):
-        return (open, (str(self.mark), "w"))
 
 
 @pytest.fixture
