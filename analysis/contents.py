@@ -12,7 +12,8 @@ from analysis.columns import RUN_COLUMNS, Column
 from analysis.evaluation import Evaluation, read_evaluation
 from analysis.text import printable
 from analysis.training import NO_TRAINING, Training, read_training
-from opd.records import RecordError, RunDir, config_hash, read_json
+from opd.identity import config_hash
+from opd.records import RecordError, RunDir, read_json
 
 ANSWERS_SHOWN = 6  # a run
 _INTEGERS = range(-(2**53), 2**53)  # what every tool that reads on can hold

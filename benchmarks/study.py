@@ -11,8 +11,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
+from opd.identity import config_hash, run_id
 from opd.manifest import manifest
-from opd.records import RunDir, Sample, Status, config_hash, json_line, run_id, write_whole
+from opd.records import RunDir, Sample, Status, json_line, write_whole
 
 SEEDS = 5  # an arm
 WRONG = 6  # different wrong answers to a problem

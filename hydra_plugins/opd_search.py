@@ -15,7 +15,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from opd import check, records
+from opd import check, identity
 from opd.cli import key_of
 from opd.errors import UserError
 from sweeps.compose import composer, parse
@@ -102,7 +102,7 @@ class SearchSweeper(Sweeper):
                 configs = [compose.config([*fixed, *arm, f"seed={seed}"]) for seed in self.seeds]
                 found.append(
                     [
-                        Path(config.paths.outputs) / config.study / records.run_id(check.as_dict(config))
+                        Path(config.paths.outputs) / config.study / identity.run_id(check.as_dict(config))
                         for config in configs
                     ]
                 )

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import UserError
+from opd.identity import override_as_today
 from opd.places import CONF
 
 
@@ -67,8 +68,9 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
     register_resolvers()
     leave_working_folder_out()
     try:
-        _refuse_other_configs(sys.argv[1:])
-        sys.argv[1:] = arguments(sys.argv[1:])
+        given = [override_as_today(text) for text in sys.argv[1:]]
+        _refuse_other_configs(given)
+        sys.argv[1:] = arguments(given)
         command()
     except KeyboardInterrupt:
         _stop("interrupted; the same command goes on from the last checkpoint", 130)

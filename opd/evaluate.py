@@ -13,7 +13,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from opd import check, cli, recorded, records
+from opd import check, cli, identity, recorded, records
 from opd.config import RunConfig
 from opd.engine.dist import world
 from opd.engine.sealed import CHECKSUMS, damage
@@ -35,7 +35,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         raise UserError("evaluate.benchmarks=[]: name at least one benchmark")
     if config.student.lora is not None:
         raise UserError("student.lora: an evaluation learns nothing, so that there is nothing to adapt; set lora=none")
-    folder = RunDir(Path(config.paths.outputs) / config.study / records.run_id(content))
+    folder = RunDir(Path(config.paths.outputs) / config.study / identity.run_id(content))
     if world()[1] > 1:
         raise UserError("opd.evaluate works in one process; start it without torchrun, as one task")
     records.make_folder(folder.path)  # now, so that no answer is lost for want of a place

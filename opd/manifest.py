@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from opd import records
+from opd import identity
 
 # Stands beside a copy of the code that a sweep submitted.
 SNAPSHOT = "snapshot.json"
@@ -22,8 +22,8 @@ def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[
     """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary."""
     commit, dirty = git_state()
     return {
-        "run_id": records.run_id(config),
-        "config_hash": records.config_hash(config),
+        "run_id": identity.run_id(config),
+        "config_hash": identity.config_hash(config),
         "git_commit": commit,
         "git_dirty": dirty,
         "packages": {name: found for name in PACKAGES if (found := _version(name))},

@@ -12,6 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from opd.config import RunConfig
 from opd.errors import UserError
+from opd.identity import override_as_today
 
 
 def parse(config: Mapping[str, Any]) -> RunConfig:
@@ -86,6 +87,8 @@ def _sentence(first: Any, config: Mapping[str, Any]) -> str:
 
 def no_such_key(key: str) -> str:
     """What to say of a key that the schema does not have, with the nearest that it has."""
+    if (now := override_as_today(key)) != key:
+        return f"{key}: there is no such key; it is {now} now"
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
     return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
 

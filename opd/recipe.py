@@ -12,6 +12,7 @@ from pydantic_core import PydanticCustomError
 
 from opd.data import arithmetic
 from opd.errors import UserError
+from opd.identity import as_first
 
 # Whoever changes what a recipe trains to (tokenizer, initial weights, loss, optimizer) changes this: cached models of
 # the old form are then built anew.
@@ -107,7 +108,8 @@ def model_path(name: str, recipe: Recipe, models_dir: Path) -> Path:
     Raises:
         UserError: where the recipe's file is not there.
     """
-    content = asdict(recipe) | {"version": [VERSION, arithmetic.VERSION]}
+    content = as_first({"recipes": {name: asdict(recipe)}})["recipes"][name]
+    content |= {"version": [VERSION, arithmetic.VERSION]}
     if recipe.file is not None:
         file = Path(recipe.file)
         if not file.is_file():

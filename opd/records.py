@@ -8,7 +8,6 @@ Every file is written whole and renamed, or appended a line at a time. A torn la
 """
 
 import errno
-import hashlib
 import json
 import math
 import os
@@ -21,10 +20,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-State = Literal["pending", "running", "preempted", "finished", "failed"]
+from opd.identity import as_today
 
-# What changes where a run is kept, watched or repeated, or whom it asks, but not what it computes.
-NOT_HASHED = ("paths", "study", "tracker", "rollouts", "profile", "seed", "teacher.server", "preflight", "plan")
+State = Literal["pending", "running", "preempted", "finished", "failed"]
 
 
 @dataclass(frozen=True)
@@ -208,29 +206,6 @@ def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) 
     return [RunDir(path) for path in sorted(found)]
 
 
-def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 over the resolved config as sorted JSON, without `NOT_HASHED`."""
-    return hashlib.sha256(json.dumps(_hashed(config), sort_keys=True).encode()).hexdigest()
-
-
-def is_hashed(key: str) -> bool:
-    """Whether a dotted key is part of a run's identity."""
-    return not any(key == name or key.startswith(name + ".") for name in NOT_HASHED)
-
-
-def _hashed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _hashed(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if is_hashed(prefix + key)
-    }
-
-
-def run_id(config: Mapping[str, Any]) -> str:
-    """`<name>-<8 hex of the config hash>-s<seed>`."""
-    return f"{config['name']}-{config_hash(config)[:8]}-s{config['seed']}"
-
-
 def changed_keys(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Dotted keys under which two configs differ, sorted; a mapping is compared key by key, anything else whole."""
     changed = []
@@ -276,7 +251,9 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 
 def read_config(file: Path) -> dict[str, Any]:
-    """A recorded config as it stands in its file, in YAML or JSON, with nothing resolved; raises `RecordError`."""
+    """A recorded config of any version, in YAML or JSON, as today's writes it, with nothing resolved; raises
+    `RecordError`.
+    """
     from io import StringIO
 
     from omegaconf import OmegaConf
@@ -288,7 +265,7 @@ def read_config(file: Path) -> dict[str, Any]:
     content = read_bytes(file)
     try:
         if (plain := read_plain(content)) is not None:
-            return plain
+            return as_today(plain)
         refuse_endless(content.decode())
         # Not resolved: a recorded config is, and a foreign one could name an environment variable.
         config = OmegaConf.to_container(OmegaConf.load(StringIO(content.decode())))
@@ -296,7 +273,7 @@ def read_config(file: Path) -> dict[str, Any]:
         raise RecordError(f"{file}: {_reason(error)}") from error
     if not isinstance(config, dict):
         raise RecordError(f"{file}: holds no mapping")
-    return config  # pyright: ignore[reportReturnType]
+    return as_today(config)  # pyright: ignore[reportArgumentType]
 
 
 def read_json(file: Path) -> dict[str, Any]:

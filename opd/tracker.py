@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any, Protocol, runtime_checkable
 
-from opd import check, records
+from opd import check, identity
 from opd.config import RunConfig, Wandb
 from opd.errors import UserError
 from opd.records import RunDir
@@ -53,7 +53,7 @@ class WandbTracker:
             tags=knobs.tags,
             mode=knobs.mode,
             id=tracked_id(content),
-            name=records.run_id(content),
+            name=identity.run_id(content),
             group=config.study,
             config=content,
             dir=str(folder.path),
@@ -149,4 +149,4 @@ def track(config: RunConfig, folder: RunDir) -> Tracker:
 
 def tracked_id(content: Mapping[str, Any]) -> str:
     """Of this run and no other: a hash of its study and run id."""
-    return hashlib.sha256(f"{content['study']}/{records.run_id(content)}".encode()).hexdigest()[:16]
+    return hashlib.sha256(f"{content['study']}/{identity.run_id(content)}".encode()).hexdigest()[:16]

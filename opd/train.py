@@ -17,7 +17,7 @@ import hydra
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from opd import check, cli, recorded, records
+from opd import check, cli, identity, recorded, records
 from opd.config import RunConfig
 from opd.engine.dist import Ranks, world
 from opd.errors import UserError
@@ -27,7 +27,7 @@ from opd.refusals import warnings
 
 def run_dir(config: RunConfig) -> RunDir:
     """`<paths.outputs>/<study>/<run_id>`."""
-    return RunDir(Path(config.paths.outputs) / config.study / records.run_id(check.as_dict(config)))
+    return RunDir(Path(config.paths.outputs) / config.study / identity.run_id(check.as_dict(config)))
 
 
 def train(config: RunConfig) -> Status:
@@ -205,7 +205,7 @@ def _same_config(folder: RunDir, content: dict[str, Any]) -> None:
     if not folder.config_file.exists():
         return
     old = folder.config()
-    changed = [key for key in records.changed_keys(old, content) if records.is_hashed(key)]
+    changed = [key for key in records.changed_keys(old, content) if identity.is_hashed(key)]
     if changed:
         raise UserError(
             f"{folder.path}: holds a run with another config, which differs in {', '.join(changed)}; "

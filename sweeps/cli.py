@@ -8,6 +8,7 @@ from pathlib import Path
 
 from opd.cli import disk_sentence, leave_working_folder_out
 from opd.errors import UserError
+from opd.identity import override_as_today
 from opd.records import RecordError
 from sweeps.ledger import Ledger
 from sweeps.state import STATES, Seen
@@ -17,7 +18,7 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command on its arguments; what the user can mend is one sentence on stderr and exit status 2."""
     leave_working_folder_out()
     try:
-        command(sys.argv[1:])
+        command([override_as_today(text) for text in sys.argv[1:]])
     except UserError as error:
         _stop(str(error))
     except RecordError as error:

@@ -20,6 +20,7 @@ from pydantic.dataclasses import dataclass
 from opd.cli import key_of, typed
 from opd.config import CONF, Name
 from opd.errors import UserError
+from opd.identity import override_as_today
 from opd.recipe import STRICT, Text
 
 Metric = Annotated[str, Field(pattern=r"^(mean|best|maj)@[1-9][0-9]* (max|last)$|^report only$")]
@@ -84,7 +85,7 @@ def arms(sweep: Sweep) -> list[Arm]:
     found: dict[Arm, None] = {}
     for where, block in _blocks(sweep):
         for arm in _product(where, block):
-            found.setdefault(arm, None)
+            found.setdefault(tuple(map(override_as_today, arm)), None)
     if not found:
         raise UserError(f"sweep.grid: sweep={sweep.name} has no arms; give it axes, or another sweep to include")
     return list(found)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opd import check, records
+from opd import check, identity
 from opd.cli import key_of
 from opd.config import RunConfig
 from opd.errors import UserError
@@ -134,12 +134,12 @@ def _seeds(composer: Composer, overrides: Sequence[str], seeds: Sequence[int]) -
 
 def _planned(arm: Arm, config: RunConfig) -> Planned:
     content = check.as_dict(config)
-    identity = records.run_id(content)
+    run = identity.run_id(content)
     # A run may start elsewhere than it was submitted.
     for key in ("outputs", "models", "data"):
         if content["paths"][key] is not None:
             content["paths"][key] = str(Path(content["paths"][key]).absolute())
-    return Planned(identity, arm, content)
+    return Planned(run, arm, content)
 
 
 def _shareable(config: RunConfig, ranks: int) -> None:
@@ -160,7 +160,7 @@ def _twins(runs: Sequence[Planned]) -> tuple[list[Planned], list[tuple[str, str]
         if (one := kept.setdefault(run.id, run)) is not run:
             same[shown(one.arm), shown(run.arm)] = None
             continue
-        content = records.config_hash({**run.config, "name": ""}) + str(run.config["seed"])
+        content = identity.config_hash({**run.config, "name": ""}) + str(run.config["seed"])
         if (one := unnamed.setdefault(content, run)) is not run:
             alike[shown(one.arm), shown(run.arm)] = None
     return list(kept.values()), list(same), list(alike)

@@ -12,6 +12,7 @@ from typing import Any
 
 from opd.cli import key_values
 from opd.errors import UserError
+from opd.identity import as_today
 from opd.recorded import key_variable
 from opd.records import read_json
 from sweeps import cli, cluster, slurm, snapshot, state
@@ -127,7 +128,7 @@ def _refuse_to_run(
 def _as_before(book: Ledger, owner: Submission) -> Cluster:
     values: dict[str, Any] = read_json(book.submission_folder(owner.id) / "cluster.json")
     values.pop("code", None)
-    return cluster.parse_cluster(values, owner.cluster)
+    return cluster.parse_cluster(as_today({"cluster": values})["cluster"], owner.cluster)
 
 
 def _config(book: Ledger, owner: Submission, run: str) -> dict[str, Any]:

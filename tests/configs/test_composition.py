@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from opd import check, cli, records
+from opd import check, cli, identity, records
 from opd.config import RunConfig
 from opd.errors import UserError
 
@@ -191,7 +191,7 @@ def test_arms_of_the_same_scale_are_different_runs():
         for experiment in ["default", *EXPERIMENTS]:
             chosen = [] if experiment == "default" else [f"+experiment={experiment}"]
             config = check.as_dict(composed(f"scale={scale}", *chosen))
-            key = records.config_hash(config | {"name": "same"})
+            key = identity.config_hash(config | {"name": "same"})
             assert key not in seen or experiment in twins, (scale, experiment, seen[key])
             seen.setdefault(key, experiment)
 
@@ -220,12 +220,12 @@ def test_mis_is_the_default_under_its_own_name():
 
 
 def test_the_hash_is_of_what_a_run_computes():
-    base = records.run_id(check.as_dict(composed()))
+    base = identity.run_id(check.as_dict(composed()))
     for same in ("paths.outputs=elsewhere", "study=other", "recipes.small.steps=7", "paths.data=x"):
-        assert records.run_id(check.as_dict(composed(same))) == base
-    assert records.run_id(check.as_dict(composed("seed=1"))) == base.replace("-s0", "-s1")
+        assert identity.run_id(check.as_dict(composed(same))) == base
+    assert identity.run_id(check.as_dict(composed("seed=1"))) == base.replace("-s0", "-s1")
     for other in ("gamma=0.5", "optim.lr=0.5", "evaluate.k=4", "recipes.large.steps=7"):
-        assert records.run_id(check.as_dict(composed(other))) != base
+        assert identity.run_id(check.as_dict(composed(other))) != base
 
 
 def test_a_knob_of_every_method_file_is_a_parameter_of_its_function():

@@ -2,15 +2,18 @@
 
 import os
 import signal
+import sys
 from multiprocessing.sharedctypes import Synchronized
+from pathlib import Path
 
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
 import opd.assemble
 import opd.loop
 import opd.manifest  # noqa: F401
+from opd import cli, recorded
 from opd.config import RunConfig
-from opd.train import train
+from opd.train import _main, train
 
 
 def run(config: RunConfig, kill_at: int | None, writes: "Synchronized[int] | None") -> None:
@@ -32,3 +35,10 @@ def run(config: RunConfig, kill_at: int | None, writes: "Synchronized[int] | Non
     train(config)
     if writes is not None:
         writes.value = calls
+
+
+def train_command(place: Path, arguments: list[str]) -> None:
+    """`python -m opd.train` with these arguments in the folder `place`."""
+    os.chdir(place)
+    sys.argv[1:] = arguments
+    cli.main(_main, recorded.arguments)

@@ -1,13 +1,10 @@
 """A killed run, given the same command again, ends with the records and weights of an unbroken one, bit for bit."""
 
 import json
-import multiprocessing
 import os
 import random
 import shutil
 import signal
-import sys
-from multiprocessing.forkserver import ensure_running as spawn_forkserver
 from pathlib import Path
 
 import pytest
@@ -15,20 +12,9 @@ import pytest
 from opd.engine.sealed import damage
 from opd.records import RunDir
 from tests.integration.child import run
-from tests.integration.conftest import composed
+from tests.integration.conftest import FORK, composed
 
-# Children are forked from a process that has imported all and run nothing, so that a run costs what it does alone.
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.integration.child"])
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forkserver():
-    """Starts the server with this process's import path, which Python 3.11 does not hand on to what it preloads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        spawn_forkserver()
-        yield
+pytestmark = pytest.mark.usefixtures("forkserver")
 
 
 def spawn(overrides: list[str], kill_at: int | None = None, *, timeout: float | None = None, writes=None) -> int | None:

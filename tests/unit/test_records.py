@@ -12,12 +12,10 @@ from opd.records import (
     Sample,
     Status,
     changed_keys,
-    config_hash,
     find_runs,
     json_line,
     now,
     read_lines,
-    run_id,
     write_whole,
 )
 
@@ -169,38 +167,6 @@ def test_what_wandb_keeps_inside_a_run_is_no_run(tmp_path):
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "config.yaml").touch()
     assert [run.path.relative_to(tmp_path).as_posix() for run in find_runs(tmp_path)] == ["study/run", "wandb/run"]
-
-
-def test_hash_ignores_order_and_where_a_run_is_kept_but_no_value():
-    config = {
-        "name": "a",
-        "seed": 0,
-        "study": "x",
-        "paths": {"out": "/x"},
-        "tracker": "none",
-        "optim": {"lr": 1, "b": 2},
-    }
-    moved = {"optim": {"b": 2, "lr": 1}, "name": "a", "seed": 7, "study": "y", "paths": {}, "tracker": "wandb"}
-    assert config_hash(config) == config_hash(moved)
-    asked = [
-        {**config, "teacher": {"engine": "server", "server": {"urls": [[url]]}}} for url in ("http://a", "http://b")
-    ]
-    assert config_hash(asked[0]) == config_hash(asked[1])
-    assert config_hash(asked[0]) != config_hash({**config, "teacher": {"engine": "vllm", "server": None}})
-    assert config_hash(config) != config_hash({**config, "optim": {"lr": 2, "b": 2}})
-    assert config_hash(config) != config_hash({**config, "name": "b"})
-    assert run_id(moved) == f"a-{config_hash(moved)[:8]}-s7"
-
-
-def test_hash_is_the_same_in_every_process():
-    code = "from opd.records import config_hash; print(config_hash({'name': 'a', 'optim': {'lr': 1e-5}}))"
-    hashes = {
-        subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "PYTHONHASHSEED": seed}, capture_output=True, text=True
-        ).stdout.strip()
-        for seed in ("1", "2")
-    }
-    assert hashes == {config_hash({"name": "a", "optim": {"lr": 1e-5}})}
 
 
 def test_changed_keys_are_dotted_and_sorted():

@@ -60,7 +60,7 @@ def test_no_tracker_needs_no_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path):
 
 def test_a_tracker_changes_no_run_id():
     from opd.check import as_dict
-    from opd.records import run_id
+    from opd.identity import run_id
 
     watched = composed(["tracker=wandb", "profile=true", "rollouts.every=1"])
     assert run_id(as_dict(watched)) == run_id(as_dict(composed([])))

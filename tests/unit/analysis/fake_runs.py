@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from opd.records import RunDir, Sample, Status, config_hash, run_id
+from opd.identity import config_hash, run_id
+from opd.records import RunDir, Sample, Status
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",

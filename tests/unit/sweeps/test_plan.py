@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from opd import check, records
+from opd import check, identity
 from opd.errors import UserError
 from sweeps import grid
 from sweeps.compose import Composer, composer
@@ -59,7 +59,7 @@ def test_each_arm_has_every_seed_and_its_own_identity(compose: Composer):
     assert [(run.config["name"], run.config["seed"]) for run in found.runs] == [
         (name, seed) for name in ("mis", "gamma_0_1", "gamma_0_5") for seed in (3, 5)
     ]
-    assert all(run.id == records.run_id(run.config) for run in found.runs)
+    assert all(run.id == identity.run_id(run.config) for run in found.runs)
 
 
 def test_all_bad_arms_are_listed(compose: Composer):
