@@ -1,11 +1,9 @@
 """What may not start: method nodes whose knobs do not fit, and combinations that cannot learn or would ignore a knob.
 
-Nothing here imports torch by itself; `check` does, through the modules that the config names.
+Nothing here imports torch: what a method's knobs are is read from its source.
 """
 
 import difflib
-import importlib
-import inspect
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
@@ -14,8 +12,10 @@ from typing import Annotated, Any
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
+from opd import signatures
 from opd.config import CONF, Node, Probability, RunConfig
 from opd.credentials import refuse_credentials
+from opd.ensemble_rules import refuse_teachers
 from opd.errors import UserError
 from opd.parsing import parse
 from opd.recipe import Positive
@@ -55,8 +55,9 @@ def check(config: RunConfig) -> None:
     """
     for group in MODULES:
         check_node(group, getattr(config, group))
-    knobs = {key: value for key, value in config.ensemble.items() if not key.startswith("_")}
-    resolve("ensemble", config.ensemble["_target_"]).accepts(len(config.teacher.models), **knobs)  # pyright: ignore[reportFunctionMemberAccess]
+    ensemble = config.ensemble["_target_"]
+    bounds = {name: signatures.trait(ensemble, name) for name in ("at_least", "at_most")}
+    refuse_teachers(config.method("ensemble"), len(config.teacher.models), config.ensemble, **bounds)
     for refusal in REFUSALS:
         if remedy := refusal.when(config):
             raise UserError(f"{' and '.join(refusal.keys)}: {refusal.reason}; {remedy}")
@@ -97,14 +98,17 @@ def selected(config: RunConfig) -> RunConfig:
 
 def resolve(group: str, target: str) -> Callable[..., Any]:
     """The function that a node of `group` names: one of the group's modules that a file of the group names too."""
+    _refuse_target(group, target)
+    return signatures.imported(target)
+
+
+def _refuse_target(group: str, target: str) -> None:
     allowed = targets(group)
     if target not in allowed:
         names = ", ".join(sorted(name.rpartition(".")[2] for name in allowed))
         raise UserError(
             f"{group}._target_={target!r}: only functions of {' and '.join(MODULES[group])} may stand here: {names}"
         )
-    module, _, name = target.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 @cache
@@ -126,13 +130,10 @@ def check_node(group: str, node: Node) -> None:
     """
     if "_target_" not in node:
         raise UserError(f"{group}: has no _target_; choose one with {group}=NAME")
-    function = resolve(group, node["_target_"])
-    name = function.__name__
-    parameters = COMMON_KNOBS.get(group, {}) | {
-        key: parameter.annotation
-        for key, parameter in inspect.signature(function).parameters.items()
-        if parameter.kind is parameter.KEYWORD_ONLY and key not in BUILT_BY_THE_RUN
-    }
+    target = node["_target_"]
+    _refuse_target(group, target)
+    name, common = target.rpartition(".")[2], COMMON_KNOBS.get(group, {})
+    parameters = [*common, *(knob for knob in signatures.knobs(target) if knob not in BUILT_BY_THE_RUN)]
     knobs = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     for key, value in knobs.items():
         if key not in parameters:
@@ -145,11 +146,12 @@ def check_node(group: str, node: Node) -> None:
             check_node(group, dict(value))
             continue
         try:
-            TypeAdapter(parameters[key], config=ConfigDict(strict=True)).validate_python(value)
+            kind = common[key] if key in common else signatures.kind(target, key)
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
             right = error.errors(include_url=False)[0]["msg"].replace("Input should be", "should be", 1)
             raise UserError(f"{group}.{key}={value!r}: {right[0].lower()}{right[1:]} for {group}={name}") from None
-    for key in parameters.keys() - knobs.keys():
+    for key in [key for key in parameters if key not in knobs]:
         raise UserError(f"{group}.{key}: is missing; {name} needs it")
 
 

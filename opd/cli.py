@@ -8,11 +8,13 @@ import os
 import re
 import sys
 import traceback
+from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from opd import command_help
 from opd.errors import UserError
 from opd.identity import override_as_today
 from opd.places import CONF
@@ -63,14 +65,19 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
 
     What the user can mend becomes one sentence on stderr and exit status 2, without a traceback.
     """
+    from hydra._internal.utils import get_args_parser
+
     # Hydra's own reporting drops the cause and exits 1; with this it lets its exceptions through to us.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
     leave_working_folder_out()
     try:
-        given = [override_as_today(text) for text in sys.argv[1:]]
+        words = [override_as_today(text) for text in sys.argv[1:]]
+        given = get_args_parser().parse_known_args(words)[0]
         _refuse_other_configs(given)
-        sys.argv[1:] = arguments(given)
+        if given.help:
+            return print(command_help.text())
+        sys.argv[1:] = arguments(words)
         command()
     except KeyboardInterrupt:
         _stop("interrupted; the same command goes on from the last checkpoint", 130)
@@ -90,11 +97,8 @@ def leave_working_folder_out() -> None:
         del sys.path[0]
 
 
-def _refuse_other_configs(arguments: Sequence[str]) -> None:
+def _refuse_other_configs(given: Namespace) -> None:
     """Refuses Hydra's own ways to read other files: what stands in them under `hydra` is run as code."""
-    from hydra._internal.utils import get_args_parser
-
-    given, _ = get_args_parser().parse_known_args(list(arguments))
     flags = {"--config-dir": given.config_dir, "--config-path": given.config_path, "--config-name": given.config_name}
     named = [flag for flag, value in flags.items() if value is not None]
     named += [text for text in given.overrides if key_of(text) == "hydra.searchpath"]

@@ -80,8 +80,6 @@ def arguments(given: list[str]) -> list[str]:
     """
     named = {key: value for key, _, value in (word.partition("=") for word in given) if key in ("run", "model", "step")}
     rest = [word for word in given if word.partition("=")[0] not in ("run", "model", "step")]
-    if any(word in ("--help", "-h") for word in given):
-        return given
     if ("run" in named) == ("model" in named):
         raise UserError("give either run=DIR (a run's directory) or model=PATH (a directory, hub id or sft:NAME)")
     if "run" in named:

@@ -152,16 +152,6 @@ class Ensemble:
             raise ValueError(f"ensemble {self.__name__} treats responses differently: it needs rows")
         return self.weigh(num_teachers, progress, rows, **knobs)
 
-    def accepts(self, num_teachers: int, **knobs: Any) -> None:
-        """Refuses, with `UserError`, a number of teachers or knobs that do not fit each other."""
-        if num_teachers < self.at_least or (self.at_most is not None and num_teachers > self.at_most):
-            wanted = f"exactly {self.at_least}" if self.at_least == self.at_most else f"at least {self.at_least}"
-            plural = "s" * (self.at_least > 1)
-            raise UserError(f"ensemble {self.__name__} takes {wanted} teacher{plural}, not {num_teachers}")
-        for knob, refuse in _REFUSALS.items():
-            if knobs.get(knob) is not None and (reason := refuse(num_teachers, knobs[knob])):
-                raise UserError(f"ensemble.{knob}: with {num_teachers} teachers {reason}, not {knobs[knob]}")
-
     def needed(self, num_teachers: int, progress: Number, **knobs: Any) -> tuple[int, ...]:
         """Indices of the teachers that a step at `progress` needs, in order: only these are loaded and run."""
         if self.needs_rows:
@@ -209,29 +199,3 @@ class BoundEnsemble:
 def ensemble(**traits: Any) -> Callable[[Callable[..., Mixture]], Ensemble]:
     """Makes an `Ensemble` of the function that weighs its teachers."""
     return lambda weigh: Ensemble(weigh, **traits)
-
-
-def _bad_boundaries(num_teachers: int, boundaries: Sequence[Number]) -> str | None:
-    rising = all(low < high for low, high in zip([0.0, *boundaries], [*boundaries, 1.0], strict=True))
-    if len(boundaries) == num_teachers - 1 and rising:
-        return None
-    return f"it takes {num_teachers - 1} rising numbers inside (0, 1), or null for equal shares"
-
-
-def _bad_weights(num_teachers: int, weights: Sequence[Number]) -> str | None:
-    if len(weights) == num_teachers and all(weight >= 0 for weight in weights) and sum(weights) > 0:
-        return None
-    return f"it takes {num_teachers} numbers that are not negative and not all 0, or null for equal weights"
-
-
-def _bad_token(num_teachers: int, token: str) -> str | None:
-    return None if "{}" in token else "it takes a text with {} where the teacher's place in the ladder goes"
-
-
-def _bad_domains(num_teachers: int, domain: dict[str, int]) -> str | None:
-    if domain and all(0 <= index < num_teachers for index in domain.values()):
-        return None
-    return f"it takes indices of teachers, 0 to {num_teachers - 1}"
-
-
-_REFUSALS = {"boundaries": _bad_boundaries, "weights": _bad_weights, "token": _bad_token, "domain": _bad_domains}

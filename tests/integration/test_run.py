@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -269,17 +268,6 @@ def test_a_run_whose_output_nobody_reads_any_more_ends_in_a_sentence_and_can_go_
     assert process.returncode == 141
     assert said == "opd: whoever read its output has left; the same command goes on from the last checkpoint\n"
     assert train(composed(command[3:])).state == "finished"
-
-
-def test_help_lists_the_choices_without_torch(tmp_path: Path):
-    start = time.perf_counter()
-    shown = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "opd.train", "--help"], cwd=tmp_path, capture_output=True, text=True
-    )
-    assert shown.returncode == 0 and time.perf_counter() - start < 60
-    for choice in ("hard_switch", "kl_70_100", "qwen3_4b", "rollout_correction: ", "reverse_kl"):
-        assert choice in shown.stdout
-    assert not [line for line in shown.stderr.splitlines() if line.endswith((" torch", " transformers", " pandas"))]
 
 
 @pytest.mark.parametrize("ensemble", ["hard_switch", "control_token"])

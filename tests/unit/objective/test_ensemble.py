@@ -6,6 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from opd.ensemble_rules import refuse_teachers
 from opd.errors import UserError
 from opd.objective import ensemble
 
@@ -44,20 +45,24 @@ def test_hard_switch_gives_equal_shares(num, steps):
     assert max(counts) - min(counts) <= 1
 
 
+def accepts(build, num, **knobs):
+    refuse_teachers(build.__name__, num, knobs, at_least=build.at_least, at_most=build.at_most)
+
+
 def test_number_of_teachers_is_checked():
-    ensemble.single.accepts(1)
-    ensemble.hard_switch.accepts(3, boundaries=None)
-    ensemble.hard_switch.accepts(3, boundaries=[0.2, 0.4])
+    accepts(ensemble.single, 1)
+    accepts(ensemble.hard_switch, 3, boundaries=None)
+    accepts(ensemble.hard_switch, 3, boundaries=[0.2, 0.4])
     with pytest.raises(UserError, match="single takes exactly 1 teacher, not 3"):
-        ensemble.single.accepts(3)
+        accepts(ensemble.single, 3)
     with pytest.raises(UserError, match="hard_switch takes at least 2 teachers, not 1"):
-        ensemble.hard_switch.accepts(1, boundaries=None)
+        accepts(ensemble.hard_switch, 1, boundaries=None)
 
 
 @pytest.mark.parametrize("boundaries", [[0.5], [0.5, 0.4], [0.0, 0.5], [0.5, 1.0], [0.2, 0.2], [0.1, 0.2, 0.3]])
 def test_boundaries_that_make_no_sense_are_refused(boundaries):
     with pytest.raises(UserError, match=r"ensemble\.boundaries.*takes 2 rising numbers"):
-        ensemble.hard_switch.accepts(3, boundaries=boundaries)
+        accepts(ensemble.hard_switch, 3, boundaries=boundaries)
 
 
 # ---- mixtures, against the plain formula on whole distributions
@@ -204,7 +209,7 @@ def test_one_teacher_several_times_over_is_that_teacher(num):
 )
 def test_knobs_that_do_not_fit_the_teachers_are_refused(build, knobs, message):
     with pytest.raises(UserError, match=message):
-        build.accepts(2, **knobs)
+        accepts(build, 2, **knobs)
 
 
 def test_an_ensemble_shows_its_knobs_to_the_checker():

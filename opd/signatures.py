@@ -1,0 +1,119 @@
+"""What the source of a method declares, its knobs above all: to import it would import torch, which takes longer than
+all else that a refusal does. What is not declared plainly is asked of the imported method.
+"""
+
+import ast
+import builtins
+import importlib
+import importlib.util
+import inspect
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+# A name of a module's top level: what is defined or assigned there, or (module, name) for what is imported.
+Declared = ast.stmt | ast.expr | tuple[str, str]
+
+
+class Unread(Exception):
+    """A declaration that only Python itself can make sense of."""
+
+
+def knobs(target: str) -> list[str]:
+    """The keyword-only parameters of the function or class with this dotted name, in order."""
+    try:
+        return [parameter.arg for parameter in _definition(target).args.kwonlyargs]
+    except Unread:
+        return [each.name for each in _parameters(target).values() if each.kind is each.KEYWORD_ONLY]
+
+
+def kind(target: str, knob: str) -> Any:
+    """The type that a knob is declared with."""
+    try:
+        parameters = {each.arg: each.annotation for each in _definition(target).args.kwonlyargs}
+        return _value(parameters[knob], target.rpartition(".")[0])
+    except Unread:
+        return _parameters(target)[knob].annotation
+
+
+def trait(target: str, name: str) -> Any:
+    """What a decorator of the method was given as `name`; null where it was not."""
+    try:
+        given = [
+            word for each in _definition(target).decorator_list if isinstance(each, ast.Call) for word in each.keywords
+        ]
+        if any(word.arg is None for word in given):
+            raise Unread
+        values = [_value(word.value, target.rpartition(".")[0]) for word in given if word.arg == name]
+        return values[0] if values else None
+    except Unread:
+        return getattr(imported(target), name)
+
+
+def imported(target: str) -> Any:
+    """The method itself."""
+    module, _, name = target.rpartition(".")
+    return getattr(importlib.import_module(module), name)
+
+
+def _parameters(target: str) -> Any:
+    return inspect.signature(imported(target)).parameters
+
+
+def _definition(target: str) -> ast.FunctionDef:
+    module, _, name = target.rpartition(".")
+    found = _declared(module).get(name)
+    if isinstance(found, ast.ClassDef):
+        found = next((each for each in found.body if getattr(each, "name", None) == "__init__"), None)
+    if not isinstance(found, ast.FunctionDef):
+        raise Unread
+    return found
+
+
+@cache
+def _declared(module: str) -> dict[str, Declared]:
+    """The names of a module's top level."""
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
+        raise Unread
+    found: dict[str, Declared] = {}
+    for statement in ast.parse(Path(spec.origin).read_text()).body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
+                found[name] = statement
+            case ast.Assign(targets=[ast.Name(id=name)], value=value):
+                found[name] = value
+            case ast.ImportFrom(module=str(source), names=names, level=0):
+                found |= {each.asname or each.name: (source, each.name) for each in names}
+    return found
+
+
+def _named(name: str, module: str) -> Any:
+    match _declared(module).get(name):
+        case None if hasattr(builtins, name):
+            return getattr(builtins, name)
+        case (source, original):
+            ours = source.partition(".")[0] == module.partition(".")[0]
+            return _named(original, source) if ours else getattr(importlib.import_module(source), original)
+        case ast.expr() as value:
+            return _value(value, module)
+    raise Unread
+
+
+def _value(node: ast.expr | None, module: str) -> Any:
+    """A type, or what is said of one, as it stands in the source of `module`: `Annotated[int, Ge(1)] | None`."""
+    match node:
+        case ast.Constant(value=value):
+            return value
+        case ast.Name(id=name):
+            return _named(name, module)
+        case ast.Tuple(elts=each):
+            return tuple(_value(one, module) for one in each)
+        case ast.BinOp(left=left, op=ast.BitOr(), right=right):
+            return _value(left, module) | _value(right, module)
+        case ast.Subscript(value=generic, slice=inner):
+            return _value(generic, module)[_value(inner, module)]
+        case ast.Call(func=made, args=given, keywords=words) if all(word.arg for word in words):
+            named = {str(word.arg): _value(word.value, module) for word in words}
+            return _value(made, module)(*(_value(one, module) for one in given), **named)
+    raise Unread
