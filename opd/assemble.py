@@ -1,7 +1,7 @@
 """From a checked config to the things a run is made of: models, prompts, stages."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy
 from opd.engine.rollout import Sampler
 from opd.engine.sharded import Root, spread_over
+from opd.engine.texts import Reading
 from opd.errors import UserError
 from opd.learn import Exact, PolicyGradient
 from opd.objective.filter import eligible
@@ -40,8 +41,10 @@ from opd.teachers import build_teachers, load_anchor, whole
 from opd.throughput import Meter
 
 
-def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
+def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence[Reading] | None = None) -> Run:
     """Loads and builds everything that `config` names; the student has its starting weights.
+
+    `readings`: what `ready.readings` gives, where that was asked before.
 
     Raises:
         UserError: for a model or prompt set that is missing, damaged or does not fit the others.
@@ -52,8 +55,9 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
             "prompts evenly"
         )
     ranks.lead(lambda: ready.make_models(config))
-    ready.check(config, ranks)
-    student, tokenizer = load_student(config)
+    texts = ready.check(config, ranks, readings)
+    tokenizer = texts.tokenizer
+    student = load_student(config, tokenizer)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
     tokens = control_tokens(config, tokenizer)
     fits("max_response_length", config.max_response_length, training, student, before=tokens.longest)
@@ -65,7 +69,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
     root = spread_over(student, ranks, config.compute, learns=True)
     policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
     longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
-    teachers = build_teachers(config, tokenizer, ranks, longest=longest)
+    teachers = build_teachers(config, texts, ranks, longest=longest)
     return Run(
         config=config,
         folder=folder,
@@ -95,7 +99,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
         eligible=allowed,
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
-        anchor=Anchor(load_anchor(config, tokenizer, ranks) if config.shaping.uses_anchor else None),
+        anchor=Anchor(load_anchor(config, ranks) if config.shaping.uses_anchor else None),
         reward=Rewards(config.shaping, tokenizer, config.evaluate.grading_timeout),
         learner=PolicyGradient(config, policy)
         if support.kind == "sampled"
@@ -109,18 +113,23 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks) -> Run:
     )
 
 
-def load_student(config: RunConfig) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The student with its starting weights, in float32, and its tokenizer; recipes that are not built yet are.
+def load_student_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The student's tokenizer; recipes that are not built yet are."""
+    path, revision = ready.locate("self", config)
+    return load_tokenizer(path, revision=revision, key="student.model")
+
+
+def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The student with its starting weights, in float32; its texts end as the config says.
 
     From here on torch computes on `config.threads` threads.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     path, revision = ready.locate("self", config)
-    tokenizer = load_tokenizer(path, revision=revision, key="student.model")
     model = load_model(path, revision=revision, dtype="float32", key="student.model")
     end_with(model, tokenizer, config.student.stop_tokens)
-    return model, tokenizer
+    return model
 
 
 def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerBase) -> Sampler:

@@ -24,7 +24,7 @@ from opd.records import RunDir, Status
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Examines `config.student.model` as it is, records the answers as a run without steps, and returns the scores."""
     from opd.answers import answer_benchmarks, summarize
-    from opd.assemble import build_sampler, load_benchmarks, load_student
+    from opd.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer
     from opd.batch import Sampling
     from opd.engine import dist
     from opd.engine.sharded import spread_over
@@ -40,7 +40,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         raise UserError("opd.evaluate works in one process; start it without torchrun, as one task")
     records.make_folder(folder.path)  # now, so that no answer is lost for want of a place
     ranks = dist.start(timeout=config.compute.rank_timeout)
-    model, tokenizer = load_student(config)
+    tokenizer = load_student_tokenizer(config)
+    model = load_student(config, tokenizer)
     benchmarks = load_benchmarks(config, tokenizer, model)
     sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)
     started = records.now()

@@ -55,7 +55,7 @@ def _here(config: RunConfig, folder: RunDir) -> None:
         made = plan(config, models, machine, config.prompts.max_prompt_length)
         show.memory(made)
         ready.memory_suffices(config, models, made)
-        with closing(assemble(config, folder, ranks)) as run:
+        with closing(assemble(config, folder, ranks, readings)) as run:
             show.work(config, models, len(run.prompts), {name: len(each) for name, each in run.benchmarks.items()})
             show.probes(probe(run))
         show.line("preflight: this run can start")

@@ -51,11 +51,7 @@ def probe(run: Run) -> list[tuple[str, str, str]]:
 
 def _own_equal(run: Run, rollout: Rollout, student: torch.Tensor) -> tuple[str, str, str]:
     config = run.config
-    itself = (
-        LocalTeachers([scorer_loader("self", config, run.tokenizer, run.ranks, "student.model")])
-        .score(rollout, [0])
-        .logp[0]
-    )
+    itself = LocalTeachers([scorer_loader("self", config, run.ranks, "student.model")]).score(rollout, [0]).logp[0]
     found = _mean(run, rollout, (student - itself).abs())
     bound = max(AGREEMENT[config.teacher.dtype], AGREEMENT[config.compute.dtype])
     name = "student as its own teacher: mean |log ratio|"

@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -13,9 +14,9 @@ from opd.check import COMMON_KNOBS, resolve
 from opd.config import Node, RunConfig
 from opd.engine.dist import Ranks
 from opd.engine.memory_plan import Machine, Models, Plan, plan, remedies
-from opd.engine.models import load_config, same_vocabulary
+from opd.engine.models import load_config, load_tokenizer, same_vocabulary
 from opd.engine.shapes import shape
-from opd.engine.texts import Reading, end_alike, read
+from opd.engine.texts import Reading, Texts, end_alike, read
 from opd.errors import UserError
 from opd.objective.mixture import BoundEnsemble
 from opd.sft import ensure_models
@@ -24,19 +25,23 @@ from opd.sft import ensure_models
 SMALL = 2**24
 
 
-def check(config: RunConfig, ranks: Ranks) -> None:
+def check(config: RunConfig, ranks: Ranks, found: Sequence[Reading] | None = None) -> Texts:
     """Refuses a run whose teachers read or end texts otherwise than its student, or that this machine cannot hold.
+
+    `found` is what `readings` gives, where that was asked before: a large vocabulary takes seconds to read.
 
     Raises:
         UserError: with the knob to turn.
     """
-    for warning in compare(config, *readings(config)):
+    student, *others = found or readings(config)
+    for warning in compare(config, student, *others):
         if ranks.main:
             print(f"opd: warning: {warning}", file=sys.stderr)
     models = model_configs(config)
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)
         memory_suffices(config, models, plan(config, models, machine, config.prompts.max_prompt_length))
+    return Texts(student.tokenizer, frozenset(reading.key for reading in others))
 
 
 def compare(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:
@@ -57,14 +62,16 @@ def readings(config: RunConfig) -> list[Reading]:
     named = {"student.model": "self"} | {f"teacher.models.{i}": model for i, model in enumerate(config.teacher.models)}
     if config.shaping.uses_anchor:
         named["shaping.anchor"] = config.shaping.anchor
-    found = []
+    found, tokenizers = [], {}
     for key, model in named.items():
         if key == "student.model" or model != "self":
-            path, revision = locate(model, config)
+            path, revision = place = locate(model, config)
             stops = config.student.stop_tokens if key == "student.model" else None
             shown = config.student.model if key == "student.model" else model
             try:
-                found.append(read(path, revision=revision, key=key, model=shown, stop_tokens=stops))
+                if place not in tokenizers:
+                    tokenizers[place] = load_tokenizer(path, revision=revision, key=key)
+                found.append(read(tokenizers[place], path, revision=revision, key=key, model=shown, stop_tokens=stops))
             except UserError:
                 # What a server calls a model need not be a name that can be loaded here.
                 if not key.startswith("teacher.") or config.teacher.engine != "server":

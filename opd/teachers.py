@@ -14,18 +14,22 @@ from opd.engine.models import load_model, load_tokenizer, same_vocabulary
 from opd.engine.policy import Policy, Scorer
 from opd.engine.sharded import spread_over
 from opd.engine.teacher import LocalTeachers, Teachers
+from opd.engine.texts import Texts
 from opd.engine.whole import Whole
 from opd.errors import UserError
 from opd.ready import locate
 
 
-def build_teachers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, *, longest: int) -> Teachers:
+def build_teachers(config: RunConfig, texts: Texts, ranks: Ranks, *, longest: int) -> Teachers:
     """The run's teachers; `longest` is the most tokens that a prompt and its response have.
+
+    `texts` is what `opd.ready` has found. Vocabularies that could not be read before a server was asked are compared
+    here.
 
     Raises:
         UserError: one is missing, cannot be reached, or does not fit the student or the engine.
     """
-    return ENGINES[config.teacher.engine](config, tokenizer, ranks, longest)
+    return ENGINES[config.teacher.engine](config, texts, ranks, longest)
 
 
 def whole(policy: Policy, teachers: Teachers) -> Whole:
@@ -38,14 +42,14 @@ def _likeliest(config: RunConfig) -> int:
     return config.support["k"] if config.method("support") == "topk" else 0
 
 
-def _local(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
+def _local(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
     return LocalTeachers(
-        [scorer_loader(model, config, tokenizer, ranks, key) for key, model in _named(config)],
+        [scorer_loader(model, config, ranks, key) for key, model in _named(config)],
         keep_hidden=config.uses_vocabulary or config.method("support") != "sampled",
     )
 
 
-def _on_servers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
+def _on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
     from opd.engine.replicas import Replicas
     from opd.engine.teacher_server import Server, ServerTeachers, ask
 
@@ -77,11 +81,12 @@ def _on_servers(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ra
     ]
     loaded_from = ask([server.check() for server in servers], ranks)()
     for (key, model), server, roots in zip(_named(config), servers, loaded_from, strict=True):
-        _compare_vocabulary(tokenizer, [server.model, *roots], key=f"{key}={model!r}", say=ranks.main)
+        if model != "self" and key not in texts.alike:
+            _compare_vocabulary(texts.tokenizer, [server.model, *roots], key=f"{key}={model!r}", say=ranks.main)
     return ServerTeachers(servers, ranks)
 
 
-def _on_vllm(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, longest: int) -> Teachers:
+def _on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
     from opd.engine.teacher_vllm import VllmScorer, VllmTeachers
 
     settings = config.teacher.vllm
@@ -89,8 +94,6 @@ def _on_vllm(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks
 
     def loader(key: str, model: str) -> Callable[[], VllmScorer]:
         source, revision = locate(model, config)
-        if model != "self":
-            same_vocabulary(tokenizer, load_tokenizer(source, revision=revision, key=key), key=f"{key}={model!r}")
         knobs = {"dtype": config.teacher.dtype, "likeliest": _likeliest(config), **asdict(settings)}
         return lambda: VllmScorer(source, revision=revision, longest=longest, key=key, **knobs)
 
@@ -106,16 +109,16 @@ PRECISIONS: dict[str, tuple[str, Callable[[PreTrainedModel], None]]] = {
 
 
 # By `teacher.engine`.
-ENGINES: dict[str, Callable[[RunConfig, PreTrainedTokenizerBase, Ranks, int], Teachers]] = {
+ENGINES: dict[str, Callable[[RunConfig, Texts, Ranks, int], Teachers]] = {
     "local": _local,
     "server": _on_servers,
     "vllm": _on_vllm,
 }
 
 
-def load_anchor(config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Scorer:
+def load_anchor(config: RunConfig, ranks: Ranks) -> Scorer:
     """The model of `shaping.anchor`, always held in this process."""
-    return scorer_loader(config.shaping.anchor, config, tokenizer, ranks, "shaping.anchor")()
+    return scorer_loader(config.shaping.anchor, config, ranks, "shaping.anchor")()
 
 
 def _named(config: RunConfig) -> list[tuple[str, str]]:
@@ -123,13 +126,9 @@ def _named(config: RunConfig) -> list[tuple[str, str]]:
     return [(f"teacher.models.{index}", model) for index, model in enumerate(config.teacher.models)]
 
 
-def scorer_loader(
-    model: str, config: RunConfig, tokenizer: PreTrainedTokenizerBase, ranks: Ranks, key: str
-) -> Callable[[], Scorer]:
+def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Callable[[], Scorer]:
     """What loads `model` as a teacher into this process; `key` is the config key to name in a refusal."""
     path, revision = locate(model, config)
-    if model != "self":
-        same_vocabulary(tokenizer, load_tokenizer(path, revision=revision, key=key), key=f"{key}={model!r}")
 
     def load() -> Scorer:
         dtype, held = PRECISIONS[config.teacher.dtype]

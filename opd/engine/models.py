@@ -142,6 +142,8 @@ def same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeniz
     Raises:
         UserError: naming the first token that differs.
     """
+    if student is teacher:
+        return
     ours, theirs = student.get_vocab(), teacher.get_vocab()
     if ours == theirs:
         return

@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from opd.engine.models import load_ends, load_tokenizer, token_ids
+from opd.engine.models import load_ends, token_ids
 from opd.errors import UserError
 
 
@@ -29,13 +29,29 @@ class Reading:
         return dict(self.tokenizer.special_tokens_map)
 
 
-def read(path: str, *, revision: str | None, key: str, model: str, stop_tokens: Sequence[str] | None) -> Reading:
-    """The reading of the model at `path`, shown as `model`; `stop_tokens` end its texts, null: those of its own config.
+@dataclass(frozen=True)
+class Texts:
+    """The student's tokenizer, and the config keys of the models whose vocabularies are known to be its own."""
+
+    tokenizer: PreTrainedTokenizerBase
+    alike: frozenset[str]
+
+
+def read(
+    tokenizer: PreTrainedTokenizerBase,
+    path: str,
+    *,
+    revision: str | None,
+    key: str,
+    model: str,
+    stop_tokens: Sequence[str] | None,
+) -> Reading:
+    """The reading of the model at `path`, whose tokenizer this is, shown as `model`; `stop_tokens` end its texts, null:
+    those of its own config.
 
     Raises:
-        UserError: where there is no tokenizer, or it has no such token.
+        UserError: where the tokenizer has no such token.
     """
-    tokenizer = load_tokenizer(path, revision=revision, key=key)
     own: Any = tokenizer.eos_token_id
     more = load_ends(path, revision=revision) if stop_tokens is None else token_ids(tokenizer, stop_tokens)
     return Reading(key, model, tokenizer, tuple(sorted({own, *more})))

@@ -22,6 +22,7 @@ from opd.data import control
 from opd.data.grading import Grade
 from opd.engine import rollout as rollout_engine
 from opd.engine.rollout import TransformersSampler
+from opd.engine.texts import Texts
 from opd.errors import UserError
 from opd.loop import step
 from opd.parsing import known_keys
@@ -181,7 +182,7 @@ class World:
 
     def _keep(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded: dict[Any, Any] = {}
-        load_model, load_tokenizer, sample = assemble.load_model, assemble.load_tokenizer, TransformersSampler.sample
+        load_model, sample = assemble.load_model, TransformersSampler.sample
 
         def model(path: str, **given: Any) -> Any:
             key = path, *given.items()
@@ -200,12 +201,12 @@ class World:
 
         for module in (assemble, teachers):
             monkeypatch.setattr(module, "load_model", model)
-            monkeypatch.setattr(module, "load_tokenizer", cache(load_tokenizer))
         monkeypatch.setattr(rollout_engine, "replicate", self._once(rollout_engine.replicate))
-        monkeypatch.setattr(teachers, "same_vocabulary", lambda *_, **__: None)
         monkeypatch.setattr(control, "encode", cache(control.encode))
         monkeypatch.setattr(assemble, "load_prompts", self._once(assemble.load_prompts))
-        monkeypatch.setattr(ready, "check", lambda *_: None)
+        # The models' vocabularies are one, whichever of them is the student.
+        texts = self._once(lambda config: Texts(assemble.load_student_tokenizer(config), frozenset()))
+        monkeypatch.setattr(ready, "check", lambda config, *_: texts(config))
         monkeypatch.setattr(TransformersSampler, "sample", rollout)
         self.grade([False, False, True, False])
         monkeypatch.setattr(

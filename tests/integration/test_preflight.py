@@ -113,7 +113,7 @@ def test_a_teacher_that_ends_otherwise_is_refused_unless_the_student_stops_there
 
 
 def test_stop_tokens_end_responses_and_go_into_checkpoints(command: Command, models: Path, tmp_path: Path):
-    from opd.assemble import build_sampler, load_student
+    from opd.assemble import build_sampler, load_student, load_student_tokenizer
     from opd.batch import Prompt, Sampling
     from opd.engine import dist
     from opd.engine.sharded import spread_over
@@ -121,7 +121,8 @@ def test_stop_tokens_end_responses_and_go_into_checkpoints(command: Command, mod
     tokens = ["<|end|>", "3", "4", "5"]
     setting = f"student.stop_tokens={tokens}".replace(" ", "")
     config = composed([f"student.model={models / 'student'}", setting])
-    model, tokenizer = load_student(config)
+    tokenizer = load_student_tokenizer(config)
+    model = load_student(config, tokenizer)
     ids = {tokenizer.get_vocab()[token] for token in tokens}
     prompt = Prompt("0", "", "", "", tuple(tokenizer.encode("17+26=")))
     root = spread_over(model, dist.start(timeout=60.0), config.compute, learns=False)

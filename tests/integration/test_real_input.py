@@ -101,10 +101,10 @@ def test_a_run_on_real_text_trains_evaluates_and_reports(prompts: str, pair, tmp
 
 
 def test_prompts_are_the_chat_templates_rendering(pair, tmp_path: Path):
-    from opd.assemble import load_prompts, load_student
+    from opd.assemble import load_prompts, load_student_tokenizer
 
     config = composed(overrides(pair, tmp_path, "gsm8k_train.jsonl"))
-    _, tokenizer = load_student(config)
+    tokenizer = load_student_tokenizer(config)
     first = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")[0]
     problem = json.loads((DATA / "gsm8k_train.jsonl").read_text().splitlines()[0])["problem"]
     assert first.problem == problem
