@@ -17,7 +17,7 @@ from typing import Any
 from opd import command_help
 from opd.errors import UserError
 from opd.identity import override_as_today
-from opd.places import CONF
+from opd.places import CONF, ROOT
 
 
 def register_resolvers() -> None:
@@ -93,7 +93,7 @@ def leave_working_folder_out() -> None:
     """Removes the working folder, which `python -m` puts first, from the import path, unless it is the checkout: Hydra
     imports every plugin that it finds under `hydra_plugins` there, and it may be a folder of somebody else's runs.
     """
-    if not sys.flags.safe_path and sys.path and Path(sys.path[0]) == Path.cwd() != CONF.parent:
+    if not sys.flags.safe_path and sys.path and Path(sys.path[0]) == Path.cwd() != ROOT:
         del sys.path[0]
 
 

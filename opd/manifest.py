@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from opd import identity
+from opd.places import ROOT
 
 # Stands beside a copy of the code that a sweep submitted.
 SNAPSHOT = "snapshot.json"
@@ -47,13 +48,12 @@ def _version(package: str) -> str | None:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """The commit that this code stands at and whether it was edited since; (None, None) outside git.
+    """The commit that this code stands at and whether it was edited since; (None, None) where git does not keep it.
 
     A copy of the code that a sweep submitted has it in writing: what lies around the copy may have moved on.
     """
-    root = Path(__file__).resolve().parent.parent
-    if (root / SNAPSHOT).exists():
-        taken = json.loads((root / SNAPSHOT).read_text())
+    if (ROOT / SNAPSHOT).exists():
+        taken = json.loads((ROOT / SNAPSHOT).read_text())
         return taken["git_commit"], taken["git_dirty"]
 
     def git(*words: str) -> str:
@@ -62,6 +62,7 @@ def git_state() -> tuple[str | None, bool | None]:
         ).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie inside a repository of others
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return None, None

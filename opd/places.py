@@ -2,5 +2,10 @@
 
 from pathlib import Path
 
-# Values, and nothing else.
-CONF = Path(__file__).resolve().parent.parent / "conf"
+_PACKAGE = Path(__file__).resolve().parent
+
+# What the packages stand in: a checkout, a copy of one that a sweep has made, or the packages of an environment.
+ROOT = _PACKAGE.parent
+
+# Values, and nothing else: inside the package where that was installed, beside it in a checkout.
+CONF = _PACKAGE / "conf" if (_PACKAGE / "conf").is_dir() else ROOT / "conf"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import UserError
+from opd.places import ROOT
 from sweeps import local, slurm, snapshot
 from sweeps.cluster import Cluster, Slurm
 from sweeps.ledger import Ledger, new_id, write_submission
@@ -84,7 +85,7 @@ def _job_name(submission: str, place: int) -> str:
 def environment(code: Path) -> dict[str, str]:
     """What makes a process run a copy of the code, whatever folder it is in."""
     others = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
-    kept = [path for path in others if Path(path).resolve() != snapshot.ROOT and ".sweep" not in Path(path).parts]
+    kept = [path for path in others if Path(path).resolve() != ROOT and ".sweep" not in Path(path).parts]
     return {"PYTHONPATH": os.pathsep.join([str(code.absolute()), *kept]), "PYTHONSAFEPATH": "1"}
 
 

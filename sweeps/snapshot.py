@@ -9,9 +9,7 @@ from typing import NamedTuple
 
 from opd.errors import UserError
 from opd.manifest import SNAPSHOT, git_state
-
-ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("opd", "sweeps", "conf", "hydra_plugins")
+from opd.places import CONF, ROOT
 
 
 class Code(NamedTuple):
@@ -78,9 +76,11 @@ def _digest(root: Path, files: Iterable[Path]) -> str:
 
 
 def _files() -> list[Path]:
+    # In an environment other plugins of Hydra stand beside ours: packages, where ours are modules.
+    found = {*(ROOT / "hydra_plugins").glob("*"), *CONF.rglob("*")}
+    found |= {file for package in ("opd", "sweeps") for file in (ROOT / package).rglob("*")}
     return sorted(
         file
-        for part in PARTS
-        for file in (ROOT / part).rglob("*")
+        for file in found
         if file.is_file() and file.suffix in (".py", ".yaml", ".json") and "__pycache__" not in file.parts
     )

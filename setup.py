@@ -1,0 +1,15 @@
+"""What pyproject.toml cannot say: `conf/` goes into the package, where `opd.places` finds it once it is installed."""
+
+from setuptools import find_namespace_packages, setup
+
+code = find_namespace_packages(include=["opd*", "sweeps*", "analysis*", "hydra_plugins"])
+conf = [f"opd.{folder}" for folder in find_namespace_packages(include=["conf*"])]
+setup(
+    packages=[*code, *conf],
+    package_dir={"opd.conf": "conf"},
+    package_data={
+        "opd": ["engine/published.yaml"],
+        "analysis": ["*.jinja", "*.css", "*.js", "*.yaml"],
+        **{folder: ["*.yaml"] for folder in conf},
+    },
+)
