@@ -168,7 +168,7 @@ def _foreign(run: RunDir) -> list[tuple[str, str]]:
     folder = run.path / "evaluate"
     if not folder.is_dir():
         return [("its evaluations", "evaluate is no folder")] if folder.is_symlink() or folder.exists() else []
-    ours = {file.name for file in map(run.samples_file, run.evaluations())}
+    ours = {file.name for file in (*map(run.samples_file, run.evaluations()), *map(run.texts_file, run.texts()))}
     names = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.name not in ours)
     return [(f"evaluate/{printable(name, limit=80)}", "is no name of an evaluation") for name in names]
 

@@ -85,6 +85,7 @@ def _answers(size: Size) -> np.ndarray:
                                 problem_id=f"addition-2-{problem}+16",
                                 sample=sample,
                                 correct=variant == 0,
+                                score=float(variant == 0),
                                 answer=str(problem + 16),
                                 prediction=str(problem + 16 + variant) if variant <= WRONG else None,
                                 num_tokens=15 + problem % 40 + variant,

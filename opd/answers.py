@@ -1,8 +1,9 @@
-"""k answers a problem, graded, one record a sample; and their scores."""
+"""k answers a problem, graded, one record a sample, and their texts; and their scores."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
@@ -11,6 +12,17 @@ from opd.data.grading import Grade, grade_many
 from opd.engine.rollout import Sampler
 from opd.records import Sample
 from opd.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+from opd.texts import pack
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A problem's k answers, graded, and those of their texts that are kept, packed."""
+
+    benchmark: str
+    problem_id: str
+    samples: list[Sample]
+    texts: bytes
 
 
 def answer_benchmarks(
@@ -21,26 +33,30 @@ def answer_benchmarks(
     *,
     key: tuple[int, ...],
     grading_timeout: float,
+    texts: int | None,
     clock: Callable[[str], AbstractContextManager[None]],
-) -> list[Sample]:
+) -> list[Answered]:
     """Samples `sampling.num_samples` answers to every problem of every benchmark and grades them.
 
-    `key` seeds the sampling; the same key and model give the same answers. `clock(stage)` times the block it opens.
+    `key` seeds the sampling; the same key and model give the same answers. Of a problem's texts the first `texts` are
+    kept, or all. `clock(stage)` times the block it opens.
     """
-    samples = []
+    answered = []
     for name, prompts in benchmarks.items():
         with clock("sampling"):
             rollout = sampler.sample(prompts, sampling, key=key)
         num_tokens = rollout.mask.sum(1).tolist()
         problems = [prompts[index] for index in rollout.group.tolist()]
         with clock("grading"):
-            grades = grade_rollout(rollout, prompts, tokenizer, timeout=grading_timeout)
-        samples += [
+            said = responses(rollout, tokenizer)
+            grades = grade_many(said, [problem.answer for problem in problems], timeout=grading_timeout)
+        samples = [
             Sample(
                 benchmark=name,
                 problem_id=problem.id,
                 sample=index % sampling.num_samples,
                 correct=grade.correct,
+                score=grade.score,
                 answer=problem.answer,
                 prediction=grade.answer,
                 num_tokens=length,
@@ -50,18 +66,27 @@ def answer_benchmarks(
                 zip(problems, grades, num_tokens, rollout.truncated.tolist(), strict=True)
             )
         ]
-    return samples
+        for first in range(0, len(samples), sampling.num_samples):
+            of_problem = slice(first, first + sampling.num_samples)
+            own, problem = samples[of_problem], problems[first]
+            answered.append(Answered(name, problem.id, own, pack(name, problem.id, said[of_problem][:texts])))
+    return answered
 
 
 def grade_rollout(
     rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, timeout: float
 ) -> list[Grade]:
     """Each response's grade against the answer of its prompt."""
-    texts = [
+    golds = [prompts[index].answer for index in rollout.group.tolist()]
+    return grade_many(responses(rollout, tokenizer), golds, timeout=timeout)
+
+
+def responses(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """Each response's text, without special tokens."""
+    return [
         str(tokenizer.decode(tokens[:length], skip_special_tokens=True))
         for tokens, length in zip(rollout.tokens.tolist(), rollout.mask.sum(1).tolist(), strict=True)
     ]
-    return grade_many(texts, [prompts[index].answer for index in rollout.group.tolist()], timeout=timeout)
 
 
 def summarize(samples: Iterable[Sample]) -> dict[str, float]:

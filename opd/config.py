@@ -162,9 +162,13 @@ class Teacher:
 
 @dataclass(config=STRICT, frozen=True)
 class Evaluate:
-    """When and how the student is examined: every `every` steps (0: only at the end), `k` answers a problem."""
+    """When and how the student is examined: every `every` steps (0: only at the end), `k` answers a problem.
+
+    `texts`: of how many of a problem's answers the text is kept, the first ones; null for all.
+    """
 
     k: Count
+    texts: Annotated[int, Field(ge=0)] | None
     every: Annotated[int, Field(ge=0)]
     at_start: bool
     temperature: NonNegative

@@ -47,21 +47,23 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     started = records.now()
     root = spread_over(model, ranks, config.compute, learns=False)
     with closing(build_sampler(config, root, tokenizer)) as sampler:
-        samples = answer_benchmarks(
+        answered = answer_benchmarks(
             sampler,
             benchmarks,
             sampling,
             tokenizer,
             key=(config.seed, 0, 1),
             grading_timeout=settings.grading_timeout,
+            texts=settings.texts,
             clock=lambda stage: nullcontext(),
         )
+    samples = [sample for problem in answered for sample in problem.samples]
     scores = summarize(samples)
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
     folder.write_manifest(
         manifest(content, world_size=1, tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())})
     )
-    folder.write_samples(0, samples)
+    folder.write_samples(0, samples, b"".join(problem.texts for problem in answered))
     records.write_whole(folder.metrics_file, records.json_line({"step": 0, **scores}))
     folder.write_status(
         Status("finished", 0, 0, None, started, records.now(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), 1)

@@ -22,10 +22,23 @@ RENAMED: dict[str, str] = {}
 
 # A key that came after the first version, by its name when it came → its neutral value, at which it is not hashed and
 # with which an older record is read: what a run did before there was such a key. Sections before what is in them.
-LATER: dict[str, Any] = {}
+LATER: dict[str, Any] = {
+    "evaluate.texts": 0,
+}
 
-# What changes where a run is kept, watched or repeated, or whom it asks, but not what it computes.
-NOT_HASHED = ("paths", "study", "tracker", "rollouts", "profile", "seed", "teacher.server", "preflight", "plan")
+# What changes where a run is kept and what of it, how it is watched or repeated, or whom it asks, and no number of it.
+NOT_HASHED = (
+    "paths",
+    "study",
+    "tracker",
+    "rollouts",
+    "evaluate.texts",
+    "profile",
+    "seed",
+    "teacher.server",
+    "preflight",
+    "plan",
+)
 
 
 def config_hash(config: Mapping[str, Any]) -> str:

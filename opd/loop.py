@@ -204,16 +204,18 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
         run.tokenizer,
         key=(run.config.seed, number, 1),
         grading_timeout=settings.grading_timeout,
+        texts=settings.texts,
         clock=run.clock,
     )
     order = {name: {p.id: place for place, p in enumerate(problems)} for name, problems in run.benchmarks.items()}
     names = list(run.benchmarks)
-    samples = sorted(
-        (sample for part in ranks.collect(own) for sample in part),
-        key=lambda sample: (names.index(sample.benchmark), order[sample.benchmark][sample.problem_id]),
+    answered = sorted(
+        (problem for part in ranks.collect(own) for problem in part),
+        key=lambda problem: (names.index(problem.benchmark), order[problem.benchmark][problem.problem_id]),
     )
+    samples = [sample for problem in answered for sample in problem.samples]
     if ranks.main:
-        run.folder.write_samples(number, samples)
+        run.folder.write_samples(number, samples, b"".join(problem.texts for problem in answered))
     scores = summarize(samples)
     return scores, scores[f"evaluate/mean@{settings.k}"]
 

@@ -1,8 +1,9 @@
 """The run directory: its schema, its writer and its reader. Nothing here imports torch.
 
     outputs/<study>/<name>-<8 hex of the config hash>-s<seed>/
-      config.yaml  status.json  manifest.json  metrics.jsonl  evaluate/step_000100.jsonl  checkpoints/
-      rollouts/step_000100.json  rollouts/step_000100.html  profile/rank_0.json.gz
+      config.yaml  status.json  manifest.json  metrics.jsonl  checkpoints/  profile/rank_0.json.gz
+      evaluate/step_000100.jsonl  evaluate/step_000100.text.jsonl.gz
+      rollouts/step_000100.json  rollouts/step_000100.html
 
 Every file is written whole and renamed, or appended a line at a time. A torn last line is dropped on reading.
 """
@@ -24,6 +25,9 @@ from opd.identity import as_today
 
 State = Literal["pending", "running", "preempted", "finished", "failed"]
 
+# A sample of a run's evaluation: its benchmark, problem_id and sample.
+Key = tuple[str, str, int]
+
 
 @dataclass(frozen=True)
 class Status:
@@ -42,16 +46,36 @@ class Status:
 
 @dataclass(frozen=True)
 class Sample:
-    """One graded answer: one line of `evaluate/step_*.jsonl`."""
+    """One graded answer: one line of `evaluate/step_*.jsonl`. What was said lies beside it (`opd.texts`).
+
+    Attributes:
+        benchmark, problem_id, sample: which problem, and which of its k answers.
+        correct: whether the grader accepts it.
+        score: how much of it is right by the grader, in [0, 1].
+        answer, prediction: the right answer; what was found in the text, None where nothing was.
+        num_tokens, truncated: the response's length; whether it hit the limit.
+
+    Raises:
+        ValueError: where `score` is not in [0, 1].
+    """
 
     benchmark: str
     problem_id: str
     sample: int
     correct: bool
+    score: float
     answer: str
     prediction: str | None
     num_tokens: int
     truncated: bool
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.score <= 1:
+            raise ValueError(f"score is {self.score}, not a number from 0 to 1")
+
+    @property
+    def key(self) -> Key:
+        return self.benchmark, self.problem_id, self.sample
 
 
 class RecordError(ValueError):
@@ -88,6 +112,9 @@ class RunDir:
 
     def samples_file(self, step: int) -> Path:
         return self.path / "evaluate" / f"step_{step:06d}.jsonl"
+
+    def texts_file(self, step: int) -> Path:
+        return self.path / "evaluate" / f"step_{step:06d}.text.jsonl.gz"
 
     def rollouts_file(self, step: int) -> Path:
         return self.path / "rollouts" / f"step_{step:06d}.json"
@@ -129,6 +156,10 @@ class RunDir:
         """Evaluated step → its samples file, in order of steps."""
         return self._by_step("evaluate", "jsonl")
 
+    def texts(self) -> dict[int, Path]:
+        """Step → the texts of its evaluation, which `opd.texts` reads, in order of steps; only where they are kept."""
+        return self._by_step("evaluate", "text.jsonl.gz")
+
     def rollouts(self) -> dict[int, Path]:
         """Step → its record of rollouts, in order of steps."""
         return self._by_step("rollouts", "json")
@@ -140,15 +171,18 @@ class RunDir:
     def _by_step(self, folder: str, kind: str) -> dict[int, Path]:
         found = {}
         for file in (self.path / folder).glob(f"step_*.{kind}"):
-            if match := re.fullmatch(rf"step_(\d{{6,}})\.{kind}", file.name):
+            if match := re.fullmatch(rf"step_(\d{{6,}})\.{re.escape(kind)}", file.name):
                 found[int(match[1])] = file
         return dict(sorted(found.items()))
 
     def samples(self, step: int) -> list[Sample]:
-        """The graded answers of the evaluation at `step`."""
+        """The graded answers of the evaluation at `step`. A record from before there were scores has 1 for the correct
+        ones and 0 for the others.
+        """
         file, names = self.samples_file(step), [field.name for field in fields(Sample)]
+        lines: list[dict[str, Any]] = [{**line, "score": _score(line, file)} for line in read_lines(file)]
         try:
-            return [Sample(**{name: line[name] for name in names}) for line in read_lines(file)]
+            return [Sample(**{name: line[name] for name in names}) for line in lines]
         except KeyError as error:
             raise RecordError(f"{file}: a line has no {error}") from error
 
@@ -179,16 +213,31 @@ class RunDir:
         kept = [line for line in self.metrics() if line["step"] <= step]
         if self.metrics_file.exists():
             write_whole(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
-        for written, file in [*self.evaluations().items(), *self.rollouts().items(), *self.pages().items()]:
-            if written > step:
-                file.unlink()
+        for found in (self.evaluations(), self.texts(), self.rollouts(), self.pages()):
+            for written, file in found.items():
+                if written > step:
+                    file.unlink()
 
-    def write_samples(self, step: int, samples: Iterable[Sample]) -> None:
+    def write_samples(self, step: int, samples: Iterable[Sample], texts: bytes = b"") -> None:
+        """The graded answers, and what is kept of their texts, as `opd.texts` packs them.
+
+        A writer that is killed between leaves answers without texts, never with those of another evaluation.
+        """
+        self.texts_file(step).unlink(missing_ok=True)
         write_whole(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+        if texts:
+            write_whole(self.texts_file(step), texts)
 
     def write_rollouts(self, step: int, data: Mapping[str, Any], page: str) -> None:
         write_whole(self.rollouts_file(step), json.dumps(data, allow_nan=False) + "\n")
         write_whole(self.page_file(step), page)
+
+
+def _score(line: Mapping[str, Any], file: Path) -> float:
+    score = line.get("score", float(line.get("correct") is True))
+    if type(score) not in (int, float) or not 0 <= score <= 1:
+        raise RecordError(f"{file}: score is {json.dumps(score)[:40]}, not a number from 0 to 1")
+    return float(score)
 
 
 def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) -> list[RunDir]:
@@ -278,9 +327,10 @@ def read_config(file: Path) -> dict[str, Any]:
 
 def read_json(file: Path) -> dict[str, Any]:
     """One JSON object; raises `RecordError`."""
+    text = read_bytes(file)
     try:
-        content = json.loads(read_bytes(file).decode())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        content = json.loads(text.decode())
+    except (ValueError, RecursionError) as error:
         raise RecordError(f"{file}: {_reason(error)}") from error
     if not isinstance(content, dict):
         raise RecordError(f"{file}: holds no JSON object")
@@ -306,13 +356,18 @@ def read_bytes(file: Path) -> bytes:
 def parse_lines(content: bytes, file: Path) -> Iterator[dict[str, Any]]:
     """`read_lines` of what `file` holds."""
     for number, line in enumerate(content.split(b"\n")[:-1], 1):
-        try:
-            content = json.loads(line)
-        except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-            raise RecordError(f"{file}, line {number}: {_reason(error)}") from error
-        if not isinstance(content, dict):
-            raise RecordError(f"{file}, line {number}: holds no JSON object")
-        yield content
+        yield parse_line(line, file, number)
+
+
+def parse_line(line: bytes, file: Path, number: int) -> dict[str, Any]:
+    """The JSON object that line `number` of `file` holds; raises `RecordError`."""
+    try:
+        content = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{file}, line {number}: {_reason(error)}") from error
+    if not isinstance(content, dict):
+        raise RecordError(f"{file}, line {number}: holds no JSON object")
+    return content
 
 
 def json_line(record: Mapping[str, Any]) -> str:

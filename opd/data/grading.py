@@ -45,6 +45,11 @@ class Grade:
     answer: str | None
     reason: Reason
 
+    @property
+    def score(self) -> float:
+        """How much of it is right, in [0, 1]: an answer in mathematics is right or wrong."""
+        return float(self.correct)
+
 
 def grade_many(
     predictions: Sequence[str], golds: Sequence[str], *, timeout: float, workers: int | None = None

@@ -3,6 +3,7 @@
 Each page has a folder of its own, with the tiny world's models, which are kept in the checkout's models/.
 """
 
+import gzip
 import importlib
 import json
 import os
@@ -54,6 +55,8 @@ def undocumented(outputs: Path) -> set[str]:
         found |= {name for line in run.metrics() for name in map(general, line)}
         for step in run.evaluations():
             found |= set(json.loads(run.samples_file(step).read_text().splitlines()[0]))
+        for file in run.texts().values():
+            found |= set(json.loads(gzip.decompress(file.read_bytes()).splitlines()[0]))
         found |= {
             file.name for file in run.path.iterdir() if file.is_file() and file.name[0] != "." and file.name not in said
         }

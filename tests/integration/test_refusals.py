@@ -63,6 +63,7 @@ CONFIG = {
     "max_response_length=0": "max_response_length=0",
     "max_response_length=60": "more than the student's 64 positions",
     "evaluate.max_response_length=64": "evaluate.max_response_length=64",
+    "evaluate.texts=-1": "evaluate.texts=-1: should be greater than or equal to 0",
     "divergence=nope": "divergence=nope: there is no such choice; the choices are",
     "+experiment=nope": "experiment=nope: there is no such choice; the choices are",
     "experiment=mis": "experiment: has no default choice here to override; give +experiment=NAME",

@@ -29,10 +29,12 @@ def spawn(overrides: list[str], kill_at: int | None = None, *, timeout: float | 
 
 
 def content(folder: RunDir) -> dict[str, object]:
-    """All that a run computed: metrics without the clock, evaluations and weights, byte for byte."""
+    """All that a run computed: metrics without the clock, evaluations, texts and weights, byte for byte."""
     clock = ("time", "time/", "throughput/", "memory/")
     metrics = [{key: value for key, value in line.items() if not key.startswith(clock)} for line in folder.metrics()]
-    files = [*folder.evaluations().values(), *sorted(folder.checkpoints.rglob("*.safetensors"))]
+    assert folder.evaluations().keys() == folder.texts().keys()
+    evaluations = [*folder.evaluations().values(), *folder.texts().values()]
+    files = [*evaluations, *sorted(folder.checkpoints.rglob("*.safetensors"))]
     return {"metrics": metrics, **{str(file.relative_to(folder.path)): file.read_bytes() for file in files}}
 
 

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from opd.records import RunDir
+from opd.texts import read_texts
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
@@ -52,7 +53,8 @@ def test_two_ranks_keep_the_records_of_one(train, two: RunDir, tmp_path: Path):
         same = {name for name in alone if not name.startswith(("time", "throughput/", "memory/"))}
         assert {name: ours[name] for name in same} == pytest.approx({n: alone[n] for n in same}, rel=2e-3, abs=1e-4)
     for step in one.evaluations():
-        assert [s.problem_id for s in two.samples(step)] == [s.problem_id for s in one.samples(step)]
+        assert [s.key for s in two.samples(step)] == [s.key for s in one.samples(step)]
+        assert [key for key, _ in read_texts(two, step)] == [s.key for s in two.samples(step)]
     assert len(list((two.checkpoints / "final").glob("model-*-of-00002.safetensors"))) == 2  # a share of each rank
     assert weights(two).keys() == weights(one).keys()
     for name, tensor in weights(one).items():

@@ -86,6 +86,9 @@ def test_hash_ignores_order_and_where_a_run_is_kept_but_no_value():
     ]
     assert config_hash(asked[0]) == config_hash(asked[1])
     assert config_hash(asked[0]) != config_hash({**config, "teacher": {"engine": "vllm", "server": None}})
+    examined = [{**config, "evaluate": {"k": 8, **texts}} for texts in ({"texts": None}, {"texts": 0}, {})]
+    assert len({config_hash(each) for each in examined}) == 1
+    assert config_hash(examined[0]) != config_hash({**config, "evaluate": {"k": 9, "texts": None}})
     assert config_hash(config) != config_hash({**config, "optim": {"lr": 2, "b": 2}})
     assert config_hash(config) != config_hash({**config, "name": "b"})
     assert run_id(moved) == f"a-{config_hash(moved)[:8]}-s7"

@@ -3,6 +3,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -21,8 +22,8 @@ from opd.records import (
 
 STATUS = Status("running", 3, 10, None, now(), now(), "node", None, 1)
 SAMPLES = [
-    Sample("aime24", "1", 0, True, "204", "204", 512, False),
-    Sample("aime24", "1", 1, False, "204", None, 8192, True),
+    Sample("aime24", "1", 0, True, 1.0, "204", "204", 512, False),
+    Sample("aime24", "1", 1, False, 0.25, "204", None, 8192, True),
 ]
 
 
@@ -81,6 +82,35 @@ def test_sample_without_a_field_is_named(run):
     write_whole(run.samples_file(5), json.dumps(line) + "\n")
     with pytest.raises(RecordError, match=r"step_000005\.jsonl: a line has no 'sample'"):
         run.samples(5)
+
+
+def test_a_record_from_before_there_were_scores_is_read(run):
+    lines = [{key: value for key, value in vars(sample).items() if key != "score"} for sample in SAMPLES]
+    write_whole(run.samples_file(5), "".join(json.dumps(line) + "\n" for line in lines))
+    assert [sample.score for sample in run.samples(5)] == [1.0, 0.0]
+
+
+@pytest.mark.parametrize("score", ["NaN", "1.5", "-0.1", "null", '"1"', "true", "1e999", "1" * 400, "[]"])
+def test_a_score_that_is_none_is_named(run, score):
+    line = json.dumps(vars(SAMPLES[0])).replace('"score": 1.0', f'"score": {score}')
+    write_whole(run.samples_file(5), line + "\n")
+    with pytest.raises(RecordError, match=r"step_000005\.jsonl: score is .*, not a number from 0 to 1"):
+        run.samples(5)
+
+
+@pytest.mark.parametrize("score", [1.01, -0.01, math.nan])
+def test_no_grader_gives_a_score_beyond_right_and_wrong(score):
+    with pytest.raises(ValueError, match=f"score is {score}, not a number from 0 to 1"):
+        replace(SAMPLES[0], score=score)
+
+
+def test_a_number_of_too_many_digits_is_a_bad_line_as_any_other(run):
+    write_whole(run.metrics_file, '{"step": 1}\n{"step": ' + "1" * 5000 + "}\n")
+    with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2: "):
+        run.metrics()
+    write_whole(run.status_file, '{"step": ' + "1" * 5000 + "}")
+    with pytest.raises(RecordError, match=r"status\.json: Exceeds the limit"):
+        run.status()
 
 
 def test_evaluations_are_in_order_of_steps_and_foreign_files_are_no_evaluations(run):

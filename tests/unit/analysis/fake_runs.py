@@ -117,6 +117,7 @@ def samples(step: int, fake: Fake, rng: np.random.Generator) -> list[Sample]:
                         problem_id=f"{benchmark}-{problem:04d}",
                         sample=sample,
                         correct=is_right,
+                        score=float(is_right),
                         answer=right,
                         prediction=right if is_right else wrong,
                         num_tokens=length,

@@ -14,6 +14,7 @@ from analysis.load import Records, load
 from analysis.report import build, main, parse
 from benchmarks.damage import EVERY, MARKED, damage_files
 from opd.records import RecordError, find_runs, read_json, read_lines
+from opd.texts import pack
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 FRAMES = ("runs", "training", "scores", "answers")
@@ -125,14 +126,17 @@ def test_copies_and_foreign_files_are_named_and_not_counted(sound, tmp_path):
     for name in ("step_000002 (1).jsonl", "step_0000002.jsonl", "notes.txt", ".hidden"):
         shutil.copy(evaluations / "step_000002.jsonl", evaluations / name)
     shutil.copy(evaluations / "step_000002.jsonl", evaluations / f"step_{10**40}.jsonl")
+    for name in ("step_000002.text.jsonl.gz", "step_000002.text.jsonl.gz.old"):
+        (evaluations / name).write_bytes(pack("aime24", "1", ["what was said"]))
     before, after = load(sound), load(root)
     assert {(run, what) for run, what, _ in after.damage} >= {
         ("other-0", "evaluate/step_000002 (1).jsonl"),
         ("other-0", "evaluate/step_0000002.jsonl"),
         ("other-0", "evaluate/notes.txt"),
+        ("other-0", "evaluate/step_000002.text.jsonl.gz.old"),
         ("other-0", f"its evaluation at step {10**40}"),
     }
-    assert not any("hidden" in what for _, what, _ in after.damage)
+    assert not any("hidden" in what or what.endswith(".gz") for _, what, _ in after.damage)
     copies = {run for run, what, reason in after.damage if reason.endswith("which is counted")}
     assert copies in ({"a copy"}, {"other-1"})
     for run in set(before.runs["run"]) - {"other-0", "other-1"}:

@@ -13,7 +13,10 @@ from opd.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
 
 def sample(number: int, correct: bool, *, problem: str = "1", benchmark: str = "aime24", **more) -> Sample:
     return replace(
-        Sample(benchmark, problem, number, correct, "204", "204" if correct else "7", 100 + number, False), **more
+        Sample(
+            benchmark, problem, number, correct, float(correct), "204", "204" if correct else "7", 100 + number, False
+        ),
+        **more,
     )
 
 
