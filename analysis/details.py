@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from analysis.differences import flat
 from analysis.rollouts import Rollouts, read_rollouts
 from analysis.text import printable
 from opd.records import RecordError, RunDir
@@ -40,14 +41,6 @@ def read_details(
         damage += [(path, f"its rollouts at step {step}", reason) for step, reason in torn]
         found[arm] = Details(flat(run.config()), _ranks(run), rollouts)
     return found, damage
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested config as dotted key → value."""
-    found: dict[str, Any] = {}
-    for key, value in config.items():
-        found |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
-    return found
 
 
 def _ranks(run: RunDir) -> int:

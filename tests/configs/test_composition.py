@@ -4,6 +4,7 @@ OPD_UPDATE_GOLDEN=1 rewrites them; the difference then stands in the commit for 
 """
 
 import functools
+import json
 import os
 from pathlib import Path
 
@@ -11,11 +12,12 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
+from analysis.differences import flat
 from opd import check, cli, identity, records
 from opd.config import RunConfig
 from opd.errors import UserError
+from tests.goldens import goldens, write_goldens
 
-GOLDEN = Path(__file__).parents[1] / "golden" / "configs"
 EXPERIMENTS = sorted(file.stem for file in (cli.CONF / "experiment").glob("*.yaml"))
 SCALES = {
     "tiny": [],
@@ -137,22 +139,34 @@ def composed(*overrides: str) -> RunConfig:
         return check.prepare(cli.resolved(compose("config", overrides=list(overrides))))
 
 
-def flat(node: object, prefix: str = "") -> dict[str, object]:
-    if not isinstance(node, dict) or not node:
-        return {prefix.removesuffix("."): node}
-    return {key: value for name, inner in node.items() for key, value in flat(inner, f"{prefix}{name}.").items()}
+def composed_at(scale: str, experiment: str) -> dict[str, object]:
+    """By dotted key."""
+    chosen = [] if experiment == "default" else [f"+experiment={experiment}"]
+    return flat(check.as_dict(composed(f"scale={scale}", *chosen, *SCALES[scale])))
+
+
+@functools.cache
+def rewrite(scale: str) -> None:
+    """All of a scale at once: what an experiment differs in from a new default is not what it differed in before."""
+    write_goldens(scale, {name: composed_at(scale, name) for name in ["default", *EXPERIMENTS]})
+
+
+def said(config: dict[str, object]) -> dict[str, str]:
+    """Each value as JSON, in which 1, 1.0 and true are three."""
+    return {key: json.dumps(value, sort_keys=True) for key, value in config.items()}
 
 
 @pytest.mark.parametrize("scale", SCALES)
 @pytest.mark.parametrize("experiment", ["default", *EXPERIMENTS])
 def test_every_experiment_composes_at_every_scale(experiment: str, scale: str):
-    chosen = [] if experiment == "default" else [f"+experiment={experiment}"]
-    config = flat(check.as_dict(composed(f"scale={scale}", *chosen, *SCALES[scale])))
-    file = GOLDEN / scale / f"{experiment}.yaml"
     if os.environ.get("OPD_UPDATE_GOLDEN"):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(yaml.safe_dump(config))
-    assert config == yaml.safe_load(file.read_text())
+        rewrite(scale)
+    assert said(composed_at(scale, experiment)) == said(goldens(scale)[experiment])
+
+
+@pytest.mark.parametrize("scale", SCALES)
+def test_no_value_is_committed_of_an_experiment_that_is_not_there(scale: str):
+    assert goldens(scale).keys() == {"default", *EXPERIMENTS}
 
 
 def test_the_default_is_table_1():

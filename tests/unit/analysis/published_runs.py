@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import yaml
 
+from analysis.differences import nested
+from tests.goldens import goldens
 from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_run
 
-GOLDEN = Path(__file__).parents[2] / "golden/configs/tiny"
 SCORES = {
     "mis": 0.8,
     "naive": 0.4,
@@ -26,22 +26,10 @@ SCORES = {
 BENCHMARKS = {"aime24": 8, "hmmt25": 6}
 
 
-def nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys → a config."""
-    config: dict[str, Any] = {}
-    for key, value in flat.items():
-        *folders, last = key.split(".")
-        place = config
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = value
-    return config
-
-
 def write_published(root: Path, *, seeds: int = 2) -> None:
     """Each arm of `SCORES` with its seeds, rollouts of the first one, and a teacher."""
     for name, score in SCORES.items():
-        config = nested(yaml.safe_load((GOLDEN / f"{name}.yaml").read_text()))
+        config = nested(goldens("tiny")[name])
         config = {key: value for key, value in config.items() if key not in ("name", "study", "seed", "num_steps")}
         for seed in range(seeds):
             final = score + 0.02 * seed

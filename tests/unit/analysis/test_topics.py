@@ -8,14 +8,14 @@ from analysis.figures.explorer import axes, shown
 from analysis.load import load
 from analysis.results import analyse
 from analysis.topics import TOPICS, belongs, changed, counted, members
+from tests.goldens import goldens
 from tests.unit.analysis.fake_runs import Fake, write_run
-from tests.unit.analysis.published_runs import GOLDEN
 
 SWEEPS = Path(__file__).parents[3] / "conf/sweep"
 
 
 def golden(name: str) -> dict:
-    return counted(yaml.safe_load((GOLDEN / f"{name}.yaml").read_text()))
+    return counted(goldens("tiny")[name])
 
 
 def published(sweep: str) -> list[str]:
