@@ -13,8 +13,10 @@ def exports(results: Results, *, alpha: float) -> dict[str, pd.DataFrame]:
     """Name → frame. Scores are in percent, differences in points, as in the tables."""
     labels = {arm.id: arm.label for arm in results.arms}
     return {
-        "scores_long": _percent(results.estimates).assign(label=results.estimates["arm"].map(labels)),
-        "differences_long": _percent(results.differences).assign(label=results.differences["arm"].map(labels)),
+        "scores_long": _known(_percent(results.estimates), results).assign(label=results.estimates["arm"].map(labels)),
+        "differences_long": _known(_percent(results.differences), results).assign(
+            label=results.differences["arm"].map(labels)
+        ),
         "runs_long": _percent(results.outcomes),
         "learning_curves": _learning_curves(results, alpha),
         "training": results.records.training,
@@ -27,6 +29,12 @@ def _percent(frame: pd.DataFrame) -> pd.DataFrame:
     factor = np.where(frame["score"].isin(SHARES), 100.0, 1.0)
     numbers = [column for column in ("value", "low", "high", "iqm") if column in frame]
     return frame.assign(**{column: frame[column].astype(float) * factor for column in numbers})
+
+
+def _known(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
+    """Without intervals over problems where those are not known one by one."""
+    wide = [column for column in ("low", "high", "p", "p_holm", "p_bh") if column in frame]
+    return frame.assign(**{column: frame[column].mask(frame["score"].isin(results.records.whole)) for column in wide})
 
 
 def _learning_curves(results: Results, alpha: float) -> pd.DataFrame:

@@ -43,6 +43,7 @@ class Records:
         details: arm → what it was set to and what its rollouts look like.
         damage: those rows of `excluded` that are there because a record is broken, missing, foreign or there twice,
             not because its run has not finished.
+        whole: those of `SCORES` that are known of an evaluation only, and that each of its problems has the mean of.
     """
 
     runs: pd.DataFrame
@@ -52,6 +53,7 @@ class Records:
     excluded: pd.DataFrame
     details: Mapping[str, Details] = field(default_factory=dict)
     damage: list[tuple[str, str, str]] = field(default_factory=list)
+    whole: tuple[str, ...] = ()
 
 
 def load(root: Path, *, cache: Cache | None = None) -> Records:

@@ -4,7 +4,8 @@ Reads every run directory under `runs` and writes report.html (one page, opens f
 tables/*.csv and *.tex (LaTeX, with booktabs) and figures/*.svg and *.png to `out`. Broken, unfinished and foreign runs
 are listed in them with the reason.
 
-  runs=DIR          the folder to read, as outputs or outputs/demo
+  runs=DIR          the folder to read, as outputs or outputs/demo; or a study's exports, as docs/results/tiny, which
+                    `python -m analysis.study` makes
   out=DIR           the folder to write to, made if it is not there
   baseline=default  the run that the others are compared with: a name, or name-confighash where several have the name
   ema=0.15          weight of the newest value in the moving averages of the curves: above 0, at most 1
@@ -27,10 +28,12 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from analysis.study import is_study
 from opd.errors import UserError
-from opd.records import find_runs, write_whole
+from opd.records import RecordError, find_runs, write_whole
 
 if TYPE_CHECKING:
+    from analysis.load import Records
     from analysis.results import Results
 
 
@@ -94,8 +97,10 @@ def write_report(arguments: Arguments) -> str:
     """Reads, analyses, writes; returns one sentence on what was written. Raises `UserError`."""
     if not arguments.runs.is_dir():
         raise UserError(f"runs={arguments.runs} is no folder; give one that holds run directories, as runs=outputs")
-    if not arguments.wandb and not find_runs(arguments.runs):
-        raise UserError(f"runs={arguments.runs} holds no run directory (one with a config.yaml or status.json)")
+    if not arguments.wandb and not is_study(arguments.runs) and not find_runs(arguments.runs):
+        raise UserError(
+            f"runs={arguments.runs} holds no run directory (one with a config.yaml or status.json) and no runs.parquet"
+        )
     made, what = build(arguments)
     write(arguments.out, made)
     return f"{arguments.out / 'report.html'}: {what}"
@@ -119,13 +124,25 @@ def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
     from analysis.results import analyse
     from analysis.wandb_export import read_export
 
-    records = load(arguments.runs, cache=Cache(arguments.runs) if arguments.cache else None)
+    if is_study(arguments.runs):
+        records = _exported(arguments.runs)
+    else:
+        records = load(arguments.runs, cache=Cache(arguments.runs) if arguments.cache else None)
     if arguments.strict and records.damage:
         raise UserError(_refusal(arguments.runs, records.damage))
     if arguments.wandb:
         records = with_followed(records, read_export(arguments.wandb))
     bootstrap = Bootstrap(count=arguments.bootstrap, seed=arguments.seed)
     return contents(analyse(records, baseline=arguments.baseline, bootstrap=bootstrap), arguments)
+
+
+def _exported(folder: Path) -> "Records":
+    from analysis.read_study import read_study
+
+    try:
+        return read_study(folder)
+    except RecordError as error:
+        raise UserError(f"runs={folder}: {error}; export the study anew, with python -m analysis.study") from error
 
 
 def contents(results: "Results", arguments: Arguments) -> tuple[dict[str, str | bytes], str]:

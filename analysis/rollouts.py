@@ -53,7 +53,11 @@ class Rollouts:
 def read_rollouts(run: RunDir, step: int) -> Rollouts:
     """The record of `step`; raises `RecordError` where it is not one."""
     file = run.rollouts_file(step)
-    data = read_json(file)
+    return parse_rollouts(read_json(file), step, str(file))
+
+
+def parse_rollouts(data: Mapping[str, Any], step: int, where: str) -> Rollouts:
+    """A record as it was read from `where`, which the `RecordError` names that is raised where it is none."""
     try:
         found = data["log_ratio"]
         counts = tuple(_count(value) for value in found["counts"])
@@ -70,7 +74,25 @@ def read_rollouts(run: RunDir, step: int) -> Rollouts:
             _count(found["above"]),
         )
     except (KeyError, TypeError, ValueError, OverflowError) as error:
-        raise RecordError(f"{file}: is no record of rollouts ({printable(str(error), limit=80)})") from error
+        raise RecordError(f"{where}: is no record of rollouts ({printable(str(error), limit=80)})") from error
+
+
+def as_record(rollouts: Rollouts) -> dict[str, Any]:
+    """The record of which `parse_rollouts` makes `rollouts`; of tokens left out it says how many."""
+    return {
+        "log_ratio": {name: getattr(rollouts, name) for name in ("low", "high", "counts", "below", "above")},
+        "responses": [
+            {
+                "problem": response.problem,
+                "tokens": [token.text for token in response.tokens],
+                "advantage": [token.advantage for token in response.tokens],
+                "log_ratio": [token.log_ratio for token in response.tokens],
+                "learned": [token.learned for token in response.tokens],
+                "left_out": response.left_out,
+            }
+            for response in rollouts.responses
+        ],
+    }
 
 
 def _response(data: Mapping[str, Any]) -> Response:
@@ -79,7 +101,8 @@ def _response(data: Mapping[str, Any]) -> Response:
         Token(_text(text), _number(advantage), _number(log_ratio), learned is True)
         for text, advantage, log_ratio, learned in zip(*(column[:TOKENS] for column in columns), strict=True)
     ]
-    return Response(printable(str(data["problem"]), limit=300), tuple(tokens), max(0, len(columns[0]) - TOKENS))
+    more = _count(data.get("left_out", 0))
+    return Response(printable(str(data["problem"]), limit=300), tuple(tokens), more + max(0, len(columns[0]) - TOKENS))
 
 
 def _text(text: Any) -> str:

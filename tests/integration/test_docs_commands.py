@@ -116,7 +116,7 @@ def could_run(module: str, arguments: list[str], folder: Path) -> None:
             composed.config(given)
     elif module == "sweeps.submit":
         submit.main([*(word for word in arguments if word != "--dry-run"), f"paths.outputs={folder}", "--dry-run"])
-    elif module == "analysis.report":
+    elif module in ("analysis.report", "analysis.study"):
         importlib.import_module(module).parse(arguments)
     else:
         known = importlib.import_module(module)

@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -141,3 +142,18 @@ def test_the_site_builds_strictly_and_asks_the_network_for_nothing(tmp_path: Pat
         assert not re.search(r"(@import|url\()\s*[\"']?(https?:)?//", sheet.read_text()), sheet.name
     methods = (tmp_path / "each-method.html").read_text()
     assert "<mfrac>" in methods and "arithmatex" not in methods
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("mkdocs") is None and not os.environ.get("CI"), reason="needs the docs extra (mkdocs)"
+)
+def test_a_made_file_that_a_page_names_is_a_link_in_the_site_where_it_is_there():
+    from mkdocs.structure.files import File, Files
+
+    from docs.made_links import on_page_content
+
+    files = Files([File(name, str(ROOT), "site", use_directory_urls=False) for name in ("a.md", "results/a/b.html")])
+    page = SimpleNamespace(file=files.get_file_from_path("a.md"))
+    given = "<code>results/a/b.html</code> <code>results/a/c.html</code>"
+    linked = '<a href="results/a/b.html"><code>results/a/b.html</code></a> <code>results/a/c.html</code>'
+    assert on_page_content(given, page=page, files=files) == linked

@@ -1,0 +1,276 @@
+import io
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from analysis import report, study
+from analysis.claims import verdicts
+from analysis.contrasts import Bootstrap
+from analysis.load import load
+from analysis.read_study import grades, read_study
+from analysis.results import analyse
+from analysis.study import CONFIGS, WHOLE, exported, published
+from opd.records import RecordError
+from opd.scores import best_at_k, best_at_k_resampled, mean_at_k
+from tests.unit.analysis.fake_runs import Fake, write_run
+
+ROOT = Path(__file__).parents[3]
+FAST = ["bootstrap=100", "figures=false", "cache=false"]
+
+
+@pytest.fixture(scope="module")
+def exports(published_runs, tmp_path_factory) -> Path:
+    """The exports of `published_runs`, to read only."""
+    out = tmp_path_factory.mktemp("exports")
+    assert study.main([f"runs={published_runs}", f"out={out}"]) == 0
+    return out
+
+
+def reports(runs: Path, out: Path, *more: str) -> tuple[dict, dict]:
+    study.write_study(runs, out)
+    made, again = (report.build(report.parse([f"runs={folder}", "out=x", *FAST, *more]))[0] for folder in (runs, out))
+    return made, again
+
+
+def cells(csv: str | bytes) -> pd.DataFrame:
+    return pd.read_csv(io.StringIO(str(csv)), dtype=object, keep_default_na=False)
+
+
+def is_close(one: str, other: str) -> bool:
+    """The same text, or numbers that 32 bits do not tell apart."""
+    try:
+        return one == other or float(one) == pytest.approx(float(other), rel=2e-6, abs=2e-6)
+    except ValueError:
+        return False
+
+
+@pytest.mark.parametrize("which", ["published_runs", "all_runs"])
+def test_the_report_of_exports_is_the_report_of_the_runs(which, request, tmp_path):
+    """Of broken and hostile runs too; but for the intervals of lengths, and numbers beyond 32 bits."""
+    made, again = reports(request.getfixturevalue(which), tmp_path, "baseline=mis" if "pub" in which else "seed=0")
+    assert made.keys() == again.keys()
+    assert made["report.md"] == again["report.md"]
+    for name in made.keys() - {"report.html", "report.md"}:
+        if not name.endswith(".csv"):
+            assert made[name] == again[name], name
+            continue
+        own, other = cells(made[name]), cells(again[name])
+        if name in ("tables/scores_long.csv", "tables/differences_long.csv"):
+            of_wholes = own["score"].isin(WHOLE)
+            lost = [column for column in ("low", "high", "p", "p_holm", "p_bh") if column in own]
+            assert of_wholes.any() and (other.loc[of_wholes, lost] == "").all(axis=None)
+            own.loc[of_wholes, lost] = ""
+        assert own.shape == other.shape and list(own) == list(other)
+        apart = [(a, b) for a, b in zip(own.to_numpy().flat, other.to_numpy().flat, strict=True) if not is_close(a, b)]
+        assert not apart, (name, apart[:3])
+
+
+def test_what_is_exported_is_what_was_read(all_runs, tmp_path):
+    records = load(all_runs)
+    study.write_study(all_runs, tmp_path)
+    found = read_study(tmp_path)
+    for name in ("runs", "answers", "excluded"):
+        pd.testing.assert_frame_equal(getattr(found, name), getattr(records, name), check_dtype=False)
+    keys = ["run", "step", "benchmark", "problem", "k", "mean", "best", "best_resampled", "maj"]
+    pd.testing.assert_frame_equal(found.scores[keys], records.scores[keys], check_dtype=False, rtol=0, atol=0)
+    assert found.damage == records.damage and records.damage
+    assert found.details.keys() == records.details.keys()
+    for arm, own in records.details.items():
+        assert found.details[arm].rollouts == own.rollouts and found.details[arm].ranks == own.ranks
+        assert found.details[arm].config == published(own.config)
+
+
+def test_exports_of_exports_are_the_same_bytes(exports):
+    assert exported(read_study(exports)) == {file.name: file.read_bytes() for file in exports.iterdir()}
+
+
+def test_where_things_are_is_not_exported(tmp_path):
+    config = {
+        "paths": {"outputs": "/secret/place"},
+        "teacher": {"server": {"urls": ["http://secret"]}, "models": ["a"]},
+    }
+    write_run(tmp_path / "runs", Fake(num_steps=2, every=2, benchmarks={"x": 3}, config=config))
+    study.write_study(tmp_path / "runs", tmp_path / "out")
+    for file in (tmp_path / "out").iterdir():
+        assert b"secret" not in file.read_bytes()
+    (details,) = read_study(tmp_path / "out").details.values()
+    assert details.config["teacher.models"] == ["a"]
+
+
+def test_strict_refuses_what_was_left_out_of_the_exports_too(all_runs, tmp_path, capsys):
+    study.write_study(all_runs, tmp_path)
+    assert report.main([f"runs={tmp_path}", f"out={tmp_path / 'x'}", *FAST, "strict=true"]) == 2
+    said = capsys.readouterr().err
+    assert report.main([f"runs={all_runs}", f"out={tmp_path / 'x'}", *FAST, "strict=true"]) == 2
+    assert said == capsys.readouterr().err.replace(str(all_runs), str(tmp_path))
+
+
+def test_a_number_that_32_bits_do_not_hold_is_kept(tmp_path):
+    run = write_run(tmp_path / "runs", Fake(num_steps=2, every=2, benchmarks={"x": 3}))
+    run.append_metrics({"step": 2, "grad_norm": 1e300, "evaluate/num_tokens": run.metrics()[2]["evaluate/num_tokens"]})
+    study.write_study(tmp_path / "runs", tmp_path / "out")
+    assert read_study(tmp_path / "out").training["grad_norm"].iloc[-1] == 1e300
+
+
+@pytest.mark.parametrize("k", [1, 3, 8, 16])
+def test_grades_of_a_count_are_those_of_the_answers(k: int):
+    for right in range(k + 1):
+        given = [True] * right + [False] * (k - right)
+        assert grades(right, k) == (mean_at_k(given), best_at_k(given), best_at_k_resampled(given))
+
+
+# ---- damaged ones
+
+
+def setting(column: str, value: object) -> Callable[[pd.DataFrame], pd.DataFrame]:
+    def change(frame: pd.DataFrame) -> pd.DataFrame:
+        frame = frame.astype({column: object})
+        frame.loc[frame.index[0], column] = value
+        return frame.convert_dtypes() if value is None else frame.infer_objects()
+
+    return change
+
+
+def twice(frame: pd.DataFrame) -> pd.DataFrame:
+    return pd.concat([frame, frame[:1]])
+
+
+DAMAGE: list[tuple[str, Callable[[pd.DataFrame], pd.DataFrame], str]] = [
+    ("runs", lambda frame: frame.drop(columns="state"), "runs.parquet: has no column state"),
+    ("runs", lambda frame: frame.assign(seed="0"), "runs.parquet: column seed is of type"),
+    ("runs", lambda frame: frame.assign(seed=0.5), "runs.parquet: column seed is of type double, not int"),
+    ("runs", setting("name", None), "runs.parquet: column name has no value in 1 rows"),
+    ("runs", setting("name", "<b>\u202e"), "runs.parquet: column name has .*no plain text"),
+    ("runs", setting("name", "other"), "runs.parquet: column name, row 0: is not the name that its arm has"),
+    ("runs", setting("state", "lost"), "runs.parquet: column state, row 0: is none of pending"),
+    ("runs", setting("step", -1), "runs.parquet: column step, num_steps, row 0: is less than 0"),
+    ("runs", setting("seed", 2**60), r"runs.parquet: column seed, row 0: is beyond 2\^53"),
+    ("runs", setting("arm", "mis-00000000"), "runs.parquet: column arm, row 0: has no config in configs.json"),
+    ("runs", setting("run", "elsewhere"), "training.parquet: column run, row 0: is no run of runs.parquet"),
+    ("runs", twice, r"runs.parquet: column run, row \d+: is there twice"),
+    ("runs", lambda frame: frame.assign(num_steps=99), "runs.parquet: column counted, row 0: is true of a run"),
+    ("training", setting("grad_norm", np.inf), "training.parquet: column grad_norm, row 0: is no finite number"),
+    ("training", twice, r"training.parquet: column run, step, row \d+: is there twice"),
+    ("scores", setting("mean", 0.3), "scores.parquet: column mean, row 0: is no share of k answers"),
+    ("scores", setting("mean", 2.0), "scores.parquet: column mean, row 0: is no share of k answers"),
+    ("scores", setting("mean", np.nan), "scores.parquet: column mean has no value in 1 rows"),
+    ("scores", setting("mean", np.inf), "scores.parquet: column mean, row 0: is no finite number"),
+    ("scores", setting("maj", 0.5), "scores.parquet: column maj, row 0: is neither 0 nor 1"),
+    ("scores", setting("k", 0), "scores.parquet: column k, row 0: is less than 1"),
+    ("scores", setting("step", -1), "scores.parquet: column step, row 0: is less than 0"),
+    ("scores", setting("benchmark", "average"), "scores.parquet: column benchmark, row 0: is average"),
+    ("scores", twice, r"scores.parquet: column run, step, benchmark, problem, row \d+: is there twice"),
+    ("evaluations", lambda frame: frame[1:], "scores.parquet: column run, step, benchmark, row 0: has no row in"),
+    ("evaluations", setting("truncated", 1.5), "evaluations.parquet: column truncated, row 0: is no share"),
+    ("evaluations", setting("length", -1.0), "evaluations.parquet: column length, row 0: is less than 0"),
+    ("answers", lambda frame: frame.assign(correct=1), "answers.parquet: column correct is of type int64, not bool"),
+    ("rollouts", setting("record", "{"), "rollouts.parquet: column record, arm .*: is no JSON"),
+    ("rollouts", setting("record", "[" * 10**6), "rollouts.parquet: column record, arm .*: is no JSON"),
+    ("rollouts", setting("record", "{}"), "rollouts.parquet: column record, arm .*: is no record of rollouts"),
+    ("excluded", lambda frame: frame.drop(columns="reason"), "excluded.parquet: has no column reason"),
+]
+
+
+@pytest.mark.parametrize(("table", "change", "wrong"), DAMAGE, ids=[wrong[:60] for *_, wrong in DAMAGE])
+def test_a_damaged_table_is_named_with_its_column(exports, tmp_path, table, change, wrong):
+    for file in exports.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    changed = change(pd.read_parquet(exports / f"{table}.parquet"))
+    pq.write_table(pa.Table.from_pandas(changed, preserve_index=False), tmp_path / f"{table}.parquet")
+    with pytest.raises(RecordError, match=rf"^{wrong}"):
+        read_study(tmp_path)
+
+
+def configs(change: Callable[[dict], object]) -> Callable[[bytes], bytes]:
+    def changed(content: bytes) -> bytes:
+        found = json.loads(content)
+        change(found)
+        return json.dumps(found).encode()
+
+    return changed
+
+
+def first(found: dict) -> dict:
+    return found["arms"][min(arm for arm in found["arms"] if arm.startswith("mis"))]
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "wrong"),
+    [
+        (
+            CONFIGS,
+            configs(lambda found: found["shared"].update(gamma=0.5)),
+            "configs.json: the config of .* has the hash",
+        ),
+        (CONFIGS, configs(lambda found: first(found).update(ranks=0)), "configs.json: ranks of mis-.* are no number"),
+        (
+            CONFIGS,
+            configs(lambda found: first(found).update(more=1)),
+            "configs.json: is not as analysis.study writes it",
+        ),
+        (CONFIGS, configs(lambda found: found.pop("shared")), "configs.json: is not as analysis.study writes it"),
+        (CONFIGS, lambda content: content[:-9], "configs.json: "),
+        (CONFIGS, None, "configs.json: No such file"),
+        ("scores.parquet", None, "scores.parquet: No such file"),
+        ("scores.parquet", lambda content: content[:-9], "scores.parquet: is no Parquet file that can be read"),
+        ("scores.parquet", lambda content: b"", "scores.parquet: is no Parquet file that can be read"),
+        (
+            "scores.parquet",
+            lambda content: content[: len(content) // 4] + b"\xff" * 64 + content[len(content) // 4 + 64 :],
+            "scores.parquet: ",
+        ),
+    ],
+)
+def test_a_damaged_or_missing_file_ends_the_report_in_a_sentence(exports, tmp_path, capsys, name, change, wrong):
+    for file in exports.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    if change:
+        (tmp_path / name).write_bytes(change((tmp_path / name).read_bytes()))
+    else:
+        (tmp_path / name).unlink()
+    assert report.main([f"runs={tmp_path}", f"out={tmp_path / 'report'}", *FAST]) == 2
+    said = capsys.readouterr()
+    assert re.match(rf"runs={re.escape(str(tmp_path))}: {wrong}", said.err) and said.err.count("\n") == 1
+    assert said.out == "" and not (tmp_path / "report").exists()
+
+
+def test_more_rows_than_a_study_has_are_not_unpacked(exports, tmp_path, monkeypatch):
+    monkeypatch.setattr("analysis.read_study.MOST_ROWS", 100)
+    with pytest.raises(RecordError, match=r"scores.parquet: is too large|training.parquet: is too large"):
+        read_study(exports)
+
+
+@pytest.mark.parametrize("arguments", [[], ["runs=x"], ["runs=x", "out="], ["runs=x", "out=y", "z=1"], ["x", "y"]])
+def test_arguments_are_two_folders(arguments, capsys):
+    assert study.main(arguments) == 2
+    assert "give two folders, as runs=outputs/main out=exports/main" in capsys.readouterr().err
+
+
+def test_a_folder_without_runs_is_said(tmp_path, capsys):
+    assert study.main([f"runs={tmp_path}", f"out={tmp_path}"]) == 2
+    assert "holds no run directory" in capsys.readouterr().err
+
+
+# ---- the committed study
+
+
+def test_the_page_of_results_says_what_the_committed_exports_come_to():
+    """Claim by claim: the verdict, and the difference with its interval."""
+    results = analyse(read_study(ROOT / "docs/results/tiny"), baseline="mis", bootstrap=Bootstrap(count=100, seed=0))
+    page = (ROOT / "docs/results.md").read_text()
+    rows = dict(re.findall(r"^\| (.+?) \| .+ \| \**([a-z ]+)\**(?: \(\d+ seeds would\))? \|$", page, re.M))
+    shown = dict(re.findall(r"^\| (.+?) \| .+ \| (\S+ \[.+\]|[–\w ]+) \| \**[a-z]", page, re.M))
+    del rows["claim"]  # the table's head
+    came_to = {one.says: one for one in verdicts(results) if one.verdict != "not run"}
+    assert rows == {says: one.verdict for says, one in came_to.items()} and len(rows) == 38
+    for says, one in came_to.items():
+        if one.value is not None:
+            numbers = [float(number.replace("−", "-")) for number in re.findall(r"[+−][\d.]+", shown[says])]
+            assert numbers == [round(number, 1) + 0.0 for number in (one.value, one.low, one.high)], says
