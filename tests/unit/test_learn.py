@@ -320,7 +320,8 @@ def test_a_student_that_is_its_own_teacher_has_no_loss_and_no_gradient(name: str
 @pytest.mark.parametrize("name", LEARNERS)
 def test_the_entropy_bonus_is_the_only_gradient_of_a_student_that_is_its_own_teacher(name: str, rollout: Rollout):
     world = World(0)
-    batch = world.batch(rollout, divergence.reverse_kl())
+    # What a filter leaves out keeps its entropy.
+    batch = world.batch(rollout, divergence.reverse_kl(), keep=rollout.mask & (rollout.tokens % 2 == 0))
     found, gradients = world.learn(world.learner(config(entropy_coef=0.1), LEARNERS[name]), batch)
     entropies = [-(log_p.exp() * log_p).sum() for log_p in distributions(world.student, rollout)]
     expected = -0.1 * torch.stack(entropies).sum() / rollout.mask.sum()
@@ -522,6 +523,30 @@ def test_parts_hold_each_response_once_with_its_own_hidden_states(rollout: Rollo
         alone = world.teachers.score(part.rollout, range(2)).hidden
         for index in range(2):
             torch.testing.assert_close(part.teachers.hidden[index], alone[index], rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("aggregation", "expected"), [("token_mean", [3, 3, 2]), ("sequence_mean", [4, 2, 2])])
+def test_a_part_is_divided_by_what_is_counted_in_it(aggregation: loss.Aggregation, expected: list[int]):
+    """Two responses of two tokens and of one, then one of which all counts and one of which nothing does."""
+    rollout = rollout_of([[2]] * 4, [[4, 5], [6], [7, 8, 9], [10, 11]])
+    count = rollout.mask & (rollout.tokens < 9)
+    plain = torch.zeros(rollout.mask.shape)
+    batch = Batch(
+        own=rollout,
+        rollout=rollout,
+        student=TokenScores(plain, plain),
+        teachers=TeacherScores(plain[None], plain[None], {}),
+        mixture=SINGLE,
+        divergence=divergence.reverse_kl().at(rollout.mask, plain),
+        weight=plain,
+        keep=count & (rollout.tokens != 8),
+        count=count,
+        anchor_logp=None,
+        reward=None,
+    )
+    parts = batch.parts(2, ALONE, partial(loss.divisor, aggregation=aggregation))
+    found = [part.num_tokens[row, 0] for part in parts for row in range(2) if part.num_tokens is not None]
+    assert found[:3] == expected
 
 
 @pytest.mark.parametrize("name", ["full", "topk"])

@@ -11,6 +11,7 @@ import yaml
 from analysis.claims import Verdict, verdicts
 from analysis.contrasts import Bootstrap
 from analysis.decisions import KINDS
+from analysis.evidence import gather
 from analysis.outcomes import MEASURES
 from analysis.published import Claim, Published, published
 from analysis.results import Results, analyse
@@ -229,6 +230,31 @@ def test_more_seeds_are_asked_for_at_the_published_difference_and_would_settle_i
     assert f"{verdict.seeds_needed - 3} more, would settle the published difference" in verdict.note
     enough = results({"mis": 0.5, "a": 0.53}, spread=0.03, seeds=verdict.seeds_needed)
     assert judged(enough, claim("effect", effect=3.0))[0].verdict == "reproduced"
+
+
+def test_any_of_several_differences_may_be_the_one_that_fails_and_all_must_hold():
+    """What contradicts a claim of two differences has half of its α; what reproduces it has all of it."""
+    best = claim("argmax", arms=("mis",), baseline=("a", "b"))
+    fails, holds = results({"mis": 0.5, "a": 0.4, "b": 0.6}), results({"mis": 0.5, "a": 0.3, "b": 0.4})
+    for found, word, level, divided in ((fails, "contradicted", "97.5 %", 2), (holds, "reproduced", "95 %", 1)):
+        (verdict,) = judged(found, best)
+        assert verdict.verdict == word and f"The {level} interval of mis − b " in verdict.note
+        (_, one) = gather(best, found, replace(published(), claims=(best,))).found
+        assert one.statement.baseline == "b"
+        ends = 100 * one.estimate.interval(1 - published().settings.error / divided)[:, 0]
+        assert (verdict.low, verdict.high) == pytest.approx(tuple(ends))
+
+
+def test_seeds_that_differ_are_two_sides_and_equal_ones_are_paired():
+    rng, one = np.random.default_rng(0), claim("effect", effect=3.0)
+    means = {
+        (name, seed, 1, "x"): 0.5 + rng.normal(0, 0.03) + rng.normal(0, 0.1, 200)
+        for name, seeds in {"mis": range(3), "a": range(3), "b": range(5, 8)}.items()
+        for seed in seeds
+    }
+    found = analyse(records(means), baseline="mis", bootstrap=BOOTSTRAP)
+    both = [gather(replace(one, arms=(arm,)), found, published()).found[0] for arm in ("a", "b")]
+    assert [(each.sides, each.seeds) for each in both] == [(1, 3), (2, 3)]
 
 
 def test_verdicts_do_not_depend_on_the_order_of_runs():

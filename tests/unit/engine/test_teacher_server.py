@@ -200,6 +200,21 @@ def test_a_fault_that_lasts_is_said_at_once(fault: str, rollout: Rollout, serve:
     assert "\n" not in str(refused.value) and time.monotonic() - began < PATIENCE
 
 
+def test_a_server_that_names_fewer_tokens_than_it_is_asked_for_is_refused(serve: Callable[..., TinyServer]):
+    """Of four it names three, where one of them is the sequence's own: nothing else tells that one is missing."""
+    token = int(model()(torch.tensor([[5]])).logits[0, 0].argmax())
+
+    def fewer(choices: list[dict[str, Any]]) -> None:
+        named = choices[0]["prompt_logprobs"][-1]
+        assert len(named) == 4 and str(token) in named
+        named.pop(next(name for name in named if name != str(token)))
+
+    server = serve()
+    server.faults = [changed(fewer)]
+    with pytest.raises(UserError, match="does not answer with prompt_logprobs of the 1 sequences"):
+        score(rollout_of([[5]], [[token]]), on(server.url, likeliest=4))
+
+
 @pytest.mark.parametrize("fault", [None, hang, status(500)])
 def test_it_is_given_up_within_the_patience_in_one_sentence(fault, rollout: Rollout, serve: Callable[..., TinyServer]):
     server = serve()

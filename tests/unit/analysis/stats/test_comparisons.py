@@ -76,6 +76,25 @@ def test_more_seeds_are_needed_for_less_surer_and_stricter():
     assert needed(-0.03) == usual and needed(0.03, sides=2) <= usual
 
 
+def seeds_by_definition(difference: float, sides: int) -> int:
+    """The design of `needed`, whose three seeds are paired (one side) or drawn by each side for itself."""
+    for seeds in range(2, 1000):
+        along, across = (0.02**2 / 3 + 0.1**2 / 300) * 3 / seeds, 0.05**2 / 100
+        of_seeds, of_problems = scipy.stats.t(sides * (seeds - 1)), scipy.stats.t(99)
+        share = along / (along + across)
+        reach = sum(share * of_seeds.ppf(p) + (1 - share) * of_problems.ppf(p) for p in (0.975, 0.8))
+        if difference >= reach * (along + across) ** 0.5:
+            return seeds
+    raise AssertionError
+
+
+@pytest.mark.parametrize("difference", [0.025, 0.03, 0.04, 0.06])
+def test_t_has_a_degree_of_freedom_fewer_than_seeds_for_each_side(difference: float):
+    paired, apart = (seeds_by_definition(difference, sides) for sides in (1, 2))
+    assert paired > apart
+    assert needed(difference) == paired and needed(difference, sides=2) == apart
+
+
 def test_no_number_of_seeds_makes_up_for_few_problems_or_finds_nothing():
     assert needed(0.01) is None  # 100 problems leave an error of 0.005
     assert needed(0.0) is None
