@@ -277,6 +277,5 @@ def _ended(seen: Seen, state: str, said: str) -> None:
 def _last_metrics(glances: Glances, seen: Seen, status: Status) -> None:
     seen.metrics = glances.metrics(seen.run, status)
     if seen.live and seen.num_steps:
-        last = glances.last(seen.run)
-        seconds = sum(value for key, value in last.items() if key.startswith("time/") and value is not None)
+        seconds = glances.last(seen.run).get("time/step")
         seen.left = seconds * (seen.num_steps - seen.step) if seconds else None

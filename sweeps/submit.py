@@ -20,6 +20,7 @@ FLAGS = {
     "--dry-run": "shows the plan and submits nothing",
     "--new-code": "lets a study that was begun with other code go on with this one",
 }
+_SPENT = ("time/step", "time/evaluate")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -77,7 +78,8 @@ def estimate(planned: Plan, to_do: Sequence[Planned], seen: dict[str, state.Seen
     for run in planned.runs:
         now = seen[run.id]
         if now.num_steps and (lines := _metrics(planned.study / run.id)):
-            steps = [sum(v or 0.0 for k, v in line.items() if k.startswith("time/")) for line in lines if line["step"]]
+            # The stages of a step, and of an evaluation, are in these already.
+            steps = [sum(line.get(key) or 0.0 for key in _SPENT) for line in lines if line["step"]]
             known += [statistics.fmean(steps) * now.num_steps] if steps else []
         if len(known) == 8:
             break
