@@ -21,11 +21,11 @@ class MicroBatch:
     layout, in the same order.
     """
 
-    rows: Int[Tensor, " rows"]
+    rows: Int[Tensor, " taken"]  # as many as `inputs` has, but of an empty one none
     inputs: Int[Tensor, "rows length"]
     there: Bool[Tensor, "rows length"]
     predicts: Bool[Tensor, "rows length"]
-    response: Bool[Tensor, "rows time"]
+    response: Bool[Tensor, "taken time"]
     tokens: Int[Tensor, " response_tokens"]
 
 
@@ -45,7 +45,7 @@ def micro_batches(
     while (start := starts[-1] + max(1, max_tokens // max(1, totals[starts[-1]])) if starts else 0) < len(totals):
         starts.append(start)
     missing = agreed(len(starts)) - len(starts)  # before the first one, in which the ranks already meet
-    for start, end in zip(starts, [*starts[1:], len(totals)], strict=True):
+    for start, end in zip(starts, [*starts, len(totals)][1:], strict=True):
         yield _join(rollout, order[start:end], prompt_length, length)
     for _ in range(missing):
         yield _empty(rollout)

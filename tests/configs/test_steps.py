@@ -1,10 +1,12 @@
 """What may not start because its prompts do not suffice is told from the config alone, where it can be."""
 
+from dataclasses import replace
+
 import pytest
 
 from opd.config import Arithmetic, Dataset, Mixture
 from opd.errors import UserError
-from opd.steps import most_prompts
+from opd.steps import most_prompts, steps
 from tests.integration.conftest import composed
 
 MADE = Arithmetic(kind="arithmetic", split="train", num=40, seed=0, mix={"addition": [1]})
@@ -46,3 +48,8 @@ def test_steps_that_the_prompts_do_not_give_are_refused_when_composed(given: str
         composed(given.split())
     assert str(refused.value) == said
     assert composed(["num_steps=150"]).num_steps == 150
+
+
+def test_a_batch_may_end_one_epoch_and_begin_the_next():
+    config = replace(composed([]), batch_size=4, num_steps=None)
+    assert [steps(replace(config, epochs=epochs), 10) for epochs in (1, 2, 3)] == [2, 5, 7]

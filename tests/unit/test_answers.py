@@ -8,10 +8,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from opd.answers import Answered, answer_benchmarks
+from opd.answers import Answered, answer_benchmarks, summarize
 from opd.batch import Prompt, Sampling
 from opd.data.tokenizer import build_tokenizer
-from tests.unit.engine.conftest import rollout_of
+from opd.engine.rollout import TransformersSampler
+from opd.records import Sample
+from tests.unit.engine.conftest import rollout_of, root, tiny_qwen3
 
 TOKENIZER = build_tokenizer()
 SAID = {"2": ["1+1=2#### 2", "#### 3", "22"], "7": ["#### 7", "", "3+4#### 7"]}
@@ -78,3 +80,40 @@ def test_the_first_texts_of_each_problem_are_kept(texts: int):
 
 def test_none_is_kept_where_none_is_wanted():
     assert [each.texts for each in answered(0)] == [b"", b"", b""]
+
+
+def test_each_answer_is_recorded_as_its_problems_next_sample():
+    tokenizer = build_tokenizer()
+    model = tiny_qwen3(len(tokenizer), dtype=torch.float32)
+    sampler = TransformersSampler(root(model), stop_ids=[1, 12], pad_id=0, dtype="float32", max_batch_tokens=400)
+    problems = [Prompt(f"p{at}", f"{at}+1=", str(at + 1), "addition", (11 + at, 22, 12, 21)) for at in range(3)]
+    sampling, key = Sampling(4, 6, 1.0, 1.0, 0), (5, 0, 1)
+    answered = answer_benchmarks(
+        sampler, {"one": problems, "two": problems[:1]}, sampling, tokenizer,
+        key=key, grading_timeout=5.0, texts=0, clock=lambda _: nullcontext(),
+    )  # fmt: skip
+    found = [sample for each in answered for sample in each.samples]
+    assert [(each.benchmark, each.problem_id, each.sample) for each in found] == [
+        *(("one", f"p{at}", sample) for at in range(3) for sample in range(4)),
+        *(("two", "p0", sample) for sample in range(4)),
+    ]
+    rollout = sampler.sample(problems, sampling, key=key)
+    assert [each.num_tokens for each in found[:12]] == rollout.mask.sum(1).tolist()
+    assert [each.truncated for each in found[:12]] == rollout.truncated.tolist()
+    assert {each.truncated for each in found[:12]} == {True, False}
+    assert [each.answer for each in found[:12]] == [str(at + 1) for at in range(3) for _ in range(4)]
+
+
+def test_benchmarks_count_alike_whatever_their_size():
+    def graded(benchmark: str, problem: str, right: list[bool], length: int) -> list[Sample]:
+        return [
+            Sample(benchmark, problem, at, each, float(each), "1", "1", length, False) for at, each in enumerate(right)
+        ]
+
+    small = graded("small", "a", [True, True], 10)
+    large = [each for problem in "abc" for each in graded("large", problem, [problem == "a", False], 40)]
+    scores = summarize([*large, *small])
+    assert scores["evaluate/small/mean@2"] == 1 and scores["evaluate/large/mean@2"] == pytest.approx(1 / 6)
+    assert scores["evaluate/mean@2"] == pytest.approx((1 + 1 / 6) / 2)
+    assert scores["evaluate/best@2"] == pytest.approx((1 + 1 / 3) / 2)
+    assert scores["evaluate/num_tokens"] == (10 + 40) / 2
