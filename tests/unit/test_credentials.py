@@ -54,6 +54,14 @@ def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(name: 
         refuse_credentials({"name": "a correct horse in the middle"})
 
 
+def test_a_secret_of_eight_characters_is_one_and_a_shorter_value_a_word(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("DB_PASSWORD", "kestrels")
+    with pytest.raises(UserError, match=r"^name: holds the value of the environment variable DB_PASSWORD"):
+        refuse_credentials({"name": "of-kestrels"})
+    monkeypatch.setenv("DB_PASSWORD", "kestrel")
+    refuse_credentials({"name": "of-kestrels"})
+
+
 def test_ordinary_values_are_let_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("KEYBOARD", "ordinary value")
     monkeypatch.setenv("SHORT_KEY", "tiny")

@@ -1,4 +1,3 @@
-import inspect
 import os
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 import pytest
 
 import sweeps.cli
-from opd import check, cli, identity, parsing
+from opd import check, cli, identity, parsing, signatures
 from opd.config import RunConfig
 from opd.identity import as_first, as_today, config_hash, override_as_today, run_id
 from opd.recipe import Architecture, Recipe, model_path
@@ -230,9 +229,7 @@ def known_keys() -> set[str]:
 
 def knobs(group: str, target: str) -> Iterator[str]:
     yield from check.COMMON_KNOBS.get(group, {})
-    for name, parameter in inspect.signature(check.resolve(group, target)).parameters.items():
-        if parameter.kind is parameter.KEYWORD_ONLY and name not in check.BUILT_BY_THE_RUN:
-            yield name
+    yield from (knob for knob in signatures.knobs(target) if knob not in check.BUILT_BY_THE_RUN)
 
 
 def keys(kind: Any, prefix: str = "") -> Iterator[str]:

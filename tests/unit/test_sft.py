@@ -175,6 +175,16 @@ def test_a_loss_that_is_not_a_number_ends_the_training_with_what_to_change():
         train(model, tokenizer, made, quiet)
 
 
+def test_matrices_alone_decay():
+    """AdamW's decay is apart from its step: of one step it takes lr · decay of each weight, and of norms nothing."""
+    made = recipe(steps=1, warmup_steps=0, weight_decay=0.0, lr=0.01)
+    start = {name: value.clone() for name, value in build(made)[0].state_dict().items()}
+    plain, decayed = trained(made), trained(recipe(steps=1, warmup_steps=0, weight_decay=0.5, lr=0.01))
+    for name, weight in start.items():
+        share = 0.01 * 0.5 if weight.ndim > 1 else 0.0
+        torch.testing.assert_close(plain[name] - decayed[name], share * weight, rtol=0, atol=1e-6)
+
+
 # ---- determinism
 
 

@@ -142,6 +142,25 @@ def test_values_are_percentage_points_and_the_interval_holds_the_true_difference
     assert verdict.runs == tuple(f"{name}/{seed}" for name in ("a", "mis") for seed in range(5))
 
 
+def test_claims_of_one_sweep_are_corrected_for_each_other_and_for_no_others():
+    found, one = results({"mis": 0.5, "a": 0.5001}), claim("direction", expected="above")
+
+    def width(*beside: Claim) -> float:
+        verdict = judged(found, one, *beside)[0]
+        return verdict.high - verdict.low
+
+    assert width() == width(replace(one, id="d", sweep="another")) < width(replace(one, id="d"))
+
+
+def test_a_claim_has_the_seeds_of_the_side_that_has_fewest():
+    rng = np.random.default_rng(2)
+    levels = {("mis", 0): 0.4, **{("a", seed): 0.6 for seed in range(4)}}
+    made = {(name, seed, 1, "x"): level + rng.normal(0, 0.01, 100) for (name, seed), level in levels.items()}
+    found = analyse(records(made), baseline="mis", bootstrap=BOOTSTRAP)
+    (verdict,) = judged(found, claim("direction", expected="above"))
+    assert verdict.verdict == "not settled" and verdict.note.startswith("mis ran with one seed")
+
+
 def test_of_several_differences_the_one_that_decides_is_shown():
     best = claim("argmax", arms=("mis",), baseline=("a", "b"))
     (holds,) = judged(results({"mis": 0.5, "a": 0.3, "b": 0.4}), best)

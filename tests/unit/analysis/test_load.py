@@ -171,6 +171,12 @@ def test_finished_run_whose_last_step_was_not_evaluated_does_not_count(tmp_path)
     }
 
 
+def test_an_evaluation_due_at_the_step_where_a_run_ended_is_missed(tmp_path):
+    run = write_run(tmp_path, replace(SMALL, state="failed", step=4, num_steps=6), folder="run")
+    run.samples_file(4).unlink()
+    assert ("run", "its evaluation at step 4", "is missing") in left_out(load(tmp_path))
+
+
 def test_what_is_left_of_a_config_is_not_the_runs(tmp_path):
     write_run(tmp_path, replace(SMALL, name="whole"))
     run = write_run(tmp_path, SMALL, folder="run")
@@ -211,6 +217,14 @@ def test_of_duplicates_the_finished_one_counts_then_the_one_at_home(tmp_path):
     assert set(records.runs["run"]) == {f"demo/{home.path.name}", f"demo/{other_seed.path.name}"}
     reason = f"has the name, config and seed of demo/{home.path.name}, which is counted"
     assert left_out(records) == {("a-copy", "the run", reason), ("a-start", "the run", reason)}
+
+
+def test_of_unfinished_duplicates_the_one_that_came_furthest_counts(tmp_path):
+    for folder, step in (("a", 2), ("b", 3), ("c", 1)):
+        write_run(tmp_path, replace(SMALL, state="failed", step=step), folder=folder)
+    records = load(tmp_path)
+    assert records.runs["run"].tolist() == ["b"] and records.runs["step"].tolist() == [3]
+    assert ("a", "the run", "has the name, config and seed of b, which is counted") in left_out(records)
 
 
 def test_same_name_with_another_config_is_no_duplicate(tmp_path):

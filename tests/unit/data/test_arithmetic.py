@@ -188,3 +188,10 @@ def test_slips_come_as_often_as_asked():
     rng = random.Random(0)
     forgotten = sum(careless_solution("47+85=", slip=0.3, rng=rng).endswith(" 122") for _ in range(4000))
     assert abs(forgotten / 4000 - 0.3) < 0.03  # four standard errors
+
+
+@pytest.mark.parametrize(("digits", "numbers"), [(1, range(10)), (2, range(10, 100))])
+def test_an_operand_is_any_number_of_so_many_digits(digits: int, numbers: range):
+    rng = random.Random(0)
+    drawn = (draw(rng, split="train", domain="multiplication", difficulty=digits) for _ in range(3000))
+    assert {int(each.problem.partition("*")[0]) for each in drawn} == set(numbers)

@@ -106,6 +106,7 @@ def test_problem_without_an_id_gets_one_from_its_place(tmp_path):
     [
         ("6*2=<<6*2=12>>12\n#### 12", "12"),
         ("#### 1,234", "1234"),
+        ("not #### 7 but\n#### 8", "8"),
         (" 7 ", "7"),
         (7, "7"),
         (2.5, "2.5"),

@@ -16,9 +16,11 @@ from opd.engine import shapes
 from opd.engine.int8 import hold_in_int8
 from opd.engine.memory_plan import Machine, Models, Plan, largest_pass, plan, remedies
 from opd.engine.optim import Optimizer
+from opd.engine.policy import Scorer
 from opd.engine.shapes import published, saved, shape
 from opd.ready import bound_ensemble
 from tests.integration.conftest import composed
+from tests.unit.engine.conftest import ALONE, rollout_of, root
 from tests.unit.engine.families import build
 
 GIB = 2**30
@@ -81,6 +83,17 @@ def test_teachers_in_8_bits_are_planned_to_the_byte(family: str):
     hold_in_int8(model)
     held = [*model.parameters(), *(buffer for name, buffer in model.named_buffers() if "inv_freq" not in name)]
     assert found["teachers' weights"] == sum(tensor.nbytes for tensor in held) < whole
+
+
+def test_hidden_states_that_teachers_keep_are_planned_to_the_byte():
+    model = build("qwen3")
+    scorer = Scorer(root(model), ALONE, micro_batch_tokens=64, logit_chunk=8, temperature=1.0)
+    kept = scorer.empty_hidden(rollout_of([[2]] * 8, [[3] * 12] * 8)).nbytes  # 4 prompts, 2 responses of 12 tokens each
+    models = Models(model.config, [model.config, model.config], None, [(0,), (0, 1)])
+    config = composed([*SMALL, "support=full", "whitening=none"])
+    assert sizes(plan(config, models, Machine("cpu", 1, GIB), 8))["teachers' hidden states"] == 2 * kept
+    # Each of two ranks keeps those of its own prompts.
+    assert sizes(plan(config, models, Machine("cpu", 2, GIB), 8))["teachers' hidden states"] == kept
 
 
 def test_a_rank_holds_the_share_that_fsdp_gives_the_first():

@@ -3,7 +3,7 @@ import torch
 
 from opd.batch import Rollout
 from opd.engine.policy import Scorer
-from opd.engine.teacher import LocalTeachers
+from opd.engine.teacher import Held, LocalTeachers
 from opd.errors import UserError
 from tests.unit.engine.conftest import ALONE, root, tiny_qwen3
 
@@ -31,3 +31,12 @@ def test_a_teacher_that_gives_no_numbers_is_named(rollout: Rollout):
     broken.model.lm_head.weight.data[3] = torch.nan
     with pytest.raises(UserError, match=r"teacher\.models\.0: its log-probabilities are not finite"):
         LocalTeachers([lambda: broken]).score(rollout, [0])
+
+
+def test_what_leaves_is_released_once_and_what_stays_is_not():
+    left: list[str] = []
+    held = Held([lambda name=name: name for name in "abc"], left.append)
+    assert list(held.need([0, 1])) == [(0, "a"), (1, "b")] and left == []
+    assert list(held.need([1, 2])) == [(1, "b"), (2, "c")] and left == ["a"]
+    held.close()
+    assert sorted(left) == ["a", "b", "c"]

@@ -274,3 +274,12 @@ def test_order_of_the_vocabulary_does_not_matter(build, f, seed, order):
     logp, order = logits.detach().log_softmax(-1), list(order)
     found = build().exact(logp[:, order], reference_logp[:, order])
     torch.testing.assert_close(found, build().exact(logp, reference_logp), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", DIVERGENCES)
+def test_clamped_is_what_it_is_at_the_clamped_log_ratio(name: str):
+    build, _ = DIVERGENCES[name]
+    u = torch.linspace(-6, 6, 25, dtype=torch.float64)
+    held, found = u.clamp(-1.5, 1.5), build().clamped(1.5)
+    torch.testing.assert_close(found.value(u), build().value(held))
+    torch.testing.assert_close(found.advantage(u), build().advantage(held))

@@ -54,6 +54,19 @@ def test_low_precision_accumulates_in_float32():
     torch.testing.assert_close(found[1].double(), expected[1], rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("temperature", [0.5, 2.0])
+def test_low_precision_has_the_temperature_too(temperature):
+    hidden, head, tokens, grad_logp, grad_entropy = problem(9, torch.bfloat16)
+    knobs = {"temperature": temperature, "chunk_size": 4}
+    same = hidden.float(), head.float()
+    torch.testing.assert_close(token_scores(hidden, head, tokens, **knobs), token_scores(*same, tokens, **knobs))
+    for grads in ((grad_logp.float(), None), (grad_logp.float(), grad_entropy.float())):
+        found = backward_token_scores(hidden, head, tokens, *grads, **knobs)
+        expected = backward_token_scores(*same, tokens, *grads, **knobs)
+        torch.testing.assert_close(found[0].float(), expected[0], rtol=1e-2, atol=1e-2)
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
+
+
 def test_a_vocabulary_wider_than_one_part_of_the_head():
     generator = torch.Generator().manual_seed(4)
     hidden, head = torch.randn(3, 4, generator=generator), torch.randn(40_000, 4, generator=generator)

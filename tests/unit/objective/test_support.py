@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd.objective import divergence, support
+from opd.objective.vocabulary import partial_
 
 DIVERGENCES = [
     divergence.reverse_kl(),
@@ -123,3 +124,18 @@ def test_the_sampled_tail_needs_the_sampled_tokens():
         support.topk(k=2, of="teacher", tail="sampled").exact(
             divergence.reverse_kl(), logits.log_softmax(-1), reference
         )
+
+
+@pytest.mark.parametrize("of", ["teacher", "student", "union"])
+def test_a_clamped_token_that_both_have_among_their_likeliest_counts_once(of: str):
+    generator = torch.Generator().manual_seed(0)
+    student, reference = torch.randn(2, 20, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
+    chosen = support.topk(k=4, of=of, tail="bucket")  # pyright: ignore[reportArgumentType]
+    sets = {"student": student.topk(4).indices, "teacher": reference.topk(4).indices}
+    inside = torch.zeros(20, 9, dtype=torch.bool)
+    for ids in sets.values() if of == "union" else [sets[of]]:
+        inside.scatter_(-1, ids, True)
+    expected = (student.exp() * (inside & ((student - reference).abs() > 0.5))).sum(-1)
+    given = student.clone(), reference.clone(), divergence.reverse_kl(), chosen, None
+    found = partial_(*given, backward=False, clamp=0.5)
+    torch.testing.assert_close(found["clamped"], expected)

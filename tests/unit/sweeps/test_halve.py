@@ -105,6 +105,16 @@ def test_the_command_ends_all_seeds_of_an_arm_that_is_out_and_no_other(book: Led
     assert {one.state for one in state.look(book).runs if one.name == "c"} == {"cancelled"}
 
 
+def test_an_arm_waits_for_all_of_its_seeds_though_the_late_one_has_a_score_already(tmp_path: Path, capsys):
+    for seed in (0, 1):
+        run_of(tmp_path / "main" / f"a-01234567-s{seed}", 12, {5: 0.9, 10: 0.9})
+    run_of(tmp_path / "main" / "b-01234567-s0", 12, {5: 0.1, 10: 0.9})
+    run_of(tmp_path / "main" / "b-01234567-s1", 9, {5: 0.1})
+    given = ["study=main", f"paths.outputs={tmp_path}", "rungs=10", "metric=mean@8 last", "--dry-run"]
+    halve.main(given)
+    assert "would end 0 runs, 4 go on" in capsys.readouterr().out
+
+
 def local_cancelled(book: Ledger) -> set[str]:
     from sweeps import local
 

@@ -49,7 +49,7 @@ def test_other_code_that_a_study_keeps_is_not_run(tmp_path: Path, refused):
     assert "--as-submitted for the copy in" in said
 
 
-@pytest.mark.parametrize("change", ["edited", "added", "cached", "linked", "cache linked", "removed"])
+@pytest.mark.parametrize("change", ["edited", "renamed", "added", "cached", "linked", "cache linked", "removed"])
 def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_path: Path, refused):
     book = failed_study(tmp_path, snapshot.current().hash)
     folder = snapshot.take(snapshot.current(), book.folder / "code")
@@ -59,6 +59,8 @@ def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_pa
     assert snapshot.kept(folder) == folder and not cache.exists(), "sources alone are held against the hash"
     if change == "edited":
         loop.write_text(loop.read_text() + "\n")
+    elif change == "renamed":
+        loop.rename(loop.with_name("loop_.py"))
     elif change == "added":
         (folder / "sitecustomize.py").write_text("")
     elif change == "cached":
