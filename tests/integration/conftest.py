@@ -11,9 +11,11 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
 from opd import check, cli
 from opd.config import RunConfig
+from sweeps.compose import Composer, composer
 
 # Children are forked from a process that has imported all and run nothing, so that a run costs what it does alone.
 FORK = multiprocessing.get_context("forkserver")
@@ -75,8 +77,17 @@ def small_run(models: Path) -> list[str]:
     ]
 
 
+KEPT = Composer(ConfigLoaderImpl)  # each choice of groups is composed once a process
+
+
 def composed(overrides: list[str]) -> RunConfig:
     """The checked config of `python -m opd.train <overrides>`."""
+    with composer():
+        return KEPT.config(overrides)
+
+
+def composed_by_hydra(overrides: list[str]) -> RunConfig:
+    """The same by Hydra alone, as the command does it."""
     cli.register_resolvers()
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         return check.prepare(cli.resolved(compose("config", overrides=overrides)))

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from opd.errors import UserError
-from tests.integration.conftest import composed
+from tests.integration.conftest import composed, composed_by_hydra
 from tests.integration.pairs import BASE, CHOICES, DOMAINS, KNOBS, SEVERAL, World, is_clear, opened, settings
 
 METHODS = [choice for choice in CHOICES if choice not in KNOBS]
@@ -63,7 +63,7 @@ def test_what_needs_another_is_refused_without_it(bare: str, small_run: list[str
 def test_pairs_have_the_config_that_the_command_line_gives(choices: tuple[str, str], world: World):
     given = settings(*choices) | BASE
     overrides = [f"{key}={value.replace('ANCHOR', str(world.anchor))}" for key, value in given.items()]
-    assert world.config(given) == composed([*world.overrides, *overrides])
+    assert world.config(given) == composed_by_hydra([*world.overrides, *overrides])
 
 
 def test_a_student_that_is_its_own_anchor_and_teacher_learns_nothing_at_first(world: World):

@@ -9,7 +9,7 @@ from opd.errors import UserError
 from sweeps import grid
 from sweeps.compose import Composer, composer
 from sweeps.plan import plan
-from tests.integration.conftest import composed
+from tests.integration.conftest import composed_by_hydra
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,7 @@ def test_a_config_is_what_hydra_composes(overrides: list[str], compose: Composer
 
     held = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
-    assert ours == check.as_dict(composed(overrides))
+    assert ours == check.as_dict(composed_by_hydra(overrides))
     GlobalHydra.instance().initialize(held)
 
 

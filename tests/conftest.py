@@ -1,0 +1,22 @@
+"""The tests' time by room, the folder that they stand in, at the end of every run of several rooms."""
+
+from collections import defaultdict
+
+import pytest
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    seconds: dict[str, float] = defaultdict(float)
+    tests: dict[str, set[str]] = defaultdict(set)
+    reports = [each for found in terminalreporter.stats.values() for each in found]
+    for report in reports:
+        if isinstance(report, pytest.TestReport):  # of a setup, a test or a teardown, in whichever process it ran
+            room = report.nodeid.partition("::")[0].rpartition("/")[0]
+            seconds[room] += report.duration
+            tests[room].add(report.nodeid)
+    if len(seconds) > 1:
+        terminalreporter.section("seconds of each room, over all processes")
+        for room in sorted(seconds, key=lambda room: -seconds[room]):
+            terminalreporter.write_line(f"{seconds[room]:8.1f} s {len(tests[room]):6,} tests  {room}")
+        terminalreporter.write_line(f"{sum(seconds.values()):8.1f} s {sum(map(len, tests.values())):6,} tests")
