@@ -1,6 +1,7 @@
 """What a teacher's engine can and cannot give: the settings that it uses, and the rules of `opd.refusals` on it."""
 
 from dataclasses import asdict, replace
+from functools import cache
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -35,6 +36,7 @@ def with_own_settings(teacher: Teacher) -> Teacher:
     return replace(teacher, **{name: None for name in WITH_SETTINGS if name != teacher.engine})
 
 
+@cache
 def _usual(name: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / "teacher" / "base.yaml").read_text())[name]
 
