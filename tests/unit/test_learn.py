@@ -24,19 +24,17 @@ from opd.objective import divergence, loss, support
 from opd.objective.divergence import Divergence, Mixed, share_beyond
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
+from tests.covering import covering
 from tests.unit.engine.conftest import ALONE, rollout_of, root, tiny_qwen3
 
 VOCABULARY, TEMPERATURE = 13, 0.7
 SINGLE = Mixture(torch.ones(1, dtype=torch.float64), "probability")
 SHARES = torch.tensor([0.6, 0.4], dtype=torch.float64)
 MEAN = partial(loss.divisor, aggregation="token_mean")
+TAILS, OF = ("renormalize", "bucket", "sampled", "drop"), ("teacher", "student", "union")
 SUPPORTS = {
     "full": support.full(),
-    **{
-        f"{tail} {of}": support.topk(k=4, of=of, tail=tail)
-        for tail in ("renormalize", "bucket", "sampled", "drop")
-        for of in ("teacher", "student", "union")
-    },
+    **{f"{tail} {of}": support.topk(k=4, of=of, tail=tail) for tail in TAILS for of in OF},
 }
 # Every file of the group, as a run binds it.
 NAMES = sorted(file.stem for file in (CONF / "divergence").glob("*.yaml"))
@@ -304,7 +302,12 @@ def its_own_teacher() -> "tuple[World, Batch]":
 
 
 # A biased form has no exact form, and is refused one.
-OWN = [(name, where) for name in NAMES for where in (None, *SUPPORTS) if where is None or name not in BIASED]
+EXACT = [name for name in NAMES if name not in BIASED]
+OWN = [
+    *((name, None) for name in NAMES),
+    *((name, "full") for name in EXACT),
+    *((name, f"{tail} {of}") for name, tail, of in covering(EXACT, TAILS, OF)),
+]
 
 
 @pytest.mark.parametrize(("name", "where"), OWN)

@@ -68,7 +68,7 @@ def sampled_gradient(logits, reference_logp, d):
 
 
 @pytest.mark.parametrize(("build", "f"), ROWS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_exact_is_the_divergence_of_the_literature(build, f, seed):
     logits, reference_logp = distributions(seed)
     logp = logits.log_softmax(-1)
@@ -77,7 +77,7 @@ def test_exact_is_the_divergence_of_the_literature(build, f, seed):
 
 
 @pytest.mark.parametrize(("build", "f"), ROWS)
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(2))
 def test_sampled_advantage_integrates_to_the_gradient_of_the_exact_divergence(build, f, seed):
     logits, reference_logp = distributions(seed)
     exact = build().exact(logits.log_softmax(-1), reference_logp).sum()
@@ -128,7 +128,7 @@ def test_where_both_agree_nothing_is_learned_and_nothing_is_charged(build, f):
 
 
 @pytest.mark.parametrize(("build", "f"), ROWS)
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=10)
 @given(st.integers(0, 10_000), st.floats(0.1, 20.0))
 def test_divergence_is_never_negative_and_its_advantage_falls(build, f, seed, spread):
     logits, reference_logp = distributions(seed, spread=spread)

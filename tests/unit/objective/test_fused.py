@@ -7,6 +7,7 @@ import torch
 from opd.objective import divergence, fused, support
 from opd.objective.ensemble import advantage_mean, arithmetic, geometric, single, soft_switch
 from opd.objective.mixture import Mixture
+from tests.covering import covering
 
 VOCABULARY, WIDTH, TEACHER_WIDTHS = 29, 5, (4, 7, 6)
 DIVERGENCES = {
@@ -73,17 +74,13 @@ def compare(d, mixture, where, teachers, num=11, seed=0, temperature=1.0, chunk_
     torch.testing.assert_close(torch.autograd.grad(loss, [hidden, head]), expected, rtol=1e-9, atol=1e-10)
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
-@pytest.mark.parametrize("mixture", MIXTURES)
-@pytest.mark.parametrize("where", SUPPORTS)
-def test_fused_equals_naive_for_every_combination(name, mixture, where):
+@pytest.mark.parametrize(("name", "mixture", "where"), covering(DIVERGENCES, MIXTURES, SUPPORTS))
+def test_fused_equals_naive_for_every_combination_of_two(name, mixture, where):
     teachers, build = MIXTURES[mixture]
     compare(DIVERGENCES[name](), build(), SUPPORTS[where], teachers)
 
 
-@pytest.mark.parametrize("num", [1, 2, 13])
-@pytest.mark.parametrize("chunk_size", [1, 3, 13, 1000])
-@pytest.mark.parametrize("temperature", [1, 0.6])
+@pytest.mark.parametrize(("num", "chunk_size", "temperature"), covering([1, 2, 13], [1, 3, 13, 1000], [1, 0.6]))
 def test_any_size_any_chunk_any_temperature(num, chunk_size, temperature):
     for where in SUPPORTS.values():
         compare(divergence.jeffreys(), MIXTURES["single"][1](), where, 1, num, 3, temperature, chunk_size)
@@ -105,9 +102,7 @@ def test_no_tokens_at_all():
     assert (grads[1] == 0).all()
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
-@pytest.mark.parametrize("where", SUPPORTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "where", "dtype"), covering(DIVERGENCES, SUPPORTS, [torch.float32, torch.float64]))
 def test_student_equal_to_teacher_learns_exactly_nothing(name, where, dtype):
     hidden, head, *_, tokens = problem(9, dtype=dtype)
     loss, found = fused.exact(
@@ -232,9 +227,7 @@ def test_low_precision_accumulates_in_float32(name, where):
         assert (one.double() - other).norm() / other.norm() < 1e-2
 
 
-@pytest.mark.parametrize("name", DIVERGENCES)
-@pytest.mark.parametrize("where", SUPPORTS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("name", "where", "dtype"), covering(DIVERGENCES, SUPPORTS, [torch.float32, torch.float64]))
 def test_distributions_that_hardly_meet_give_no_nan(name, where, dtype):
     """Log-ratios to ±100 and beyond, where one side's probability is 0 in float32."""
     head = torch.eye(3, dtype=dtype)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from opd.objective import divergence, support
 from opd.objective.vocabulary import partial_
+from tests.covering import covering
 
 DIVERGENCES = [
     divergence.reverse_kl(),
@@ -30,9 +31,7 @@ def gradient(total, logits):
     return torch.autograd.grad(total.sum(), logits, retain_graph=True)[0]
 
 
-@pytest.mark.parametrize("d", DIVERGENCES)
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("of", OF)
+@pytest.mark.parametrize(("d", "tail", "of"), covering(DIVERGENCES, TAILS, OF))
 def test_the_whole_vocabulary_is_full(d, tail, of):
     logits, reference = distributions(0)
     logp = logits.log_softmax(-1)
@@ -92,9 +91,7 @@ def test_union_counts_a_token_once():
     assert overlap.tolist() == [0.5]
 
 
-@pytest.mark.parametrize("d", DIVERGENCES)
-@pytest.mark.parametrize("tail", TAILS)
-@pytest.mark.parametrize("of", OF)
+@pytest.mark.parametrize(("d", "tail", "of"), covering(DIVERGENCES, TAILS, OF))
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 200), k=st.integers(1, 6), token=st.integers(0, 6))
 def test_student_equal_to_teacher_learns_nothing(d, tail, of, seed, k, token):

@@ -7,6 +7,7 @@ from opd.objective.divergence import forward_kl, hellinger, reverse_kl
 from opd.objective.fused import measure
 from opd.objective.support import Support
 from opd.objective.table import Table
+from tests.covering import covering
 
 VOCAB, TOKENS, WIDTH = 23, 40, 6
 SAME = ("divergence", "student_logp", "reference_logp", "student_mass", "reference_mass", "overlap", "student_entropy")
@@ -25,10 +26,13 @@ def table(logp: torch.Tensor, tokens: torch.Tensor, k: int) -> Table:
     return Table(ids, logp.gather(-1, ids))
 
 
-@pytest.mark.parametrize("k", [1, 5, VOCAB])
-@pytest.mark.parametrize("tail", ["renormalize", "bucket", "sampled", "drop"])
-@pytest.mark.parametrize("divergence", [reverse_kl, forward_kl, hellinger])
-@pytest.mark.parametrize("clamp", [None, 0.5])
+TAILS = ["renormalize", "bucket", "sampled", "drop"]
+
+
+@pytest.mark.parametrize(
+    ("k", "tail", "divergence", "clamp"),
+    covering([1, 5, VOCAB], TAILS, [reverse_kl, forward_kl, hellinger], [None, 0.5]),
+)
 def test_it_is_the_divergence_and_gradient_of_whole_distributions(k: int, tail, divergence, clamp):
     hidden, head, theirs, their_head, tokens = world()
     logp = (theirs @ their_head.T).log_softmax(-1)
