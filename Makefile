@@ -51,7 +51,7 @@ demo: setup  ## distil a tiny student from a tiny teacher, and look at the repor
 
 test:  ## all tests, on the CPU
 	@$(MAKE) --no-print-directory setup EXTRAS=dev
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 
 lint:  ## formatter, linter, type checker, import contracts
 	@$(MAKE) --no-print-directory setup EXTRAS=dev
@@ -73,7 +73,7 @@ status: setup  ## the state of every run
 	$(PYTHON) -m sweeps.status paths.outputs=$(RUNS)
 
 # quick: does every published arm run, end to end? full: what held?
-REPRODUCE_quick := sweep.seeds=[0] num_steps=3 batch_size=8 evaluate.sources.arithmetic.num=20
+REPRODUCE_quick := sweep.seeds=[0] num_steps=2 batch_size=8 evaluate.sources.arithmetic.num=10
 REPRODUCE_full := sweep.seeds=[0,1,2,3,4]
 # The same command goes on: what is finished is left alone, what is running is waited for.
 reproduce: setup  ## every published arm at scale=tiny, then the report; SETTING=quick, or full: five seeds, whole runs

@@ -127,18 +127,16 @@ def no_workers(monkeypatch):
 # ---- verdicts
 
 
-@pytest.fixture(scope="module")
-def case_grades() -> dict[str, Grade]:
-    kept = accepted()
-    grades = grade_many([case["prediction"] for case in kept], [case["gold"] for case in kept], timeout=20.0)
-    return {case["id"]: grade for case, grade in zip(kept, grades, strict=True)}
-
-
 @pytest.mark.skipif(not CI and not cases(), reason="needs grader_cases.jsonl of the shared data, which is not here")
-@pytest.mark.parametrize("case", accepted(), ids=lambda case: case["id"])
-def test_case_of_a_public_grader(case, case_grades):
-    grade = case_grades[case["id"]]
-    assert grade.correct == case["expected"], f"{case['prediction'][-200:]!r} against {case['gold'][-200:]!r}: {grade}"
+def test_cases_of_public_graders():
+    kept = accepted()
+    assert len(kept) > 250
+    grades = grade_many([case["prediction"] for case in kept], [case["gold"] for case in kept], timeout=20.0)
+    assert [
+        f"{case['id']}: {case['prediction'][-200:]!r} against {case['gold'][-200:]!r}: {grade}"
+        for case, grade in zip(kept, grades, strict=True)
+        if grade.correct != case["expected"]
+    ] == []
 
 
 @pytest.mark.skipif(not CI and not cases(), reason="needs grader_cases.jsonl of the shared data, which is not here")
@@ -210,7 +208,8 @@ def test_plain_numbers_are_compared_as_math_verify_does():
     ],
 )
 def test_grade(response, gold, grade):
-    assert grade_many([response], [gold], timeout=5.0) == [grade]
+    limit = 1.0 if grade.reason == "timeout" else 20.0
+    assert grade_many([response], [gold], timeout=limit) == [grade]
 
 
 # ---- the cheap path
