@@ -37,8 +37,19 @@ def run(config: RunConfig, kill_at: int | None, writes: "Synchronized[int] | Non
         writes.value = calls
 
 
-def train_command(place: Path, arguments: list[str]) -> None:
-    """`python -m opd.train` with these arguments in the folder `place`."""
-    os.chdir(place)
-    sys.argv[1:] = arguments
+def command(arguments: list[str], said: Path) -> None:
+    """`python -m opd.train ARGUMENTS` in the folder of `said`, which prints into said.out and said.err."""
+    os.chdir(said.parent)
+    for stream, suffix in ((1, ".out"), (2, ".err")):
+        os.dup2(os.open(said.with_suffix(suffix), os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
+    sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
+    sys.argv = ["opd.train", *arguments]
     cli.main(_main, recorded.arguments)
+
+
+def rank(number: int, size: int, port: int, arguments: list[str], folder: Path) -> None:
+    """One rank of the command, as torchrun starts it; prints into rank_<number>.out and .err of the folder."""
+    os.environ.update(
+        RANK=str(number), WORLD_SIZE=str(size), LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
+    )
+    command(arguments, folder / f"rank_{number}")

@@ -1,11 +1,7 @@
 """A world small enough to run whole: random models of the tiny world's shape, a few steps, a few problems."""
 
-import multiprocessing
-import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from multiprocessing.forkserver import ensure_running as spawn_forkserver
 from pathlib import Path
 from typing import Any
 
@@ -17,19 +13,7 @@ from opd import check, cli
 from opd.config import RunConfig
 from sweeps.compose import Composer, composer
 
-# Children are forked from a process that has imported all and run nothing, so that a run costs what it does alone.
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.integration.child"])
 RANDOM_MODELS = ("student", "small", "medium", "large")
-
-
-@pytest.fixture(scope="session")
-def forkserver() -> Iterator[None]:
-    """Starts the server with this process's import path, which Python 3.11 does not hand on to what it preloads."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        spawn_forkserver()
-        yield
 
 
 @pytest.fixture(scope="session")

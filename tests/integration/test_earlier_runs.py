@@ -2,9 +2,7 @@
 their checkpoints and reports them.
 """
 
-import os
 import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,12 +14,17 @@ from opd.identity import run_id
 from opd.parsing import parse
 from opd.recipe import model_path
 from opd.records import RunDir
-from tests.integration.child import train_command
-from tests.integration.conftest import FORK
+from tests.forks import FORK, run_ranks, start_server
+from tests.integration import child
+from tests.integration.test_ranks import free_port
 from tests.runs import make
 
-pytestmark = pytest.mark.usefixtures("forkserver")
 CLOCK = ("time", "throughput/", "memory/")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def server():
+    start_server()
 
 
 @pytest.fixture
@@ -34,16 +37,13 @@ def place(tmp_path: Path) -> Path:
 def train(place: Path, name: str, *, ranks: int = 1) -> RunDir:
     """Repeats the run `name` in `place`; returns its directory."""
     arguments = [f"config={make.folder(name).config_file}"]
-    if ranks == 2:
-        command = [*make.command(name)[: make.command(name).index("opd.train") + 1], *arguments]
-        env = os.environ | {"OMP_NUM_THREADS": "1"}
-        done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr
+    if ranks == 1:
+        alone = FORK.Process(target=child.command, args=(arguments, place / "run"))
+        alone.start()
+        alone.join()
+        assert alone.exitcode == 0, (place / "run.err").read_text()
     else:
-        child = FORK.Process(target=train_command, args=(place, arguments))
-        child.start()
-        child.join()
-        assert child.exitcode == 0
+        run_ranks(child.rank, (ranks, free_port(), arguments, place), ranks)
     return RunDir(place / make.OUTPUTS / make.STUDY / make.folder(name).path.name)
 
 

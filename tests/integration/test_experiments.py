@@ -1,4 +1,7 @@
-"""Every experiment starts at scale tiny, and one step of it learns something."""
+"""Every experiment starts at scale tiny, and one step of it learns something.
+
+A step without its run: whole ones are those of `make reproduce`, which `.ci/run` makes of every published arm.
+"""
 
 import math
 from pathlib import Path
@@ -6,9 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from opd import cli
-from opd.train import run_dir, train
+from opd import assemble, cli, loop
+from opd.records import RunDir
 from tests.integration.conftest import composed
+from tests.unit.engine.conftest import ALONE
 
 EXPERIMENTS = sorted(file.stem for file in (cli.CONF / "experiment").glob("*.yaml"))
 
@@ -32,19 +36,12 @@ def test_one_step_of_an_experiment(
         [
             *small_run,
             f"+experiment={experiment}",
-            "num_steps=1",
-            "evaluate.every=0",
-            "evaluate.at_start=false",
-            "evaluate.k=1",
-            "evaluate.sources.arithmetic.num=1",
-            "checkpoint.every=0",
-            "checkpoint.keep=1",
+            "evaluate.benchmarks=[]",
             f"paths.outputs={tmp_path}",
             *SIZES.get(experiment, []),
         ]
     )
-    assert train(config).state == "finished"
-    (line,) = [line for line in run_dir(config).metrics() if line["step"] == 1]
+    line = loop.step(assemble.assemble(config, RunDir(tmp_path), ALONE), 1)
     assert math.isfinite(line["loss"])
     if experiment == "self_teacher":
         assert line["grad_norm"] == 0

@@ -1,32 +1,26 @@
 """A rank that is killed, hangs or fails ends the others with one sentence and a record, and its command goes on."""
 
-import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from multiprocessing.forkserver import ensure_running as spawn_forkserver
 from pathlib import Path
 
 import pytest
 
 from opd.config import RunConfig
 from opd.records import RunDir
+from tests.forks import FORK, start_server
 from tests.integration.conftest import composed
 from tests.integration.test_ranks import free_port
 
-FORK = multiprocessing.get_context("forkserver")
-FORK.set_forkserver_preload(["tests.integration.child"])
-
 
 @pytest.fixture(scope="module", autouse=True)
-def forkserver():
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PYTHONPATH", os.pathsep.join(path for path in sys.path if path))
-        spawn_forkserver()
-        yield
+def forkserver() -> None:
+    start_server()
 
 
 def work(rank: int, size: int, port: int, config: RunConfig, said: Path, fails: bool) -> None:
@@ -147,15 +141,23 @@ def test_a_rank_that_hears_of_it_last_knows_who_was_lost(monkeypatch: pytest.Mon
     assert calls[2].lost() == {1: None}
 
 
-@pytest.mark.parametrize("stopped", [0, 1])
-def test_a_hung_rank_is_named_when_its_time_is_over(stopped: int, endless: list[str], tmp_path: Path):
-    with World(tmp_path, [*endless, "compute.rank_timeout=15.0"]) as world:
-        world.wait_for_step(2)
-        os.kill(world.processes[stopped].pid, signal.SIGSTOP)
-        said = sentence(world.end_of(1 - stopped, within=120))
-        assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=15.0; " in said
-        status = world.folder.status()
-        assert status.state == "failed" and f"rank {stopped} of 2 left" in str(status.error)
+def test_a_hung_rank_is_named_when_its_time_is_over(endless: list[str], tmp_path: Path):
+    """Either of two, in runs that wait for it at the same time."""
+    with ExitStack() as both:
+        worlds = []
+        for stopped in (0, 1):
+            outputs = tmp_path / str(stopped)
+            outputs.mkdir()
+            given = [*endless, "compute.rank_timeout=15.0", f"paths.outputs={outputs}"]
+            worlds.append(both.enter_context(World(outputs, given)))
+        for stopped, world in enumerate(worlds):
+            world.wait_for_step(2)
+            os.kill(world.processes[stopped].pid, signal.SIGSTOP)
+        for stopped, world in enumerate(worlds):
+            said = sentence(world.end_of(1 - stopped, within=120))
+            assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=15.0; " in said
+            status = world.folder.status()
+            assert status.state == "failed" and f"rank {stopped} of 2 left" in str(status.error)
 
 
 def test_a_rank_that_fails_gives_the_others_its_reason(endless: list[str], tmp_path: Path):

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from opd.batch import Prompt, Rollout
 from opd.records import RunDir
+from tests.forks import run_ranks
 from tests.integration.conftest import composed
 from tests.unit.engine.conftest import rollout_of
 
@@ -96,7 +96,7 @@ def worlds(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> di
     """World size → method → its metrics and final weights."""
     folder = tmp_path_factory.mktemp("worlds")
     for size in SIZES:
-        multiprocessing.spawn(work, (size, free_port(), small_run, folder), nprocs=size)  # pyright: ignore
+        run_ranks(work, (size, free_port(), small_run, folder), size)
     return {size: torch.load(folder / f"{size}.pt", weights_only=True) for size in SIZES}
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from opd import cli, evaluate, recorded, train
+from opd.errors import UserError
 from opd.records import RunDir
 from tests.integration.conftest import composed
 
@@ -61,8 +62,6 @@ CONFIG = {
     "whitening=bad": "should be 'none', 'sample', 'group' or 'batch'",
     "entropy_coef=-0.1": "entropy_coef=-0.1",
     "max_response_length=0": "max_response_length=0",
-    "max_response_length=60": "more than the student's 64 positions",
-    "evaluate.max_response_length=64": "evaluate.max_response_length=64",
     "evaluate.texts=-1": "evaluate.texts=-1: should be greater than or equal to 0",
     "divergence=nope": "divergence=nope: there is no such choice; the choices are",
     "+experiment=nope": "experiment=nope: there is no such choice; the choices are",
@@ -101,10 +100,6 @@ CONFIG = {
     "checkpoint.keep=0": "checkpoint.keep=0",
     "recipes.student.steps=0": "recipes.student.steps=0",
     "prompts.source.kind=web": "prompts.source",
-    "prompts.template=chat": "chat template",
-    "prompts.max_prompt_length=1": "prompts.max_prompt_length",
-    "batch_size": "batch_size",
-    "config=/nowhere/config.yaml": "config=/nowhere/config.yaml: there is no such file",
 }
 
 
@@ -138,16 +133,53 @@ ENGINES = {
     "teacher.engine=vllm teacher.temperature=2.0": "teacher.temperature (now 2.0)",
     "teacher.engine=vllm teacher.vllm.gpu_memory_utilization=0.5": "give one of the two, and null for the other",
     "teacher.engine=vllm support=topk whitening=none teacher=ladder ensemble=arithmetic": "set ensemble=single or hard",
-    "teacher.engine=server teacher.server.urls=[[http://127.0.0.1:9]]": "http://127.0.0.1:9 cannot be reached",
 }
 
 
+# What the command alone refuses, and what only the models and prompts show.
+BEGUN = {
+    "max_response_length=60": "more than the student's 64 positions",
+    "evaluate.max_response_length=64": "evaluate.max_response_length=64",
+    "prompts.template=chat": "chat template",
+    "prompts.max_prompt_length=1": "prompts.max_prompt_length",
+    "batch_size": "batch_size",
+    "config=/nowhere/config.yaml": "config=/nowhere/config.yaml: there is no such file",
+    "teacher.engine=server teacher.server.urls=[[http://127.0.0.1:9]]": "http://127.0.0.1:9 cannot be reached",
+}
+# Of the others one of each kind is given to the command too.
+KINDS = [
+    "optim.lr=-1",
+    "optim.lrr=1",
+    "divergence=nope",
+    "experiment=mis",
+    "nogroup=3",
+    "divergence._target_=opd.objective.divergence.torch.load",
+    "filter=partition",
+    "batch_size=100000",
+    "teacher.engine=server teacher.server.urls=[[http://me:hush@h]]",
+]
+
+
 @pytest.mark.parametrize("arguments", CONFIG | ENGINES)
-def test_a_bad_config_is_refused_in_one_sentence(arguments: str, command):
+def test_a_bad_config_is_refused_in_one_sentence(arguments: str, small_run: list[str]):
+    with pytest.raises(UserError) as refused:
+        composed([*small_run, *arguments.split()])
+    sentence = str(refused.value)
+    assert (CONFIG | ENGINES)[arguments] in one_sentence(f"opd: {sentence}") and "\n" not in sentence
+    assert "hush" not in sentence, "what was given in the place of a key is not repeated"
+
+
+@pytest.mark.parametrize("arguments", [*BEGUN, *KINDS])
+def test_the_command_refuses_in_one_sentence(arguments: str, command, small_run: list[str]):
     status, error = command(*arguments.split())
-    assert status == 2
-    assert (CONFIG | ENGINES)[arguments] in one_sentence(error)
-    assert "hush" not in error, "what was given in the place of a key is not repeated"
+    sentence = one_sentence(error)
+    assert status == 2 and "hush" not in error
+    if arguments in BEGUN:
+        assert BEGUN[arguments] in sentence
+    else:
+        with pytest.raises(UserError) as refused:
+            composed([*small_run, *arguments.split()])
+        assert sentence == str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -13,9 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from opd import assemble, loop
 from opd.records import RunDir
 from opd.train import run_dir, train
+from tests.forks import FORK, start_server
+from tests.integration import child
 from tests.integration.conftest import composed
+from tests.unit.engine.conftest import ALONE
 
 
 @pytest.fixture
@@ -28,6 +32,14 @@ def run(small_run: list[str], tmp_path: Path):
         return run_dir(config)
 
     return train_with
+
+
+@pytest.fixture(scope="module")
+def plain(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """The run without further overrides, to read only."""
+    config = composed([*small_run, f"paths.outputs={tmp_path_factory.mktemp('plain')}"])
+    assert train(config).state == "finished"
+    return run_dir(config)
 
 
 def weights(folder: RunDir) -> dict[str, torch.Tensor]:
@@ -53,16 +65,16 @@ def test_learning_brings_the_student_closer_to_its_teacher(run):
     assert sum(kl[-2:]) < 0.8 * sum(kl[:2])
 
 
-def test_micro_batches_and_logit_chunks_change_nothing_but_rounding(run):
-    whole, split = run(), run("memory.micro_batch_tokens=24", "memory.logit_chunk=3")
+def test_micro_batches_and_logit_chunks_change_nothing_but_rounding(run, plain: RunDir):
+    whole, split = plain, run("memory.micro_batch_tokens=24", "memory.logit_chunk=3")
     for name, tensor in weights(whole).items():
         torch.testing.assert_close(weights(split)[name], tensor, atol=2e-6, rtol=1e-5)
     for one, other in zip(steps(whole), steps(split), strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-5)
 
 
-def test_the_same_config_and_seed_give_the_same_run_and_another_seed_another(run):
-    first, again, other = run(), run(outputs="again"), run("seed=1")
+def test_the_same_config_and_seed_give_the_same_run_and_another_seed_another(run, plain: RunDir):
+    first, again, other = plain, run(), run("seed=1")
     assert all(torch.equal(weights(first)[name], weights(again)[name]) for name in weights(first))
     assert first.path.name == again.path.name and first.path.name != other.path.name
     assert steps(first)[0]["loss"] != steps(other)[0]["loss"]
@@ -126,8 +138,25 @@ METHODS = [
 ]  # fmt: skip
 
 
+# Whole runs of those that a run does more for than a step: teachers that take turns, prompts and updates of their own.
+WHOLE = [
+    f"{LADDER} ensemble=hard_switch", f"{LADDER} ensemble=control_token ensemble.teacher_sees_token=true",
+    "support=topk whitening=none support.k=4", "mini_batch_size=2 clip.low=0.2 clip.high=0.2",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("method", METHODS)
-def test_every_method_runs_with_a_finite_gradient_that_is_not_zero(run, method: str):
+def test_a_step_of_every_method_has_a_finite_gradient_that_is_not_zero(
+    small_run: list[str], method: str, tmp_path: Path
+):
+    config = composed([*small_run, "evaluate.benchmarks=[]", *method.split()])
+    metrics = loop.step(assemble.assemble(config, RunDir(tmp_path), ALONE), 1)
+    assert math.isfinite(metrics["loss"]) and 0 < metrics["grad_norm"] < math.inf
+
+
+@pytest.mark.parametrize("method", WHOLE)
+def test_a_whole_run_of_a_method_learns_at_every_step(run, method: str):
+    assert method in METHODS
     for line in steps(run("num_steps=2", "evaluate.at_start=false", "evaluate.benchmarks=[]", *method.split())):
         assert math.isfinite(line["loss"]) and 0 < line["grad_norm"] < math.inf
 
@@ -144,8 +173,8 @@ def test_every_method_file_is_in_the_table_above():
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
-def test_a_rounded_sampler_disagrees_with_the_learner_and_mis_masks_what_is_far_off(run, dtype: str):
-    exact = steps(run())
+def test_a_rounded_sampler_disagrees_with_the_learner_and_mis_masks_what_is_far_off(run, plain: RunDir, dtype: str):
+    exact = steps(plain)
     rounded = steps(run(f"rollout.dtype={dtype}", "rollout_correction.low=0.99", "rollout_correction.high=1.01"))
     assert max(line["rollout_correction/abs_log_ratio"] for line in exact) < 1e-5
     for line in rounded:
@@ -156,8 +185,13 @@ def test_a_rounded_sampler_disagrees_with_the_learner_and_mis_masks_what_is_far_
 @pytest.mark.parametrize(
     "knob", ["gamma=0.5", "whitening=none", "whitening=group", "entropy_coef=0.1", "loss=sequence_mean"]
 )
-def test_every_shaping_knob_acts(run, knob: str):
-    assert steps(run())[1]["loss"] != steps(run(knob))[1]["loss"]
+def test_every_shaping_knob_acts(run, plain: RunDir, knob: str):
+    assert steps(plain)[1]["loss"] != steps(run("num_steps=2", "evaluate.benchmarks=[]", knob))[1]["loss"]
+
+
+def test_the_first_steps_of_a_shorter_run_are_those_of_a_longer_one(run, plain: RunDir):
+    shorter = run("num_steps=2", "evaluate.benchmarks=[]")
+    assert [line["loss"] for line in steps(shorter)] == [line["loss"] for line in steps(plain)[:2]]
 
 
 def test_the_entropy_bonus_keeps_the_student_broader(run):
@@ -196,10 +230,10 @@ def test_the_newest_checkpoints_and_the_best_stay(run):
     assert kept == {"step_000007", "step_000008", f"step_{state['best_step']:06d}", "final"}
 
 
-def test_the_final_checkpoint_loads_in_transformers_as_it_was_trained(run):
+def test_the_final_checkpoint_loads_in_transformers_as_it_was_trained(plain: RunDir):
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    folder = run()
+    folder = plain
     model = AutoModelForCausalLM.from_pretrained(folder.checkpoints / "final")
     tokenizer = AutoTokenizer.from_pretrained(folder.checkpoints / "final")
     assert tokenizer.encode("1+2=") and model.generation_config.eos_token_id == [tokenizer.eos_token_id]
@@ -207,8 +241,8 @@ def test_the_final_checkpoint_loads_in_transformers_as_it_was_trained(run):
         assert torch.equal(model.state_dict()[name], tensor)
 
 
-def test_a_recorded_config_repeats_its_run(run, small_run: list[str], tmp_path: Path):
-    folder = run()
+def test_a_recorded_config_repeats_its_run(plain: RunDir, tmp_path: Path):
+    folder = plain
     again = subprocess.run(
         [sys.executable, "-m", "opd.train", f"config={folder.config_file}", f"paths.outputs={tmp_path / 'repeated'}"],
         cwd=tmp_path, capture_output=True, text=True, timeout=120,
@@ -216,25 +250,53 @@ def test_a_recorded_config_repeats_its_run(run, small_run: list[str], tmp_path: 
     assert again.returncode == 0, again.stderr
     repeated = RunDir(tmp_path / "repeated" / "main" / folder.path.name)
     assert all(torch.equal(weights(folder)[name], weights(repeated)[name]) for name in weights(folder))
-    assert {path.name for path in tmp_path.iterdir()} == {"outputs", "repeated"}
+    assert {path.name for path in tmp_path.iterdir()} == {"repeated"}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2, signal.SIGINT])
-def test_a_signal_saves_says_preempted_and_the_same_command_goes_on(number: int, small_run: list[str], tmp_path: Path):
-    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={tmp_path}", "num_steps=24", "epochs=3"]
+@pytest.fixture
+def long(small_run: list[str], tmp_path: Path) -> list[str]:
+    """What a command is given for a run that is not over before something happens to it."""
+    return [*small_run, f"paths.outputs={tmp_path}", "num_steps=24", "epochs=3", "evaluate.every=12"]
+
+
+def test_a_signal_saves_says_preempted_and_the_same_command_goes_on(long: list[str], tmp_path: Path):
+    command = [sys.executable, "-m", "opd.train", *long]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith("step  2/24"):
-                process.send_signal(number)
+                process.send_signal(signal.SIGTERM)
                 break
         _, error = process.communicate(timeout=240)
-    folder = RunDir(next((tmp_path / "main").iterdir()))
-    assert process.returncode == 75 and "preempted; the same command goes on" in error
+    was_preempted(process.returncode, error, long, tmp_path)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT])
+def test_other_signals_do_as_much(number: int, long: list[str], tmp_path: Path):
+    """Here the command is forked from a process that has imported what it needs."""
+    start_server()
+    said = tmp_path / "said"
+    process = FORK.Process(target=child.command, args=(long, said))
+    process.start()
+    while process.is_alive() and not (said.with_suffix(".out").exists() and "step  2/24" in printed(said, ".out")):
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.kill(process.pid, number)
+    process.join(240)
+    was_preempted(process.exitcode, printed(said, ".err"), long, tmp_path)
+
+
+def printed(said: Path, suffix: str) -> str:
+    return said.with_suffix(suffix).read_text()
+
+
+def was_preempted(status: int | None, error: str, given: list[str], outputs: Path) -> None:
+    folder = RunDir(next((outputs / "main").iterdir()))
+    assert status == 75 and "preempted; the same command goes on" in error
     stopped = folder.status()
     assert stopped.state == "preempted" and 2 < stopped.step < 24
     assert (folder.checkpoints / f"step_{stopped.step:06d}").is_dir()
-    assert train(composed(command[3:])).state == "finished"
+    assert train(composed(given)).state == "finished"
     assert [line["step"] for line in folder.metrics()] == list(range(25))
 
 
@@ -245,21 +307,22 @@ def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(small_run: list[s
     if mounted.returncode and not os.environ.get("CI"):
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
     assert mounted.returncode == 0, mounted.stderr
-    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={disk}"]
+    given = [*small_run, f"paths.outputs={disk}"]
+    command = [sys.executable, "-m", "opd.train", *given]
     try:
         full = subprocess.run(command, capture_output=True, text=True, timeout=120)
         assert full.returncode == 2 and "Traceback" not in full.stderr
         assert os.strerror(errno.ENOSPC) in full.stderr.strip().splitlines()[-1]
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)
-        assert subprocess.run(command, capture_output=True, timeout=120).returncode == 0
+        assert train(composed(given)).state == "finished"
         folder = RunDir(next((disk / "main").iterdir()))
         assert folder.status().state == "finished" and [line["step"] for line in folder.metrics()] == [0, 1, 2, 3, 4]
     finally:
         subprocess.run(["umount", "--lazy", str(disk)], check=False)
 
 
-def test_a_run_whose_output_nobody_reads_any_more_ends_in_a_sentence_and_can_go_on(small_run, tmp_path: Path):
-    command = [sys.executable, "-m", "opd.train", *small_run, f"paths.outputs={tmp_path}", "num_steps=24", "epochs=3"]
+def test_a_run_whose_output_nobody_reads_any_more_ends_in_a_sentence_and_can_go_on(long: list[str], tmp_path: Path):
+    command = [sys.executable, "-m", "opd.train", *long]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None and process.stderr is not None
         assert process.stdout.readline().startswith("step  0/24")
@@ -267,7 +330,7 @@ def test_a_run_whose_output_nobody_reads_any_more_ends_in_a_sentence_and_can_go_
         said = process.stderr.read()
     assert process.returncode == 141
     assert said == "opd: whoever read its output has left; the same command goes on from the last checkpoint\n"
-    assert train(composed(command[3:])).state == "finished"
+    assert train(composed(long)).state == "finished"
 
 
 @pytest.mark.parametrize("ensemble", ["hard_switch", "control_token"])

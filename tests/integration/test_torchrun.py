@@ -9,36 +9,46 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.multiprocessing.spawn import ProcessExitedException
 
+from opd import train as module
 from opd.records import RunDir
 from opd.texts import read_texts
+from tests.forks import run_ranks
+from tests.integration import child
+from tests.integration.conftest import composed
+from tests.integration.test_ranks import free_port
 
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
 
 
 @pytest.fixture(scope="module")
-def train(small_run: list[str]):
-    """Runs `python -m opd.train` on so many ranks into a folder of outputs; returns the run directory and stderr."""
+def two(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
+    """A run by torchrun, on two ranks."""
+    outputs = tmp_path_factory.mktemp("two")
+    done = subprocess.run(
+        [sys.executable, *TORCHRUN, "-m", "opd.train", *small_run, f"paths.outputs={outputs}"],
+        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    (folder,) = (outputs / "main").glob("default-*")
+    return RunDir(folder)
 
-    def run(ranks: int, outputs: Path, *overrides: str, ok: bool = True) -> tuple[RunDir | None, str]:
-        command = [sys.executable, *(TORCHRUN if ranks == 2 else []), "-m", "opd.train", *small_run]
-        done = subprocess.run(
-            [*command, f"paths.outputs={outputs}", *overrides],
-            capture_output=True,
-            text=True,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-            timeout=300,
-        )
-        assert (done.returncode == 0) is ok, done.stderr
-        found = list((outputs / "main").glob("default-*"))
-        return (RunDir(found[0]) if found else None), done.stderr
+
+@pytest.fixture
+def train(small_run: list[str], tmp_path: Path):
+    """Runs `opd.train` on so many ranks, forked ones where they are two; returns the run directory."""
+
+    def run(ranks: int, *overrides: str) -> RunDir:
+        given = [*small_run, f"paths.outputs={tmp_path}", *overrides]
+        if ranks == 1:
+            module.train(composed(given))
+        else:
+            run_ranks(child.rank, (ranks, free_port(), given, tmp_path), ranks)
+        (folder,) = (tmp_path / "main").glob("default-*")
+        return RunDir(folder)
 
     return run
-
-
-@pytest.fixture(scope="module")
-def two(train, tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    return train(2, tmp_path_factory.mktemp("two"))[0]
 
 
 def weights(folder: RunDir) -> dict[str, torch.Tensor]:
@@ -46,8 +56,8 @@ def weights(folder: RunDir) -> dict[str, torch.Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
-def test_two_ranks_keep_the_records_of_one(train, two: RunDir, tmp_path: Path):
-    one, _ = train(1, tmp_path)
+def test_two_ranks_keep_the_records_of_one(train, two: RunDir):
+    one = train(1)
     assert two.status().state == "finished" and two.manifest()["world_size"] == 2
     for ours, alone in zip(two.metrics(), one.metrics(), strict=True):
         same = {name for name in alone if not name.startswith(("time", "throughput/", "memory/"))}
@@ -68,12 +78,14 @@ def test_any_number_of_ranks_goes_on_from_the_others_checkpoint(ranks: int, trai
     for later in ("step_000003", "step_000004", "final"):
         shutil.rmtree(folder / "checkpoints" / later, ignore_errors=True)
     RunDir(folder).update_status(state="preempted")
-    resumed, _ = train(ranks, tmp_path)
+    resumed = train(ranks)
     for name, tensor in weights(two).items():
         found = weights(resumed)[name]
         assert torch.equal(found, tensor) if ranks == 2 else torch.allclose(found, tensor, atol=1e-5)
 
 
 def test_a_batch_that_the_ranks_cannot_share_is_refused(train, tmp_path: Path):
-    _, error = train(2, tmp_path, "batch_size=5", ok=False)
-    assert "opd: mini_batch_size=5: must be a multiple of the 2 ranks" in error
+    with pytest.raises(ProcessExitedException):
+        train(2, "batch_size=5")
+    said = "".join(file.read_text() for file in tmp_path.glob("rank_*.err"))
+    assert "opd: mini_batch_size=5: must be a multiple of the 2 ranks" in said

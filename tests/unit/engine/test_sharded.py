@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 
 from opd.batch import Rollout
 from opd.config import Compute
@@ -16,6 +15,7 @@ from opd.engine.dist import Ranks
 from opd.engine.policy import Policy
 from opd.engine.sharded import _can_compile, layers, spread_over, whole
 from opd.errors import UserError
+from tests.forks import run_ranks
 from tests.integration.test_ranks import free_port
 from tests.unit.engine.conftest import ALONE, rollout_of, tiny_qwen3
 
@@ -93,7 +93,7 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     """World size → the main rank's findings under each knob."""
     folder = tmp_path_factory.mktemp("knobs")
     for size in (1, 2):
-        multiprocessing.spawn(work, (size, free_port(), folder), nprocs=size)  # pyright: ignore
+        run_ranks(work, (size, free_port(), folder), size)
     return {size: torch.load(folder / f"{size}_0.pt", weights_only=True) for size in (1, 2)}
 
 

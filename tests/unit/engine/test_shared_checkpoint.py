@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -20,6 +19,7 @@ from opd.engine.models import load_model
 from opd.engine.optim import Optimizer
 from opd.engine.policy import Policy
 from opd.engine.sharded import spread_over, whole
+from tests.forks import run_ranks
 from tests.integration.test_ranks import free_port
 from tests.unit.engine.conftest import rollout_of
 from tests.unit.engine.families import build
@@ -107,7 +107,7 @@ def work(rank: int, size: int, port: int, folder: Path, action: str) -> None:
 
 def ranks(size: int, folder: Path, action: str) -> list[dict[str, Any]]:
     """What each of so many ranks found, by family."""
-    multiprocessing.spawn(work, (size, free_port(), folder, action), nprocs=size)  # pyright: ignore
+    run_ranks(work, (size, free_port(), folder, action), size)
     return [torch.load(folder / f"{action}_{size}_{rank}.pt", weights_only=True) for rank in range(size)]
 
 

@@ -6,6 +6,7 @@ import torch.distributed as dist
 from torch import nn
 
 from opd.objective import divergence, fused
+from tests.forks import run_ranks
 
 WIDTH, VOCABULARY, TOKENS = 6, 20, 8
 
@@ -59,7 +60,7 @@ def _rank(rank, file, results):
 
 @pytest.mark.skipif(not dist.is_available() or not dist.is_gloo_available(), reason="needs torch.distributed with gloo")
 def test_two_ranks_give_the_gradients_of_one(tmp_path):
-    torch.multiprocessing.spawn(_rank, args=(tmp_path / "rendezvous", tmp_path / "grads.pt"), nprocs=2)
+    run_ranks(_rank, (tmp_path / "rendezvous", tmp_path / "grads.pt"), 2)
     student = Student()
     student(*problem()).backward()
     expected = [parameter.grad for parameter in student.parameters()]
