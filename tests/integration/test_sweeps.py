@@ -13,6 +13,7 @@ import pytest
 
 from opd.records import RunDir
 from sweeps.ledger import Ledger
+from tests.unit.sweeps.conftest import said
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,7 +32,7 @@ def command(module: str, *arguments: str, ok: bool = True) -> subprocess.Complet
 
 
 def status(outputs: Path, *filters: str) -> dict[str, dict]:
-    lines = command("status", f"paths.outputs={outputs}", "--json", *filters).stdout.splitlines()
+    lines = said("status", f"paths.outputs={outputs}", "--json", *filters).splitlines()
     return {run["name"]: run for run in map(json.loads, lines)}
 
 
@@ -39,7 +40,7 @@ def until(outputs: Path, holds: Callable[[dict[str, dict]], bool], seconds: floa
     limit = time.monotonic() + seconds
     while not holds(seen := status(outputs)):
         assert time.monotonic() < limit, seen
-        time.sleep(0.5)
+        time.sleep(0.2)
     return seen
 
 
@@ -52,16 +53,16 @@ def swept(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> tup
     arms = f"{{name:[good],student.model:[{student}]}},{{name:[poisoned],student.model:[/nowhere]}}"
     grid = f"sweep.grid=[{arms}]"
     arguments = ["+sweep=epochs", "sweep.seeds=[0]", grid, *given, f"paths.outputs={outputs}"]
-    planned = command("submit", *arguments, "--dry-run")
-    assert "2 arms × 1 seeds, 2 runs" in planned.stdout and not list(outputs.iterdir())
+    planned = said("submit", *arguments, "--dry-run")
+    assert "2 arms × 1 seeds, 2 runs" in planned and not list(outputs.iterdir())
     first = subprocess.Popen(
         [sys.executable, "-m", "sweeps.submit", *arguments, "cluster.max_parallel=2"],
         cwd=ROOT, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     second = command("submit", *arguments, "cluster.max_parallel=2")
-    said, _ = first.communicate(timeout=300)
+    printed, _ = first.communicate(timeout=300)
     # Two shells at once: one of them submitted, the other saw it.
-    assert sorted("to do      2" in text for text in (said, second.stdout)) == [False, True], (said, second)
+    assert sorted("to do      2" in text for text in (printed, second.stdout)) == [False, True], (printed, second)
     until(outputs, lambda seen: len(seen) == 2 and {run["state"] for run in seen.values()} == {"finished", "refused"})
     return arguments, outputs
 
@@ -82,13 +83,13 @@ def test_who_waits_is_told_by_the_exit_status_whether_all_finished(swept):
 
 
 def test_a_second_submission_has_nothing_to_do(swept):
-    assert "to do      0" in command("submit", *swept[0]).stdout
+    assert "to do      0" in said("submit", *swept[0])
     assert len(Ledger(swept[1] / "main").submissions()) == 1
 
 
 def test_a_refused_run_is_not_tried_again_unasked(swept):
-    assert "nothing to do" in command("resubmit", f"paths.outputs={swept[1]}").stdout
-    named = command("resubmit", f"paths.outputs={swept[1]}", "state=refused", "--dry-run").stdout
+    assert "nothing to do" in said("resubmit", f"paths.outputs={swept[1]}")
+    named = said("resubmit", f"paths.outputs={swept[1]}", "state=refused", "--dry-run")
     assert named.startswith("  poisoned-")
 
 
@@ -100,7 +101,7 @@ def test_the_log_of_a_run_is_found_by_the_start_of_its_id(swept):
 def test_only_finished_runs_lose_checkpoints_and_only_the_periodic(swept):
     folder = next(RunDir(path) for path in (swept[1] / "main").glob("good-*"))
     there = {path.name for path in folder.checkpoints.iterdir()}
-    assert "would free" in command("prune", f"paths.outputs={swept[1]}", "--dry-run").stdout
+    assert "would free" in said("prune", f"paths.outputs={swept[1]}", "--dry-run")
     assert {path.name for path in folder.checkpoints.iterdir()} == there
     command("prune", f"paths.outputs={swept[1]}")
     assert {path.name for path in folder.checkpoints.iterdir()} == {"final"} < there
@@ -137,14 +138,14 @@ def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(small_run:
         *small_run,
         *steps,
     ]
-    command("submit", *arguments)
+    said("submit", *arguments)
     until(tmp_path, lambda seen: seen["long"]["step"] >= 2)
     assert "ended 2 runs" in command("cancel", "study=main", f"paths.outputs={tmp_path}").stdout
     seen = until(tmp_path, lambda seen: {run["state"] for run in seen.values()} == {"cancelled"})
     assert 2 <= seen["long"]["step"] < 60 and seen["never"]["attempts"] == 0
     (folder,) = (tmp_path / "main").glob("long-*")
     assert RunDir(folder).status().state == "preempted"
-    command("submit", *arguments, "sweep.grid=[{name:[long]}]")
+    said("submit", *arguments, "sweep.grid=[{name:[long]}]")
     until(tmp_path, lambda seen: seen["long"]["state"] == "finished")
     assert [line["step"] for line in RunDir(folder).metrics()] == list(range(1, 61))
 
@@ -157,7 +158,7 @@ def test_a_run_whose_runner_was_killed_is_lost_and_goes_on_when_it_is_resubmitte
         "evaluate.at_start=false",
         f"paths.outputs={tmp_path}",
     ]
-    command("submit", "+sweep=epochs", "sweep.seeds=[0]", "sweep.grid=[{name:[only]}]", *small_run, *steps)
+    said("submit", "+sweep=epochs", "sweep.seeds=[0]", "sweep.grid=[{name:[only]}]", *small_run, *steps)
     until(tmp_path, lambda seen: seen["only"]["step"] >= 1)
     (one,) = Ledger(tmp_path / "main").submissions()
     assert one.pid is not None

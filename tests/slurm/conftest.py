@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.integration.conftest import models, small_run  # noqa: F401
+from tests.unit.sweeps.conftest import refused  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 MISSING = "there is no SLURM of three nodes here; tests/slurm/cluster.sh up starts one, as root"
@@ -23,7 +24,6 @@ CLUSTER = [
     "cluster.ranks_per_node=2",
     "cluster.time=30",
     "cluster.max_parallel=3",
-    "cluster.signal_before=60",
     MEET,
 ]
 

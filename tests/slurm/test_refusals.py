@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from sweeps import cancel, submit
 from sweeps.ledger import Ledger
 from tests.slurm.conftest import CLUSTER, command
+from tests.unit.sweeps.conftest import said
 
 STATE = Path("/var/lib/opd-slurm")
-
-
-def refused(module: str, *arguments: str) -> str:
-    said = command(module, *arguments, ok=False).stderr
-    assert said.startswith("opd: ") and said.count("\n") == 1 and "Traceback" not in said, said
-    return said
 
 
 @pytest.fixture
@@ -28,7 +24,7 @@ def sweep(small_run: list[str], tmp_path: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("given", "said"),
+    ("given", "says"),
     [
         ("cluster.partition=nonsense", "sbatch refuses: .*nvalid partition name specified"),
         ("cluster.constraint=nonsense", "sbatch refuses: .*nvalid feature specification"),
@@ -39,21 +35,21 @@ def sweep(small_run: list[str], tmp_path: Path) -> list[str]:
         ("cluster.sbatch={begin:sometimes}", "sbatch refuses: .*nvalid time specification .*sometimes"),
     ],
 )
-def test_what_sbatch_refuses_is_said_in_its_words(sweep: list[str], tmp_path: Path, given: str, said: str):
+def test_what_sbatch_refuses_is_said_in_its_words(sweep: list[str], tmp_path: Path, given: str, says: str, refused):
     cluster = [text for text in CLUSTER if text.partition("=")[0] != given.partition("=")[0]]
-    assert re.search(said, refused("submit", *sweep, *cluster, given))
+    assert re.search(says, refused(submit, *sweep, *cluster, given))
     (one,) = Ledger(tmp_path / "main").submissions()
     assert one.abandoned and not one.jobs
 
 
 def test_a_job_that_no_partition_can_ever_run_is_queued_with_slurms_reason(sweep: list[str], tmp_path: Path):
-    command("submit", *sweep, *[text for text in CLUSTER if "per_node" not in text], "cluster.nodes=4")
+    said("submit", *sweep, *[text for text in CLUSTER if "per_node" not in text], "cluster.nodes=4")
     limit = time.monotonic() + 60
-    while "PartitionNodeLimit" not in (said := command("status", f"paths.outputs={tmp_path}").stdout):
-        assert time.monotonic() < limit, said
-        time.sleep(1)
-    assert "1 queued" in said
-    command("cancel", "study=main", f"paths.outputs={tmp_path}")
+    while "PartitionNodeLimit" not in (table := said("status", f"paths.outputs={tmp_path}")):
+        assert time.monotonic() < limit, table
+        time.sleep(0.5)
+    assert "1 queued" in table
+    said("cancel", "study=main", f"paths.outputs={tmp_path}")
 
 
 @pytest.fixture
@@ -80,31 +76,35 @@ def stopped() -> Iterator[Callable[[str], None]]:
         time.sleep(0.5)
 
 
-def test_a_controller_that_is_down_is_said_and_states_are_then_the_records(sweep: list[str], tmp_path: Path, stopped):
+def test_a_controller_that_is_down_is_said_and_states_are_then_the_records(
+    sweep: list[str], tmp_path: Path, stopped, refused
+):
     command("submit", *sweep, *CLUSTER, "cluster.sbatch={begin:now+1hour}")
     where = f"paths.outputs={tmp_path}"
     stopped("slurmctld")
-    assert "cluster=slurm: SLURM does not answer (scontrol: " in refused("submit", *sweep, *CLUSTER, "study=other")
-    assert "and its jobs go on; try again when it does" in refused("cancel", "study=main", where)
+    assert "cluster=slurm: SLURM does not answer (scontrol: " in refused(submit, *sweep, *CLUSTER, "study=other")
+    assert "and its jobs go on; try again when it does" in refused(cancel, "study=main", where)
     asked = command("status", where)
     assert "opd: warning: SLURM does not answer" in asked.stderr and "1 queued" in asked.stdout
     assert "Traceback" not in asked.stderr
 
 
-def test_an_interrupted_submission_waits_for_a_controller_that_is_down(sweep: list[str], tmp_path: Path, stopped):
+def test_an_interrupted_submission_waits_for_a_controller_that_is_down(
+    sweep: list[str], tmp_path: Path, stopped, refused
+):
     book = Ledger(tmp_path / "main")
     intent = {"sweep": "gamma", "cluster": "slurm", "code": "c", "runs": ["r"], "portion": 1}
     book.folder.mkdir(parents=True)
     book.append("intent", submission="unsaid", **intent)
     stopped("slurmctld")
-    said = refused("submit", *sweep)
-    assert "submission unsaid was interrupted, and SLURM does not answer (squeue: " in said
+    sentence = refused(submit, *sweep)
+    assert "submission unsaid was interrupted, and SLURM does not answer (squeue: " in sentence
     assert not book.submissions()[0].abandoned
 
 
 def test_without_accounting_the_queue_is_asked_alone(sweep: list[str], tmp_path: Path, stopped):
-    command("submit", *sweep, *CLUSTER, "cluster.sbatch={begin:now+1hour}")
+    said("submit", *sweep, *CLUSTER, "cluster.sbatch={begin:now+1hour}")
     stopped("slurmdbd")
     asked = command("status", f"paths.outputs={tmp_path}")
     assert "1 queued" in asked.stdout and asked.stderr == ""
-    command("cancel", "study=main", f"paths.outputs={tmp_path}")
+    said("cancel", "study=main", f"paths.outputs={tmp_path}")

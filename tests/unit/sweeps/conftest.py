@@ -1,8 +1,11 @@
 """A command as its user types it, in this process: what it says and how it ends."""
 
+import importlib
+import io
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -30,6 +33,14 @@ def failed_study(
     attempts = [{"event": "start"}, {"event": "end", "status": 1, "verdict": "failed"}]
     (folder / "attempts" / f"{RUN}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in attempts))
     return book
+
+
+def said(module: str, *arguments: str) -> str:
+    """What `sweeps.<module>` prints, called in this process: most commands take longer to start than to do."""
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        importlib.import_module(f"sweeps.{module}").main(arguments)
+    return printed.getvalue()
 
 
 @pytest.fixture
