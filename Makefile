@@ -49,7 +49,7 @@ demo: setup  ## distil a tiny student from a tiny teacher, and look at the repor
 	$(PYTHON) -m analysis.report runs=outputs/demo out=$(OUT)/demo
 	@echo; echo "Open $(OUT)/demo/report.html"
 
-test:  ## all tests, on the CPU
+test:  ## the tests, on the CPU; CI adds those of vLLM, SLURM and the documentation's commands
 	@$(MAKE) --no-print-directory setup EXTRAS=dev
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
 

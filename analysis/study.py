@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 
 from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS, Column
 from opd.errors import UserError
-from opd.records import find_runs, write_whole
+from opd.records import find_runs
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -149,16 +149,13 @@ def parse(argv: Sequence[str]) -> tuple[Path, Path]:
 def write_study(runs: Path, out: Path) -> str:
     """Exports the runs under `runs` to `out`; returns one sentence on what was written. Raises `UserError`."""
     from analysis.load import load
+    from analysis.report import write
 
     if not find_runs(runs):
         raise UserError(f"runs={runs} holds no run directory (one with a config.yaml or status.json)")
     records = load(runs)
     made = exported(records)
-    try:
-        for name, content in made.items():
-            write_whole(out / name, content)
-    except OSError as error:
-        raise UserError(f"out={out} cannot be written: {error.strerror}; give another folder") from error
+    write(out, made)
     size = sum(map(len, made.values())) / 1e6
     return f"{out}: {len(records.runs)} runs in {size:.1f} MB, {len(records.excluded)} things left out"
 

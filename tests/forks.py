@@ -20,6 +20,14 @@ def start_server() -> None:
         ensure_running()
 
 
+def forked(work: Callable[..., None], *arguments: Any) -> Any:
+    """The process, begun, that does `work(*arguments)`."""
+    start_server()
+    process = FORK.Process(target=work, args=arguments)
+    process.start()
+    return process
+
+
 def run_ranks(work: Callable[..., None], arguments: tuple[Any, ...], size: int) -> None:
     """`work(rank, *arguments)` in a process for each rank; returns when all have ended, raises what one raises."""
     from torch.multiprocessing.spawn import start_processes

@@ -12,6 +12,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from opd import check, cli
 from opd.config import RunConfig
 from sweeps.compose import Composer, composer
+from tests.random_models import save_random
 
 RANDOM_MODELS = ("student", "small", "medium", "large")
 
@@ -19,26 +20,8 @@ RANDOM_MODELS = ("student", "small", "medium", "large")
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a random student and three random teachers, all of one vocabulary."""
-    from opd.data.tokenizer import build_tokenizer
-    from opd.engine.build import fresh, save
-    from opd.recipe import Architecture
-
     folder = tmp_path_factory.mktemp("models")
-    tokenizer = build_tokenizer()
-    for seed, name in enumerate(RANDOM_MODELS):
-        architecture = Architecture(
-            hidden_size=16,
-            num_layers=1 + seed // 2,
-            num_heads=2,
-            num_kv_heads=1,
-            head_dim=8,
-            intermediate_size=24,
-            max_position_embeddings=64,
-            rope_theta=1e4,
-            tie_embeddings=True,
-            init_std=0.3,
-        )
-        save(fresh(architecture, tokenizer, seed=seed), tokenizer, folder / name)
+    save_random(folder, {name: {"num_layers": 1 + place // 2} for place, name in enumerate(RANDOM_MODELS)})
     return folder
 
 

@@ -14,17 +14,12 @@ from opd.identity import run_id
 from opd.parsing import parse
 from opd.recipe import model_path
 from opd.records import RunDir
-from tests.forks import FORK, run_ranks, start_server
+from tests.forks import forked, run_ranks
 from tests.integration import child
 from tests.integration.test_ranks import free_port
 from tests.runs import make
 
 CLOCK = ("time", "throughput/", "memory/")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def server():
-    start_server()
 
 
 @pytest.fixture
@@ -38,8 +33,7 @@ def train(place: Path, name: str, *, ranks: int = 1) -> RunDir:
     """Repeats the run `name` in `place`; returns its directory."""
     arguments = [f"config={make.folder(name).config_file}"]
     if ranks == 1:
-        alone = FORK.Process(target=child.command, args=(arguments, place / "run"))
-        alone.start()
+        alone = forked(child.command, arguments, place / "run")
         alone.join()
         assert alone.exitcode == 0, (place / "run.err").read_text()
     else:

@@ -13,14 +13,9 @@ import pytest
 
 from opd.config import RunConfig
 from opd.records import RunDir
-from tests.forks import FORK, start_server
+from tests.forks import forked
 from tests.integration.conftest import composed
 from tests.integration.test_ranks import free_port
-
-
-@pytest.fixture(scope="module", autouse=True)
-def forkserver() -> None:
-    start_server()
 
 
 def work(rank: int, size: int, port: int, config: RunConfig, said: Path, fails: bool) -> None:
@@ -60,9 +55,7 @@ class World:
     def __enter__(self) -> "World":
         config, port = composed(self.overrides), free_port()
         for rank in range(self.size):
-            args = (rank, self.size, port, config, self.file(rank), rank == self.fails)
-            self.processes.append(FORK.Process(target=work, args=args))
-            self.processes[-1].start()
+            self.processes.append(forked(work, rank, self.size, port, config, self.file(rank), rank == self.fails))
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -11,20 +11,14 @@ import pytest
 
 from opd.engine.sealed import damage
 from opd.records import RunDir
-from tests.forks import FORK, start_server
+from tests.forks import FORK, forked
 from tests.integration.child import run
 from tests.integration.conftest import composed
 
 
-@pytest.fixture(scope="module", autouse=True)
-def forkserver() -> None:
-    start_server()
-
-
 def spawn(overrides: list[str], kill_at: int | None = None, *, timeout: float | None = None, writes=None) -> int | None:
     """Runs in a child; returns its exit code, negative for the signal that ended it."""
-    child = FORK.Process(target=run, args=(composed(overrides), kill_at, writes))
-    child.start()
+    child = forked(run, composed(overrides), kill_at, writes)
     child.join(timeout)
     if child.is_alive():
         os.kill(child.pid, signal.SIGKILL)

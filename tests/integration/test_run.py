@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from opd import assemble, loop
 from opd.records import RunDir
 from opd.train import run_dir, train
-from tests.forks import FORK, start_server
+from tests.forks import forked
 from tests.integration import child
 from tests.integration.conftest import composed
 from tests.unit.engine.conftest import ALONE
@@ -275,13 +275,10 @@ def test_a_signal_saves_says_preempted_and_the_same_command_goes_on(long: list[s
 @pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGINT])
 def test_other_signals_do_as_much(number: int, long: list[str], tmp_path: Path):
     """Here the command is forked from a process that has imported what it needs."""
-    start_server()
     said = tmp_path / "said"
-    process = FORK.Process(target=child.command, args=(long, said))
-    process.start()
+    process = forked(child.command, long, said)
     while process.is_alive() and not (said.with_suffix(".out").exists() and "step  2/24" in printed(said, ".out")):
         time.sleep(0.01)
-    assert process.pid is not None
     os.kill(process.pid, number)
     process.join(240)
     was_preempted(process.exitcode, printed(said, ".err"), long, tmp_path)

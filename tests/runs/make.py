@@ -15,6 +15,7 @@ from pathlib import Path
 
 from opd.engine.sealed import CHECKSUMS
 from opd.records import RunDir
+from tests.random_models import save_random
 
 HERE = Path(__file__).parent
 MODELS, OUTPUTS, STUDY = "models", "outputs", "earlier"
@@ -75,25 +76,9 @@ def folder(name: str) -> RunDir:
 
 def make_models() -> None:
     """A random student and two random teachers, all of one vocabulary."""
-    from opd.data.tokenizer import build_tokenizer
-    from opd.engine.build import fresh, save
-    from opd.recipe import Architecture
-
-    tokenizer = build_tokenizer()
-    for seed, name in enumerate(("student", "small", "large")):
-        architecture = Architecture(
-            hidden_size=8,
-            num_layers=1,
-            num_heads=1,
-            num_kv_heads=1,
-            head_dim=8,
-            intermediate_size=8 * (1 + seed),
-            max_position_embeddings=64,
-            rope_theta=1e4,
-            tie_embeddings=True,
-            init_std=0.5,
-        )
-        save(fresh(architecture, tokenizer, seed=seed), tokenizer, HERE / MODELS / name)
+    small = {"hidden_size": 8, "num_heads": 1, "init_std": 0.5}
+    names = ("student", "small", "large")
+    save_random(HERE / MODELS, {name: {**small, "intermediate_size": 8 * (1 + at)} for at, name in enumerate(names)})
 
 
 def leave_machine_out(made: RunDir) -> None:

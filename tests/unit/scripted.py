@@ -16,13 +16,12 @@ from opd import assemble, teachers
 from opd.batch import Prompt, Rollout, Sampling, TeacherScores, TokenScores, pad
 from opd.config import RunConfig
 from opd.data.tokenizer import EOS, build_tokenizer
-from opd.engine.build import fresh, save
 from opd.engine.models import load_model
 from opd.engine.policy import Policy
 from opd.engine.sharded import Root
 from opd.engine.teacher import Teachers, table
-from opd.recipe import Architecture
 from tests.integration.conftest import composed
+from tests.random_models import save_random
 from tests.unit.engine.conftest import ALONE
 
 TOKENIZER = build_tokenizer()
@@ -121,20 +120,8 @@ class ScriptedTeachers(Teachers):
 
 def make_models(folder: Path) -> None:
     """A random student, an anchor and three teachers."""
-    for seed, name in enumerate(("student", "anchor", "small", "medium", "large")):
-        architecture = Architecture(
-            hidden_size=16,
-            num_layers=1,
-            num_heads=2,
-            num_kv_heads=1,
-            head_dim=8,
-            intermediate_size=24,
-            max_position_embeddings=64,
-            rope_theta=1e4,
-            tie_embeddings=False,
-            init_std=0.3,
-        )
-        save(fresh(architecture, TOKENIZER, seed=seed), TOKENIZER, folder / name)
+    names = ("student", "anchor", "small", "medium", "large")
+    save_random(folder, {name: {"tie_embeddings": False} for name in names})
 
 
 @cache
