@@ -49,9 +49,9 @@ demo: setup  ## distil a tiny student from a tiny teacher, and look at the repor
 	$(PYTHON) -m analysis.report runs=outputs/demo out=$(OUT)/demo
 	@echo; echo "Open $(OUT)/demo/report.html"
 
-test:  ## the tests, on the CPU; CI adds those of vLLM, SLURM and the documentation's commands
+test:  ## the tests, on the CPU; CI adds those of vLLM, SLURM, the browser and the documentation's commands
 	@$(MAKE) --no-print-directory setup EXTRAS=dev
-	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto --dist loadfile --no-loadscope-reorder
+	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n auto -m "not apart" --dist loadfile --no-loadscope-reorder
 
 lint:  ## formatter, linter, type checker, import contracts
 	@$(MAKE) --no-print-directory setup EXTRAS=dev

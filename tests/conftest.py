@@ -1,8 +1,18 @@
-"""The tests' time by room, the folder that they stand in, at the end of every run of several rooms."""
+"""Which tests are run apart, and the tests' time by room, the folder that they stand in."""
 
 from collections import defaultdict
+from pathlib import Path
 
 import pytest
+
+# Rooms that want more than this project's packages, and have a section of .ci/run that brings it.
+APART = ("slurm", "vllm")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if item.path.relative_to(Path(__file__).parent).parts[0] in APART:
+            item.add_marker(pytest.mark.apart)
 
 
 @pytest.hookimpl(trylast=True)

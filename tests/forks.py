@@ -2,9 +2,13 @@
 
 import multiprocessing
 import os
+import signal
+import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Mapping
 from multiprocessing.forkserver import ensure_running
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -26,6 +30,32 @@ def forked(work: Callable[..., None], *arguments: Any) -> Any:
     process = FORK.Process(target=work, args=arguments)
     process.start()
     return process
+
+
+def run_module(
+    module: str,
+    *arguments: str,
+    given: str = "",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+    timeout: float = 300,
+) -> subprocess.CompletedProcess[str]:
+    """`python -m MODULE ARGUMENTS`, which reads `given`, without the seconds of a start: what it says, how it ends.
+
+    What imports, the import path or Python's exit are about wants a process that is started.
+    """
+    from tests.integration import child
+
+    with tempfile.TemporaryDirectory() as folder:
+        said = Path(folder) / "said"
+        said.with_suffix(".in").write_text(given)
+        process = forked(child.module, module, arguments, said, cwd or Path.cwd(), {**(env or os.environ)})
+        process.join(timeout)
+        if process.is_alive():
+            os.kill(process.pid, signal.SIGKILL)
+            raise subprocess.TimeoutExpired([module, *arguments], timeout)
+        out, err = (said.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
+    return subprocess.CompletedProcess([module, *arguments], process.exitcode, out, err)
 
 
 def run_ranks(work: Callable[..., None], arguments: tuple[Any, ...], size: int) -> None:

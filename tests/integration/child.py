@@ -1,8 +1,10 @@
 """A run in a process of its own that can be killed; everything slow is imported here, before children are forked."""
 
 import os
+import runpy
 import signal
 import sys
+from collections.abc import Mapping, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
 
@@ -11,9 +13,8 @@ import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 import opd.assemble
 import opd.loop
 import opd.manifest  # noqa: F401
-from opd import cli, recorded
 from opd.config import RunConfig
-from opd.train import _main, train
+from opd.train import train
 
 
 def run(config: RunConfig, kill_at: int | None, writes: "Synchronized[int] | None") -> None:
@@ -37,14 +38,25 @@ def run(config: RunConfig, kill_at: int | None, writes: "Synchronized[int] | Non
         writes.value = calls
 
 
-def command(arguments: list[str], said: Path) -> None:
-    """`python -m opd.train ARGUMENTS` in the folder of `said`, which prints into said.out and said.err."""
-    os.chdir(said.parent)
+def module(name: str, arguments: Sequence[str], said: Path, cwd: Path, env: Mapping[str, str]) -> None:
+    """`python -m NAME ARGUMENTS`, which prints into said.out and said.err, and reads said.in if there is one."""
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(env)
+    if (given := said.with_suffix(".in")).exists():
+        os.dup2(os.open(given, os.O_RDONLY), 0)
+        sys.stdin = open(0)  # multiprocessing has put /dev/null in its place
     for stream, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(said.with_suffix(suffix), os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
     sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]
-    sys.argv = ["opd.train", *arguments]
-    cli.main(_main, recorded.arguments)
+    sys.argv = [name, *arguments]
+    sys.modules.pop(name, None)  # as where nothing has imported it: it is to be the main module
+    runpy.run_module(name, run_name="__main__", alter_sys=True)
+
+
+def command(arguments: list[str], said: Path) -> None:
+    """`python -m opd.train ARGUMENTS` in the folder of `said`."""
+    module("opd.train", arguments, said, said.parent, os.environ.copy())
 
 
 def rank(number: int, size: int, port: int, arguments: list[str], folder: Path) -> None:

@@ -5,8 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from benchmarks.study import Size, write_study
 from opd.records import RunDir
+
+pytestmark = pytest.mark.apart
 
 
 def test_the_benchmark_of_whole_steps_samples_every_token_and_prints_speed_memory_and_stages() -> None:

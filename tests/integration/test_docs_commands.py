@@ -28,7 +28,7 @@ MARKED = [block for page in pages() for block in blocks(page) if block.mark and 
 FOREIGN = {"vllm", "wandb", "source"}
 
 
-@pytest.mark.skipif("OPD_REQUIRE_DOCS" not in os.environ, reason="takes minutes: OPD_REQUIRE_DOCS=1, as CI runs it")
+@pytest.mark.apart
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_as_they_stand(page: Path, tmp_path: Path):
     (ROOT / "models").mkdir(exist_ok=True)

@@ -89,6 +89,6 @@ def test_the_report_counts_earlier_runs(tmp_path: Path):
     counted = load(runs).runs
     assert counted["counted"].all()
     assert set(counted["run"]) == {f"{make.STUDY}/{make.folder(name).path.name}" for name in make.RUNS}
-    write_report(Arguments(runs, tmp_path, strict=True, figures=False))  # strict: nothing is left out
+    write_report(Arguments(runs, tmp_path, strict=True, figures=False, cache=False))  # strict: nothing is left out
     page = (tmp_path / "report.md").read_text()
     assert all(name.replace("_", r"\_") in page for name in make.RUNS)

@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,16 +11,14 @@ from sweeps import state
 from sweeps.compose import composer
 from sweeps.ledger import Ledger
 from sweeps.plan import plan
+from tests.forks import run_module
 
 ROOT = Path(__file__).parents[2]
 
 
 def multirun(*arguments: str) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, "-m", "opd.train", "-m", *arguments],
-        cwd=ROOT, capture_output=True, text=True, timeout=600, check=False,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )  # fmt: skip
+    here = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    return run_module("opd.train", "-m", *arguments, cwd=ROOT, env=here)
 
 
 def numbers(folder: RunDir) -> list[dict]:

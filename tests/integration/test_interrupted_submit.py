@@ -97,7 +97,7 @@ def test_wherever_a_submission_ends_the_next_command_knows_what_became_of_it(
 ):
     handing_over = next(place for place, step in enumerate(steps) if step.startswith("subprocess.Popen"))
     assert handing_over > 8 and any("tasks.json" in step for step in steps[:handing_over])
-    for place in range(handing_over):
+    for place in range(0, handing_over, 1 if number == signal.SIGKILL else 3):
         outputs = tmp_path / str(place)
         outputs.mkdir()
         _, status = submitted(outputs, kill_at=place, number=number)
@@ -112,8 +112,7 @@ def test_wherever_a_submission_ends_the_next_command_knows_what_became_of_it(
         assert state.look(book, ["poisoned-01234567-s0"]).runs[0].state == "pending"
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
-@pytest.mark.parametrize("late", [0, 1])
+@pytest.mark.parametrize(("number", "late"), [(signal.SIGINT, 0), (signal.SIGKILL, 1)])
 def test_a_runner_that_was_started_unsaid_is_found_or_leaves(steps: list[str], number: int, late: int, tmp_path: Path):
     handing_over = next(place for place, step in enumerate(steps) if step.startswith("subprocess.Popen"))
     _, status = submitted(tmp_path, kill_at=handing_over + late, number=number)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,10 +89,29 @@ class World:
         return self.file(rank).read_text()
 
 
+def unending(small_run: list[str], outputs: Path) -> list[str]:
+    """A run that is not over before something happens to it."""
+    return [*small_run, "num_steps=400", "epochs=80", "evaluate.every=0", f"paths.outputs={outputs}"]
+
+
 @pytest.fixture
 def endless(small_run: list[str], tmp_path: Path) -> list[str]:
-    """A run that is not over before something happens to it."""
-    return [*small_run, "num_steps=400", "epochs=80", "evaluate.every=0", f"paths.outputs={tmp_path}"]
+    return unending(small_run, tmp_path)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hung(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[World]]:
+    """Two runs whose rank 0, or 1, has stopped; the other waits for it during the first tests of this file."""
+    with ExitStack() as both:
+        worlds = []
+        for stopped in (0, 1):
+            outputs = tmp_path_factory.mktemp("hung")
+            given = [*unending(small_run, outputs), "compute.rank_timeout=15.0"]
+            worlds.append(both.enter_context(World(outputs, given)))
+        for stopped, world in enumerate(worlds):
+            world.wait_for_step(2)
+            os.kill(world.processes[stopped].pid, signal.SIGSTOP)
+        yield worlds
 
 
 def sentence(said: str) -> str:
@@ -134,31 +154,20 @@ def test_a_rank_that_hears_of_it_last_knows_who_was_lost(monkeypatch: pytest.Mon
     assert calls[2].lost() == {1: None}
 
 
-def test_a_hung_rank_is_named_when_its_time_is_over(endless: list[str], tmp_path: Path):
-    """Either of two, in runs that wait for it at the same time."""
-    with ExitStack() as both:
-        worlds = []
-        for stopped in (0, 1):
-            outputs = tmp_path / str(stopped)
-            outputs.mkdir()
-            given = [*endless, "compute.rank_timeout=15.0", f"paths.outputs={outputs}"]
-            worlds.append(both.enter_context(World(outputs, given)))
-        for stopped, world in enumerate(worlds):
-            world.wait_for_step(2)
-            os.kill(world.processes[stopped].pid, signal.SIGSTOP)
-        for stopped, world in enumerate(worlds):
-            said = sentence(world.end_of(1 - stopped, within=120))
-            assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=15.0; " in said
-            status = world.folder.status()
-            assert status.state == "failed" and f"rank {stopped} of 2 left" in str(status.error)
-
-
 def test_a_rank_that_fails_gives_the_others_its_reason(endless: list[str], tmp_path: Path):
     with World(tmp_path, endless, fails=1) as world:
         said = sentence(world.end_of(0, within=120))
         assert "opd: rank 1 of 2 left: no such luck; the same command goes on from step 2" in said
         world.processes[1].join(120)
         assert "ValueError: no such luck" in world.file(1).read_text()
+
+
+def test_a_hung_rank_is_named_when_its_time_is_over(hung: list[World]):
+    for stopped, world in enumerate(hung):
+        said = sentence(world.end_of(1 - stopped, within=120))
+        assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=15.0; " in said
+        status = world.folder.status()
+        assert status.state == "failed" and f"rank {stopped} of 2 left" in str(status.error)
 
 
 def test_torchrun_leaves_no_run_that_says_it_is_running(endless: list[str], tmp_path: Path):

@@ -7,7 +7,7 @@ import pytest
 
 from opd.errors import UserError
 from tests.integration.conftest import composed, composed_by_hydra
-from tests.integration.pairs import BASE, CHOICES, DOMAINS, KNOBS, SEVERAL, World, is_clear, opened, settings
+from tests.integration.pairs import BASE, CHOICES, DOMAINS, KNOBS, SEVERAL, World, a_third, is_clear, opened, settings
 
 METHODS = [choice for choice in CHOICES if choice not in KNOBS]
 # What a bare choice is refused with, where it cannot be without another.
@@ -34,7 +34,7 @@ def world(models: Path, small_run: list[str]) -> Iterator[World]:
         yield world
 
 
-@pytest.mark.parametrize("choice", METHODS)
+@pytest.mark.parametrize("choice", a_third(METHODS))
 def test_a_method_beside_every_other_learns_or_is_refused(choice: str, world: World):
     pairs = [(choice, other) for other in METHODS[METHODS.index(choice) + 1 :] if group(other) != group(choice)]
     assert [f"{pair}: {said}" for pair in pairs if (said := world.complaint(*pair))] == []

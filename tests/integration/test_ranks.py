@@ -29,6 +29,7 @@ METHODS = {
 
 
 SIZES = (1, 2, 4)
+OF_FOUR = ("default", "exact updates", "one rank masked")  # four of them take their turns on two cores
 COMMON = [
     "batch_size=8", "evaluate.benchmarks=[]", "optim.lr=0.01", "memory.micro_batch_tokens=40", "memory.logit_chunk=5",
 ]  # fmt: skip
@@ -75,6 +76,8 @@ def work(rank: int, size: int, port: int, small_run: list[str], folder: Path) ->
     ranks = dist.start(timeout=120.0)
     found = {}
     for name, overrides in METHODS.items():
+        if size == 4 and name not in OF_FOUR:
+            continue
         run = assemble.assemble(composed([*small_run, *COMMON, *overrides]), RunDir(folder / "run"), ranks)
         metrics = [loop.step(run, number) for number in (1, 2)]
         weights = {key: whole(weight.detach()) for key, weight in run.policy.model.named_parameters()}
@@ -100,8 +103,9 @@ def worlds(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> di
     return {size: torch.load(folder / f"{size}.pt", weights_only=True) for size in SIZES}
 
 
-@pytest.mark.parametrize("size", SIZES[1:])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    ("method", "size"), [*((method, 2) for method in METHODS), *((method, 4) for method in OF_FOUR)]
+)
 def test_any_number_of_ranks_makes_the_same_steps(method: str, size: int, worlds):
     ours, alone = worlds[size][method], worlds[1][method]
     for several, one in zip(ours["metrics"], alone["metrics"], strict=True):

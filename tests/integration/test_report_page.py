@@ -16,6 +16,8 @@ from analysis.report import main
 from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_broken, write_demo, write_run
 from tests.unit.analysis.published_runs import rollouts, write_published
 
+pytestmark = pytest.mark.apart
+
 # The elements with text of their own, outside figures, that is below 4.5:1 against what is behind it or under 12 px.
 POOR_TEXT = """() => {
   const rgb = text => {

@@ -55,12 +55,12 @@ def unbroken(whole) -> tuple[dict[str, object], int]:
     return content(only_run(whole[0])), whole[1]
 
 
-@pytest.mark.parametrize("moment", range(6))
+@pytest.mark.parametrize("moment", range(4))
 def test_a_run_killed_at_a_write_resumes_exactly(moment: int, unbroken, small_run, tmp_path: Path):
-    """One of each sixth of the run's writes."""
+    """One of each fourth of the run's writes."""
     expected, writes = unbroken
     overrides = [*small_run, f"paths.outputs={tmp_path}"]
-    kill_at = random.Random(moment).randint(1 + moment * writes // 6, (moment + 1) * writes // 6)
+    kill_at = random.Random(moment).randint(1 + moment * writes // 4, (moment + 1) * writes // 4)
     assert spawn(overrides, kill_at) == -signal.SIGKILL
     assert spawn(overrides) == 0
     folder = only_run(tmp_path)
@@ -77,10 +77,9 @@ def test_a_run_killed_again_and_again_by_the_clock_resumes_exactly(unbroken, sma
     assert content(only_run(tmp_path)) == unbroken[0]
 
 
-@pytest.mark.parametrize("moment", range(2))
-def test_a_run_that_waits_for_its_checkpoints_resumes_exactly_too(moment: int, unbroken, small_run, tmp_path: Path):
+def test_a_run_that_waits_for_its_checkpoints_resumes_exactly_too(unbroken, small_run, tmp_path: Path):
     overrides = [*small_run, f"paths.outputs={tmp_path}", "checkpoint.asynchronous=false"]
-    assert spawn(overrides, random.Random(moment).randint(1, unbroken[1])) == -signal.SIGKILL
+    assert spawn(overrides, random.Random(1).randint(1, unbroken[1])) == -signal.SIGKILL
     assert spawn(overrides) == 0
     assert content(only_run(tmp_path)) == unbroken[0]
 
@@ -97,10 +96,9 @@ def unbroken_adapted(adapted, tmp_path_factory) -> tuple[RunDir, int]:
     return only_run(outputs), count.value
 
 
-@pytest.mark.parametrize("moment", range(2))
-def test_a_killed_run_of_adapters_resumes_exactly(moment: int, unbroken_adapted, adapted, tmp_path: Path):
+def test_a_killed_run_of_adapters_resumes_exactly(unbroken_adapted, adapted, tmp_path: Path):
     overrides = [*adapted, f"paths.outputs={tmp_path}"]
-    kill_at = random.Random(moment).randint(unbroken_adapted[1] // 2, unbroken_adapted[1])
+    kill_at = random.Random(1).randint(unbroken_adapted[1] // 2, unbroken_adapted[1])
     assert spawn(overrides, kill_at) == -signal.SIGKILL
     assert spawn(overrides) == 0
     assert content(only_run(tmp_path)) == content(unbroken_adapted[0])

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from opd import assemble, loop
 from opd.records import RunDir
 from opd.train import run_dir, train
-from tests.forks import forked
+from tests.forks import forked, run_module
 from tests.integration import child
 from tests.integration.conftest import composed
 from tests.unit.engine.conftest import ALONE
@@ -244,10 +244,8 @@ def test_the_final_checkpoint_loads_in_transformers_as_it_was_trained(plain: Run
 
 def test_a_recorded_config_repeats_its_run(plain: RunDir, tmp_path: Path):
     folder = plain
-    again = subprocess.run(
-        [sys.executable, "-m", "opd.train", f"config={folder.config_file}", f"paths.outputs={tmp_path / 'repeated'}"],
-        cwd=tmp_path, capture_output=True, text=True, timeout=120,
-    )  # fmt: skip
+    given = [f"config={folder.config_file}", f"paths.outputs={tmp_path / 'repeated'}"]
+    again = run_module("opd.train", *given, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     repeated = RunDir(tmp_path / "repeated" / "main" / folder.path.name)
     assert all(torch.equal(weights(folder)[name], weights(repeated)[name]) for name in weights(folder))
@@ -306,9 +304,8 @@ def test_a_full_disk_is_said_in_one_sentence_and_loses_nothing(small_run: list[s
         pytest.skip(f"no file system can be mounted here: {mounted.stderr.decode().strip()}")
     assert mounted.returncode == 0, mounted.stderr
     given = [*small_run, f"paths.outputs={disk}"]
-    command = [sys.executable, "-m", "opd.train", *given]
     try:
-        full = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        full = run_module("opd.train", *given)
         assert full.returncode == 2 and "Traceback" not in full.stderr
         assert os.strerror(errno.ENOSPC) in full.stderr.strip().splitlines()[-1]
         subprocess.run(["mount", "-o", "remount,size=8m", str(disk)], check=True)

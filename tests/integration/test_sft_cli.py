@@ -2,10 +2,11 @@
 
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+
+from tests.forks import run_module
 
 NAMES = ("student", "small", "medium", "large")
 SHORT = [
@@ -21,13 +22,8 @@ SHORT = [
 
 
 def sft(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "opd.sft", f"paths.models={folder / 'models'}", *overrides],
-        capture_output=True,
-        text=True,
-        cwd=folder,
-        env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])},
-    )
+    here = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    return run_module("opd.sft", f"paths.models={folder / 'models'}", *overrides, cwd=folder, env=here)
 
 
 def test_it_makes_every_model_of_the_scale_once(tmp_path: Path):

@@ -13,20 +13,15 @@ import pytest
 
 from opd.records import RunDir
 from sweeps.ledger import Ledger
+from tests.forks import run_module
 from tests.unit.sweeps.conftest import said
 
 ROOT = Path(__file__).parents[2]
 
 
 def command(module: str, *arguments: str, ok: bool = True) -> subprocess.CompletedProcess:
-    done = subprocess.run(
-        [sys.executable, "-m", f"sweeps.{module}", *arguments],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-    )
+    here = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = run_module(f"sweeps.{module}", *arguments, cwd=ROOT, env=here)
     assert (done.returncode == 0) is ok, done.stdout + done.stderr
     return done
 

@@ -22,6 +22,7 @@ from opd.check import as_dict
 from opd.records import RunDir, find_runs
 from opd.tracker import tracked_id
 from opd.train import run_dir, train
+from tests.forks import run_module
 from tests.integration.conftest import composed, once_told
 
 LEAN = ["evaluate.sources.arithmetic.num=2", "checkpoint.keep=1"]
@@ -227,9 +228,8 @@ def test_a_terminal_shows_a_live_line_and_the_evaluated_steps(small_run, tmp_pat
 
 
 def test_without_a_terminal_every_step_is_a_plain_line(small_run, tmp_path: Path):
-    run = [sys.executable, "-m", "opd.train", *small_run, *LEAN, f"paths.outputs={tmp_path}"]
-    done = subprocess.run(run, capture_output=True, text=True, check=True, timeout=240)
-    assert "\x1b" not in done.stdout and "\r" not in done.stdout
+    done = run_module("opd.train", *small_run, *LEAN, f"paths.outputs={tmp_path}")
+    assert done.returncode == 0 and "\x1b" not in done.stdout and "\r" not in done.stdout
     lines = [line for line in done.stdout.splitlines() if line.startswith("step ")]
     assert [line.split()[1] for line in lines] == ["0/4", "1/4", "2/4", "3/4", "4/4"]
     assert all(re.search(r"reverse_kl .* grad_norm .* s  [\d,]+ tokens/s", line) for line in lines[1:])

@@ -21,6 +21,7 @@ from opd.errors import UserError
 from opd.recipe import Recipe, model_path
 from opd.sft import ensure_models
 from opd.sft_worker import Example, collate, examples, learning_rate, make, read_examples, response_loss, train
+from tests.forks import run_module
 from tests.unit.test_recipe import recipe
 
 
@@ -346,9 +347,8 @@ def recipe_dict(**changes: Any) -> dict[str, Any]:
 
 def test_the_worker_speaks_only_of_its_steps_on_its_output(tmp_path: Path):
     request = json.dumps({"recipe": recipe_dict(), "target": str(tmp_path / "m")})
-    done = subprocess.run(
-        [sys.executable, "-m", sft_worker.__name__], input=request + "\n", capture_output=True, text=True, check=True
-    )
+    done = run_module(sft_worker.__name__, given=request + "\n")
+    assert done.returncode == 0, done.stderr
     messages = [json.loads(line) for line in done.stdout.splitlines()]
     assert [message.get("step") for message in messages] == [1, 2, 3, 4, 5, 6, None]
     assert messages[-1] == {"done": True}

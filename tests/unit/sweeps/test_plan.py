@@ -48,10 +48,10 @@ def test_a_hydra_that_is_at_work_is_there_again_afterwards(compose: Composer):
 
 
 def test_runs_that_two_sweeps_share_are_one_run(compose: Composer):
-    plans = [plan(compose, [f"+sweep={name}"], ranks=1) for name in ("stability", "gamma", "everything")]
+    plans = [plan(compose, [f"+sweep={name}"], ranks=1) for name in ("stability", "gamma")]
     ids = [{run.id for run in found.runs} for found in plans]
     assert {run.rsplit("-", 2)[0] for run in ids[0] & ids[1]} == {"mis"} and len(ids[0] & ids[1]) == 3
-    assert ids[0] | ids[1] <= ids[2] and all(found.study == plans[0].study for found in plans)
+    assert all(found.study == plans[0].study for found in plans)
 
 
 def test_each_arm_has_every_seed_and_its_own_identity(compose: Composer):
