@@ -1,8 +1,10 @@
-"""Rows that hold every pair of values, where whole products of axes would be too many tests."""
+"""Fewer tests than a product or a table has: rows that hold every pair of values, and every third of many cases."""
 
 from collections.abc import Iterable
 from itertools import combinations, product
 from typing import Any
+
+import pytest
 
 
 def covering(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
@@ -20,3 +22,8 @@ def covering(*axes: Iterable[Any]) -> list[tuple[Any, ...]]:
         missing -= held[best]
         chosen.append(rows[best])
     return [tuple(axis[at] for axis, at in zip(values, row, strict=True)) for row in sorted(chosen)]
+
+
+def a_third(cases: Iterable[Any]) -> list[Any]:
+    """Cases for `parametrize`: the first of three stays, the other two are run apart."""
+    return [pytest.param(one, marks=[pytest.mark.apart] if place % 3 else []) for place, one in enumerate(cases)]

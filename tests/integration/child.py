@@ -44,8 +44,7 @@ def module(name: str, arguments: Sequence[str], said: Path, cwd: Path, env: Mapp
     os.environ.clear()
     os.environ.update(env)
     if (given := said.with_suffix(".in")).exists():
-        os.dup2(os.open(given, os.O_RDONLY), 0)
-        sys.stdin = open(0)  # multiprocessing has put /dev/null in its place
+        sys.stdin = os.fdopen(os.open(given, os.O_RDONLY))  # multiprocessing has put /dev/null in its place
     for stream, suffix in ((1, ".out"), (2, ".err")):
         os.dup2(os.open(said.with_suffix(suffix), os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream)
     sys.stdout.reconfigure(line_buffering=True)  # pyright: ignore[reportAttributeAccessIssue]

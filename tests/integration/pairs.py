@@ -60,13 +60,6 @@ KNOBS = [
     *("shaping.log_ratio_clamp=0.3", "shaping.baseline=group", "shaping.baseline=batch", "shaping.advantage_clip=0.4"),
     *("mini_batch_size=2", "entropy_coef=0.1"),
 ]
-
-
-def a_third(choices: list[str]) -> list[Any]:
-    """The choices for `parametrize`: every third beside all the others, and the rest apart."""
-    return [pytest.param(one, marks=[pytest.mark.apart] if place % 3 else []) for place, one in enumerate(choices)]
-
-
 CHOICES = [f"{group}={name}" for group in START for name in files(group) if name != START[group]] + KNOBS
 
 SEVERAL = "|".join(name for name in files("ensemble") if name != "single")

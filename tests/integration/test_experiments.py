@@ -11,6 +11,7 @@ import pytest
 
 from opd import assemble, cli, loop
 from opd.records import RunDir
+from tests.covering import a_third
 from tests.integration.conftest import composed
 from tests.unit.engine.conftest import ALONE
 
@@ -25,7 +26,7 @@ SIZES = {
 }
 
 
-@pytest.mark.parametrize("experiment", EXPERIMENTS)
+@pytest.mark.parametrize("experiment", a_third(EXPERIMENTS))
 def test_one_step_of_an_experiment(
     experiment: str, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):

@@ -52,6 +52,7 @@ def test_its_runs_are_those_of_the_plan_with_the_same_records(basic: Path, argum
     assert {one.state for one in state.look(Ledger(basic)).runs} == {"finished"}
 
 
+@pytest.mark.apart
 def test_processes_of_submitit_make_the_same_runs(basic: Path, arguments: list[str], tmp_path: Path):
     done = multirun(*arguments, f"paths.outputs={tmp_path}", "hydra/launcher=submitit_local")
     assert done.returncode == 0, done.stderr

@@ -97,7 +97,7 @@ def test_wherever_a_submission_ends_the_next_command_knows_what_became_of_it(
 ):
     handing_over = next(place for place, step in enumerate(steps) if step.startswith("subprocess.Popen"))
     assert handing_over > 8 and any("tasks.json" in step for step in steps[:handing_over])
-    for place in range(0, handing_over, 1 if number == signal.SIGKILL else 3):
+    for place in range(0, handing_over, 2 if number == signal.SIGKILL else 3):
         outputs = tmp_path / str(place)
         outputs.mkdir()
         _, status = submitted(outputs, kill_at=place, number=number)

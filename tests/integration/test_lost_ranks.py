@@ -104,8 +104,7 @@ def hung(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iter
     """Two runs whose rank 0, or 1, has stopped; the other waits for it during the first tests of this file."""
     with ExitStack() as both:
         worlds = []
-        for stopped in (0, 1):
-            outputs = tmp_path_factory.mktemp("hung")
+        for outputs in (tmp_path_factory.mktemp("hung") for _ in range(2)):
             given = [*unending(small_run, outputs), "compute.rank_timeout=15.0"]
             worlds.append(both.enter_context(World(outputs, given)))
         for stopped, world in enumerate(worlds):
@@ -170,6 +169,7 @@ def test_a_hung_rank_is_named_when_its_time_is_over(hung: list[World]):
         assert status.state == "failed" and f"rank {stopped} of 2 left" in str(status.error)
 
 
+@pytest.mark.apart
 def test_torchrun_leaves_no_run_that_says_it_is_running(endless: list[str], tmp_path: Path):
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "opd.train"]
     run = subprocess.Popen(

@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 
 from opd.errors import UserError
+from tests.covering import a_third
 from tests.integration.conftest import composed, composed_by_hydra
-from tests.integration.pairs import BASE, CHOICES, DOMAINS, KNOBS, SEVERAL, World, a_third, is_clear, opened, settings
+from tests.integration.pairs import BASE, CHOICES, DOMAINS, KNOBS, SEVERAL, World, is_clear, opened, settings
 
 METHODS = [choice for choice in CHOICES if choice not in KNOBS]
 # What a bare choice is refused with, where it cannot be without another.

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.integration.pairs import CHOICES, KNOBS, World, a_third, opened
+from tests.covering import a_third
+from tests.integration.pairs import CHOICES, KNOBS, World, opened
 
 
 @pytest.fixture(scope="module")

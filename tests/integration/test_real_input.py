@@ -75,7 +75,9 @@ def overrides(pair: tuple[Path, Path], outputs: Path, prompts: str) -> list[str]
     ]
 
 
-@pytest.mark.parametrize("prompts", ["gsm8k_train.jsonl", "deepmath_sample.jsonl"])
+@pytest.mark.parametrize(
+    "prompts", ["gsm8k_train.jsonl", pytest.param("deepmath_sample.jsonl", marks=pytest.mark.apart)]
+)
 def test_a_run_on_real_text_trains_evaluates_and_reports(prompts: str, pair, tmp_path: Path):
     from analysis import report
 

@@ -79,8 +79,9 @@ def test_a_search_that_makes_no_sense_is_refused_in_one_sentence(
     assert sentence.count("\n") == 1 and "Traceback" not in sentence
 
 
+@pytest.mark.apart
 def test_the_worse_half_of_a_sweep_is_stopped_at_a_rung(small_run: list[str], tmp_path: Path):
-    long = ["num_steps=80", "prompts.source.num=512", "evaluate.every=4", f"paths.outputs={tmp_path}"]
+    long = ["num_steps=80", "prompts.source.num=512", "evaluate.every=2", f"paths.outputs={tmp_path}"]
     grid = "sweep.grid=[{name:[a],gamma:[0.1]},{name:[b],gamma:[0.2]},{name:[c],gamma:[0.3]},{name:[d],gamma:[0.4]}]"
     command("submit", "+sweep=epochs", "sweep.seeds=[0]", "cluster.max_parallel=4", grid, *small_run, *long)
     given = ["study=main", f"paths.outputs={tmp_path}", "rungs=4", "metric=mean@2 last"]

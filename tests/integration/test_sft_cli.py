@@ -26,6 +26,7 @@ def sft(folder: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     return run_module("opd.sft", f"paths.models={folder / 'models'}", *overrides, cwd=folder, env=here)
 
 
+@pytest.mark.apart
 def test_it_makes_every_model_of_the_scale_once(tmp_path: Path):
     first = sft(tmp_path, *SHORT)
     assert first.returncode == 0, first.stderr

@@ -11,6 +11,7 @@ from opd.batch import Rollout
 from opd.engine.dist import Ranks
 from opd.engine.forward import micro_batches, response_hidden
 from opd.throughput import Meter, peak_tflops, work_of
+from tests.forks import forked
 
 SIZES = {
     "vocab_size": 50,
@@ -118,6 +119,13 @@ def test_a_line_has_speed_flops_and_memory_and_no_utilisation_of_an_unknown_devi
 
 
 def test_peak_memory_sees_what_was_held_for_a_moment():
+    """In a process of its own, which has not held much before."""
+    process = forked(hold_for_a_moment)
+    process.join()
+    assert process.exitcode == 0
+
+
+def hold_for_a_moment() -> None:
     before = throughput.peak_memory(CPU)
     torch.ones(before // 4 + (256 << 20)).sum()
     assert throughput.peak_memory(CPU) >= before + (128 << 20)
