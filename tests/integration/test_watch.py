@@ -169,6 +169,7 @@ def test_a_run_whose_tracker_dies_goes_on(
     importlib.import_module("fastai")
 
 
+@pytest.mark.apart
 def test_a_command_whose_tracker_dies_ends_well_with_one_line_of_warning(small_run, tmp_path: Path):
     long = ["num_steps=60", "epochs=12", "evaluate.every=30", "checkpoint.every=30"]
     knobs = ["tracker=wandb", "tracker.mode=offline", f"paths.outputs={tmp_path}"]
