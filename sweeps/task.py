@@ -159,19 +159,26 @@ def main(submission: Path, place: int) -> int:
         print(f"sweeps: {task.run}: {found}", flush=True)
         if found not in ("requeue", "retry"):
             return {"finished": 0, "left": PREEMPTED, "refused": REFUSED, "failed": 1}[found]
-        if task.cluster["kind"] == "slurm":
-            try:
-                before = len(asked)
-                slurm.requeue_this_job()
-                # SLURM ends this process now; to leave before it says so would end the job.
-                for _ in range(300):
-                    if len(asked) > before:
-                        break
-                    time.sleep(0.2)
-                return PREEMPTED
-            except slurm.Unanswered as error:
-                print(f"sweeps: {task.run}: cannot be requeued ({error}); going on here", flush=True)
-                time.sleep(5)
+        if task.cluster["kind"] == "slurm" and requeued(task, asked):
+            return PREEMPTED
+
+
+def requeued(task: Task, asked: list[int]) -> bool:
+    """Asks SLURM to put this job back into its queue; True once SLURM ends this process for it, for which it waits:
+    to leave before that would end the job.
+    """
+    before, refusal = len(asked), None
+    try:
+        slurm.requeue_this_job()
+    except slurm.Unanswered as error:
+        refusal = error  # or SLURM has heard it: what ends this process then ends scontrol too, a moment before
+    for _ in range(25 if refusal else 300):
+        if len(asked) > before:
+            return True
+        time.sleep(0.2)
+    if refusal:
+        print(f"sweeps: {task.run}: cannot be requeued ({refusal}); going on here", flush=True)
+    return refusal is None
 
 
 def command(arguments: Sequence[str]) -> None:
