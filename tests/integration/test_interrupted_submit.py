@@ -112,7 +112,9 @@ def test_wherever_a_submission_ends_the_next_command_knows_what_became_of_it(
         assert state.look(book, ["poisoned-01234567-s0"]).runs[0].state == "pending"
 
 
-@pytest.mark.parametrize(("number", "late"), [(signal.SIGINT, 0), (signal.SIGKILL, 1)])
+@pytest.mark.parametrize(
+    ("number", "late"), [(signal.SIGKILL, 0), pytest.param(signal.SIGINT, 1, marks=pytest.mark.apart)]
+)
 def test_a_runner_that_was_started_unsaid_is_found_or_leaves(steps: list[str], number: int, late: int, tmp_path: Path):
     handing_over = next(place for place, step in enumerate(steps) if step.startswith("subprocess.Popen"))
     _, status = submitted(tmp_path, kill_at=handing_over + late, number=number)

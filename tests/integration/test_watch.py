@@ -214,6 +214,7 @@ def in_terminal(command: list[str]) -> tuple[int, str]:
     return status, written.decode()
 
 
+@pytest.mark.apart
 def test_a_terminal_shows_a_live_line_and_the_evaluated_steps(small_run, tmp_path: Path):
     long = ["num_steps=60", "epochs=12", "evaluate.every=30"]  # the line is drawn anew four times a second
     run = [sys.executable, "-m", "opd.train", *small_run, *LEAN, *long, f"paths.outputs={tmp_path}"]

@@ -43,6 +43,7 @@ def test_same_records_same_bytes_wherever_and_in_whatever_order_they_lie(all_run
     )
 
 
+@pytest.mark.apart
 def test_another_process_writes_the_same_bytes_in_another_place_zone_language_and_order_of_hashes(demo_runs, tmp_path):
     """The records copied anew too, so with other times and inodes, and read with a cache and without."""
     shutil.copytree(demo_runs, tmp_path / "a b" / "copy", copy_function=shutil.copyfile)

@@ -1,9 +1,6 @@
 """A whole run on two real ranks: its records are one rank's, and either number of ranks goes on from the other's."""
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -19,18 +16,12 @@ from tests.integration import child
 from tests.integration.conftest import composed
 from tests.integration.test_ranks import free_port
 
-TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
-
 
 @pytest.fixture(scope="module")
 def two(small_run: list[str], tmp_path_factory: pytest.TempPathFactory) -> RunDir:
-    """A run by torchrun, on two ranks."""
+    """A run of the command on two ranks."""
     outputs = tmp_path_factory.mktemp("two")
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, "-m", "opd.train", *small_run, f"paths.outputs={outputs}"],
-        capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, timeout=300,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    run_ranks(child.rank, (2, free_port(), [*small_run, f"paths.outputs={outputs}"], outputs), 2)
     (folder,) = (outputs / "main").glob("default-*")
     return RunDir(folder)
 
