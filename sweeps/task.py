@@ -164,8 +164,8 @@ def main(submission: Path, place: int) -> int:
 
 
 def requeued(task: Task, asked: list[int]) -> bool:
-    """Asks SLURM to put this job back into its queue; True once SLURM ends this process for it, for which it waits:
-    to leave before that would end the job.
+    """Asks SLURM to put this job back into its queue, and waits for the signal by which SLURM then ends this process:
+    to leave before it would end the job. False where SLURM refuses.
     """
     before, refusal = len(asked), None
     try:

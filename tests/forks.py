@@ -53,6 +53,7 @@ def run_module(
         process.join(timeout)
         if process.is_alive():
             os.kill(process.pid, signal.SIGKILL)
+            process.join()
             raise subprocess.TimeoutExpired([module, *arguments], timeout)
         out, err = (said.with_suffix(suffix).read_text() for suffix in (".out", ".err"))
     return subprocess.CompletedProcess([module, *arguments], process.exitcode, out, err)

@@ -7,10 +7,10 @@ import functools
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
-from _pytest.mark import ParameterSet
 from hydra import compose, initialize_config_dir
 
 from analysis.differences import flat
@@ -158,7 +158,7 @@ def said(config: dict[str, object]) -> dict[str, str]:
     return {key: json.dumps(value, sort_keys=True) for key, value in config.items()}
 
 
-def cases() -> list[ParameterSet]:
+def cases() -> list[Any]:
     """Every experiment at `tiny` and at one of the three other scales; the rest apart."""
     return [
         pytest.param(experiment, scale, marks=[] if number in (0, 1 + place % 3) else [pytest.mark.apart])

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import sys
 from pathlib import Path
 
@@ -11,11 +10,11 @@ import pytest
 from opd import cli, evaluate, train
 from opd.records import RunDir
 from tests.integration.conftest import composed
+from tests.shared_data import CI, DATA
 
-DATA = Path(os.environ.get("OPD_SHARED_DATA", Path(__file__).parents[2] / "../shared/data")).resolve()
 COMPETITIONS = {"aime24": 30, "aime25": 30, "hmmt25": 30, "brumo25": 30, "beyondaime": 100}
 
-if not DATA.is_dir() and os.environ.get("CI"):
+if not DATA.is_dir() and CI:
     pytest.fail(f"the real problem sets are not at {DATA}, and CI must run on them", pytrace=False)
 pytestmark = pytest.mark.skipif(not DATA.is_dir(), reason=f"the real problem sets are not at {DATA}")
 

@@ -15,6 +15,8 @@ from tests.forks import FORK, forked
 from tests.integration.child import run
 from tests.integration.conftest import composed
 
+APART = pytest.mark.apart
+
 
 def spawn(overrides: list[str], kill_at: int | None = None, *, timeout: float | None = None, writes=None) -> int | None:
     """Runs in a child; returns its exit code, negative for the signal that ended it."""
@@ -55,12 +57,12 @@ def unbroken(whole) -> tuple[dict[str, object], int]:
     return content(only_run(whole[0])), whole[1]
 
 
-@pytest.mark.parametrize("moment", range(4))
+@pytest.mark.parametrize("moment", [0, pytest.param(1, marks=APART), 2, 3, pytest.param(4, marks=APART), 5])
 def test_a_run_killed_at_a_write_resumes_exactly(moment: int, unbroken, small_run, tmp_path: Path):
-    """One of each fourth of the run's writes."""
+    """One of each sixth of the run's writes."""
     expected, writes = unbroken
     overrides = [*small_run, f"paths.outputs={tmp_path}"]
-    kill_at = random.Random(moment).randint(1 + moment * writes // 4, (moment + 1) * writes // 4)
+    kill_at = random.Random(moment).randint(1 + moment * writes // 6, (moment + 1) * writes // 6)
     assert spawn(overrides, kill_at) == -signal.SIGKILL
     assert spawn(overrides) == 0
     folder = only_run(tmp_path)
@@ -77,9 +79,10 @@ def test_a_run_killed_again_and_again_by_the_clock_resumes_exactly(unbroken, sma
     assert content(only_run(tmp_path)) == unbroken[0]
 
 
-def test_a_run_that_waits_for_its_checkpoints_resumes_exactly_too(unbroken, small_run, tmp_path: Path):
+@pytest.mark.parametrize("moment", [pytest.param(0, marks=APART), 1])
+def test_a_run_that_waits_for_its_checkpoints_resumes_exactly_too(moment: int, unbroken, small_run, tmp_path: Path):
     overrides = [*small_run, f"paths.outputs={tmp_path}", "checkpoint.asynchronous=false"]
-    assert spawn(overrides, random.Random(1).randint(1, unbroken[1])) == -signal.SIGKILL
+    assert spawn(overrides, random.Random(moment).randint(1, unbroken[1])) == -signal.SIGKILL
     assert spawn(overrides) == 0
     assert content(only_run(tmp_path)) == unbroken[0]
 
@@ -96,9 +99,10 @@ def unbroken_adapted(adapted, tmp_path_factory) -> tuple[RunDir, int]:
     return only_run(outputs), count.value
 
 
-def test_a_killed_run_of_adapters_resumes_exactly(unbroken_adapted, adapted, tmp_path: Path):
+@pytest.mark.parametrize("moment", [pytest.param(0, marks=APART), 1])
+def test_a_killed_run_of_adapters_resumes_exactly(moment: int, unbroken_adapted, adapted, tmp_path: Path):
     overrides = [*adapted, f"paths.outputs={tmp_path}"]
-    kill_at = random.Random(1).randint(unbroken_adapted[1] // 2, unbroken_adapted[1])
+    kill_at = random.Random(moment).randint(unbroken_adapted[1] // 2, unbroken_adapted[1])
     assert spawn(overrides, kill_at) == -signal.SIGKILL
     assert spawn(overrides) == 0
     assert content(only_run(tmp_path)) == content(unbroken_adapted[0])

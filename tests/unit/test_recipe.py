@@ -13,20 +13,10 @@ from opd import recipe as module
 from opd.data import arithmetic
 from opd.errors import UserError
 from opd.recipe import Recipe, model_path
+from tests.random_models import SHAPE
 
 TINY: dict[str, Any] = {
-    "architecture": {
-        "hidden_size": 16,
-        "num_layers": 1,
-        "num_heads": 2,
-        "num_kv_heads": 1,
-        "head_dim": 8,
-        "intermediate_size": 24,
-        "max_position_embeddings": 64,
-        "rope_theta": 1e4,
-        "tie_embeddings": True,
-        "init_std": 0.1,
-    },
+    "architecture": {**SHAPE, "init_std": 0.1},
     "start": None,
     "mix": {"addition": [2], "chain": [3]},
     "slip": [0.1, 0.1],

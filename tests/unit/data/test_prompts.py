@@ -17,8 +17,8 @@ from opd.data.arithmetic import Problem
 from opd.data.prompts import batch_indices, encode, epoch_order, load_problems
 from opd.data.tokenizer import build_tokenizer
 from opd.errors import UserError
+from tests.shared_data import shared
 
-DATA = Path(os.environ.get("OPD_SHARED_DATA", Path(__file__).parents[3] / "../shared/data"))
 SIZES = {"aime24": 30, "aime25": 30, "hmmt_feb25": 30, "brumo25": 30, "beyondaime": 100, "deepmath_sample": 2000}
 SIZES |= {"gsm8k_train": 7473, "gsm8k_test": 1319}
 
@@ -36,13 +36,6 @@ SOURCE = Dataset(
     domain="mathematics",
     limit=None,
 )
-
-
-def shared(name: str) -> Path:
-    path = DATA / name
-    if not path.exists():
-        pytest.skip(f"needs {name} of the shared data, which is not here")
-    return path
 
 
 def written(folder: Path, *lines: object) -> Dataset:

@@ -54,6 +54,13 @@ def test_runs_that_two_sweeps_share_are_one_run(compose: Composer):
     assert all(found.study == plans[0].study for found in plans)
 
 
+@pytest.mark.apart
+def test_everything_has_the_runs_of_other_sweeps(compose: Composer):
+    plans = [plan(compose, [f"+sweep={name}"], ranks=1) for name in ("stability", "gamma", "everything")]
+    *some, everything = [{run.id for run in found.runs} for found in plans]
+    assert set.union(*some) <= everything and all(found.study == plans[0].study for found in plans)
+
+
 def test_each_arm_has_every_seed_and_its_own_identity(compose: Composer):
     found = plan(compose, ["+sweep=gamma", "sweep.seeds=[3,5]"], ranks=1)
     assert [(run.config["name"], run.config["seed"]) for run in found.runs] == [
@@ -81,7 +88,9 @@ def test_an_arm_written_in_two_ways_is_one_run(compose: Composer):
     assert found.notes == ["gamma=0.0 is the same run as gamma=0, and is not run again"] and found.alike == []
 
 
-@pytest.mark.parametrize("name", [name for name in grid.names() if name != "everything"])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.apart] if name == "everything" else []) for name in grid.names()]
+)
 def test_no_two_arms_of_a_published_sweep_are_one_run(name: str, compose: Composer):
     found = plan(compose, [f"+sweep={name}", "sweep.seeds=[0]"], ranks=1)
     assert found.bad == [] and found.twins == []
