@@ -1,4 +1,4 @@
-"""What pyproject.toml cannot say: `conf/` goes into the package, where `opd.places` finds it once it is installed."""
+"""What pyproject.toml cannot say: `conf/` goes into the package, where `opd.config.places` finds it."""
 
 from setuptools import find_namespace_packages, setup
 
@@ -8,7 +8,7 @@ setup(
     packages=[*code, *conf],
     package_dir={"opd.conf": "conf"},
     package_data={
-        "opd": ["engine/published.yaml"],
+        "opd": ["model/published.yaml"],
         "analysis": ["*.jinja", "*.css", "*.js", "*.yaml"],
         **{folder: ["*.yaml"] for folder in conf},
     },

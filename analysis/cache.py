@@ -28,8 +28,10 @@ from analysis.columns import TRAINING_COLUMNS
 from analysis.contents import Contents, read_contents
 from analysis.evaluation import SCORES, Evaluation, Example
 from analysis.training import Training
-from opd import plain_yaml, records, scores
-from opd.records import RunDir, write_whole
+from opd.config import plain_yaml
+from opd.grading import scores
+from opd.records import run_dir as records
+from opd.records.run_dir import RunDir, write_whole
 
 FOLDER = ".analysis"  # in the folder that is loaded; hidden, so that no run is looked for in it
 _READERS = (columns, contents, evaluation, lines, text, training, plain_yaml, records, scores)

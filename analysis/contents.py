@@ -12,8 +12,8 @@ from analysis.columns import RUN_COLUMNS, Column
 from analysis.evaluation import Evaluation, read_evaluation
 from analysis.text import printable
 from analysis.training import NO_TRAINING, Training, read_training
-from opd.identity import config_hash
-from opd.records import RecordError, RunDir, read_json
+from opd.config.identity import config_hash
+from opd.records.run_dir import RecordError, RunDir, read_json
 
 ANSWERS_SHOWN = 6  # a run
 _INTEGERS = range(-(2**53), 2**53)  # what every tool that reads on can hold

@@ -7,7 +7,7 @@ from typing import Any
 from analysis.differences import flat
 from analysis.rollouts import Rollouts, read_rollouts
 from analysis.text import printable
-from opd.records import RecordError, RunDir
+from opd.records.run_dir import RecordError, RunDir
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,14 @@ import pyarrow as pa
 
 from analysis.lines import read_table
 from analysis.text import encodable, printable
-from opd.records import RecordError, RunDir, Sample, parse_lines, read_bytes
-from opd.scores import best_at_k, best_at_k_resampled, mean_at_k
+from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
+from opd.records.run_dir import RecordError, RunDir, Sample, parse_lines, read_bytes
 
 AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's benchmarks
 
-# What the k answers to one problem come to: `opd.scores`, the share cut off at the length limit, the mean length in
-# tokens. In a `Sample`, `prediction` is the answer found in the student's text (None: none), `answer` the right one.
+# What the k answers to one problem come to: `opd.grading.scores`, the share cut off at the length limit, the mean
+# length in tokens. In a `Sample`, `prediction` is the answer found in the student's text (None: none), `answer` the
+# right one.
 SCORES = ("mean", "best", "best_resampled", "maj", "truncated", "length")
 
 _SCHEMA = pa.schema(
@@ -159,7 +160,7 @@ def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _maj(given: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """`opd.scores.maj_at_k` of each row of "problem sample", where equal answers have equal numbers and none is -1."""
+    """`opd.grading.scores.maj_at_k` of each row of "problem sample"; equal answers have equal numbers, none is -1."""
     size, k = given.shape
     votes = np.arange(size)[:, None] * (given.max() + 1) + given
     at = np.flatnonzero(given >= 0)

@@ -22,7 +22,7 @@ from analysis.evaluation import SCORES, Evaluation, Example
 from analysis.processes import spread
 from analysis.text import printable
 from analysis.training import Training
-from opd.records import RunDir, find_runs
+from opd.records.run_dir import RunDir, find_runs
 
 FEWEST = 40  # runs to read: of fewer, starting processes takes longer than reading
 _EXAMPLE = [field.name for field in fields(Example)]

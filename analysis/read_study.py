@@ -21,10 +21,10 @@ from analysis.differences import applied, flat, nested
 from analysis.evaluation import AVERAGE, SCORES
 from analysis.load import Records
 from analysis.rollouts import parse_rollouts
-from analysis.study import CONFIGS, EVALUATION, TABLES, WHOLE
+from analysis.study_tables import CONFIGS, EVALUATION, TABLES, WHOLE
 from analysis.text import printable
-from opd.identity import as_today, config_hash
-from opd.records import RecordError, State, read_bytes, read_json
+from opd.config.identity import as_today, config_hash
+from opd.records.run_dir import RecordError, State, read_bytes, read_json
 
 MOST_ROWS, MOST_BYTES = 10**8, 2**33  # of one table, unpacked
 LONGEST = 400  # of a text that is shown, in letters; `analysis.load` keeps none that is longer
@@ -194,7 +194,7 @@ def _scores(scores: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
 
 
 def grades(right: int, k: int) -> tuple[float, float, float]:
-    """`opd.scores` of k answers of which so many are right: mean@k, best@k and best@k resampled."""
+    """`opd.grading.scores` of k answers of which so many are right: mean@k, best@k and best@k resampled."""
     return right / k, float(right > 0), 1 - (1 - right / k) ** k
 
 

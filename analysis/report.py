@@ -28,9 +28,9 @@ from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.study import is_study
+from analysis.study_tables import is_study
 from opd.errors import UserError
-from opd.records import RecordError, find_runs, write_whole
+from opd.records.run_dir import RecordError, find_runs, write_whole
 
 if TYPE_CHECKING:
     from analysis.load import Records

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.text import printable
-from opd.records import RecordError, RunDir, read_json
+from opd.records.run_dir import RecordError, RunDir, read_json
 
 RESPONSES, TOKENS, TOKEN, BINS = 4, 400, 40, 1000  # of a run, of a response, of a token in letters, of a histogram
 

@@ -23,58 +23,21 @@ import io
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS, Column
+from analysis.study_tables import CONFIGS, EVALUATION, TABLES, WHOLE
 from opd.errors import UserError
-from opd.records import find_runs
+from opd.records.run_dir import find_runs
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from analysis.load import Records
 
-CONFIGS = "configs.json"
-EVALUATION = ["run", "step", "benchmark"]
-WHOLE = ("truncated", "length")  # scores that are kept of an evaluation only
-
-
-def _table(file: str, **kinds: type) -> tuple[Column, ...]:
-    return tuple(Column(name, f"{file}.parquet", kind) for name, kind in kinds.items())
-
-
-def _from(file: str, columns: Sequence[Column]) -> tuple[Column, ...]:
-    return tuple(replace(column, source=f"{file}.parquet") for column in columns)
-
-
-# Table → its columns: those of the frame of `analysis.load.Records` that it keeps.
-TABLES = {
-    "runs": (
-        *_table("runs", run=str, arm=str),
-        *_from("runs", RUN_COLUMNS),
-        *_table("runs", counted=bool, last_known=bool, max_known=bool),
-    ),
-    "training": (*_table("training", run=str, step=int), *_from("training", TRAINING_COLUMNS)),
-    "scores": _table("scores", run=str, step=int, benchmark=str, problem=str, k=int, mean=float, maj=float),
-    "evaluations": _table("evaluations", run=str, step=int, benchmark=str, truncated=float, length=float),
-    "answers": (
-        *_table("answers", run=str, step=int, benchmark=str, problem=str),
-        Column("prediction", "answers.parquet", str, optional=True),
-        *_table("answers", answer=str, correct=bool),
-    ),
-    "rollouts": _table("rollouts", arm=str, step=int, record=str),
-    "excluded": _table("excluded", run=str, left_out=str, reason=str, damage=bool),
-}
 PRIVATE = ("paths.", "tracker.", "teacher.server.")  # of a config; no part of its hash, and in no report
 HALVED = ("training", "scores")  # the big ones: 32 bits are enough for their numbers
 LARGEST = 3e38  # that 32 bits hold
-
-
-def is_study(folder: Path) -> bool:
-    """Whether the folder is one of exports."""
-    return (folder / "runs.parquet").is_file()
 
 
 def exported(records: "Records") -> dict[str, bytes]:

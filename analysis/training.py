@@ -11,7 +11,7 @@ import pyarrow as pa
 from analysis.columns import TRAINING_COLUMNS
 from analysis.lines import read_table
 from analysis.text import printable
-from opd.records import RecordError, RunDir, parse_lines, read_bytes
+from opd.records.run_dir import RecordError, RunDir, parse_lines, read_bytes
 
 _NAMES = [column.name for column in TRAINING_COLUMNS]
 _LENGTH = "evaluate/num_tokens"

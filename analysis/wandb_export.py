@@ -1,5 +1,5 @@
 """Training curves from Weights & Biases: a CSV export, or its API. Its runs log what `metrics.jsonl` holds, by the same
-names, and are called as their directories are (`opd.tracker`); graded answers it has none of.
+names, and are called as their directories are (`opd.watch.tracker`); graded answers it has none of.
 """
 
 import csv

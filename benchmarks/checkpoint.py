@@ -18,13 +18,14 @@ import torch.multiprocessing as multiprocessing
 from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from opd.config import Compute, Optim
-from opd.data.tokenizer import build_tokenizer
-from opd.engine import checkpoint, dist
-from opd.engine.checkpoint import Learned
-from opd.engine.optim import Optimizer
-from opd.engine.sharded import spread_over
-from opd.throughput import peak_memory
+from opd.checkpoint import store as checkpoint
+from opd.checkpoint.store import Learned
+from opd.config.schema import Compute, Optim
+from opd.model.optim import Optimizer
+from opd.model.sharded import spread_over
+from opd.ranks import dist
+from opd.recipes.tokenizer import build_tokenizer
+from opd.watch.throughput import peak_memory
 
 PLAIN = Compute(dtype="float32", activation_checkpointing=False, offload=False, compile=False, rank_timeout=600.0)
 OPTIM = Optim(

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from opd.records import find_runs
+from opd.records.run_dir import find_runs
 
 
 def damage_files(root: Path, *, share: float, kinds: Sequence[str], seed: int) -> dict[str, set[str]]:

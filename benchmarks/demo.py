@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from opd.cli import key_values
-from opd.records import RunDir, find_runs
+from opd.records.run_dir import RunDir, find_runs
 
 # Stages of a step that are forward, backward and sampling; the rest of the clock is start-up, grading and records.
 MODEL_STAGES = ("rollout", "teacher", "student", "backward", "optimizer")

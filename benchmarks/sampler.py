@@ -20,10 +20,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, Qwen3Config, Qwen3ForCausalLM
 
-from opd.batch import Prompt, Sampling, pad
-from opd.engine import dist
-from opd.engine.rollout import TransformersSampler
-from opd.engine.sharded import Root
+from opd.data.batch import Prompt, Sampling, pad
+from opd.model.sharded import Root
+from opd.ranks import dist
+from opd.rollout.sampler import TransformersSampler
 
 ARITHMETIC = {"addition": [2, 3], "subtraction": [2, 3], "multiplication": [2, 3], "chain": [3, 4, 5]}
 

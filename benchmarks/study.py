@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 from omegaconf import OmegaConf
 
-from opd.identity import config_hash, run_id
-from opd.manifest import manifest
-from opd.records import RunDir, Sample, Status, json_line, write_whole
+from opd.config.identity import config_hash, run_id
+from opd.records.manifest import manifest
+from opd.records.run_dir import RunDir, Sample, Status, json_line, write_whole
 
 SEEDS = 5  # an arm
 WRONG = 6  # different wrong answers to a problem
@@ -46,7 +46,7 @@ def size_of(args: argparse.Namespace) -> Size:
 
 def write_study(root: Path, size: Size) -> None:
     """Writes finished runs under `root`: arms of `SEEDS` seeds, the first the default, the last the teachers."""
-    from opd import check
+    from opd.check import config as check
     from sweeps.compose import composer
 
     every = -(-size.steps // (size.evaluations - 1))

@@ -13,8 +13,8 @@ import time
 
 from filelock import FileLock
 
-from opd import records
-from opd.records import RunDir, Status
+from opd.records import run_dir as records
+from opd.records.run_dir import RunDir, Status
 from sweeps import compose, state
 from sweeps.handover import environment, recover
 from sweeps.ledger import Ledger, new_id, write_submission

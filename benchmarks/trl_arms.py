@@ -115,12 +115,13 @@ def trl(setting: Setting) -> None:
 def ours(setting: Setting, support: str, rollout: str) -> None:
     from hydra import compose, initialize_config_dir
 
-    from opd import check, cli
-    from opd.assemble import assemble
-    from opd.config import CONF
-    from opd.engine import dist
-    from opd.loop import step
-    from opd.records import RunDir
+    from opd import cli
+    from opd.check import config as check
+    from opd.config.schema import CONF
+    from opd.ranks import dist
+    from opd.records.run_dir import RunDir
+    from opd.step.assemble import assemble
+    from opd.step.loop import step
 
     turns, folder = Turns(), Path(setting.folder)
     cli.register_resolvers()

@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from opd import check
-from opd.config import CONF, Clip, Shaping
-from opd.method_rules import BIASED
+from opd.check import config as check
+from opd.check.method_rules import BIASED
+from opd.check.refusals import REFUSALS
+from opd.config.schema import CONF, Clip, Shaping
 from opd.objective import advantage, divergence, loss, shaping
 from opd.objective.filter import eligible
-from opd.refusals import REFUSALS
 
 DOCS = Path(__file__).parent
 GROUPS = ("divergence", "support", "ensemble", "filter", "rollout_correction", "loss")
@@ -78,7 +78,7 @@ These weights are the gradient of nothing. They are here to reproduce what was p
 REFUSALS_INTRODUCTION = """\
 # What is refused
 
-Made by `make docs` from `opd/refusals.py`. A run that cannot learn, or that would ignore one of its own knobs, is
+Made by `make docs` from `opd/check/refusals.py`. A run that cannot learn, or that would ignore one of its own knobs, is
 refused before a model is loaded: one sentence with the keys, the reason and what would be right, and exit status 2.
 """
 

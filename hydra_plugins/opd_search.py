@@ -15,8 +15,9 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from opd import check, identity
+from opd.check import config as check
 from opd.cli import key_of
+from opd.config import identity
 from opd.errors import UserError
 from sweeps.compose import composer, parse
 from sweeps.score import parse as parse_metric

@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from opd import command_help
+from opd.config.identity import override_as_today
+from opd.config.places import CONF, ROOT
 from opd.errors import UserError
-from opd.identity import override_as_today
-from opd.places import CONF, ROOT
 
 
 def register_resolvers() -> None:
@@ -179,7 +179,7 @@ def composition_sentence(error: BaseException) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from opd.parsing import no_such_key
+    from opd.config.parsing import no_such_key
 
     if not isinstance(error, HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
         return None

@@ -4,7 +4,7 @@ composing anything, for which Hydra takes ten times as long.
 
 from string import Template
 
-from opd.places import CONF
+from opd.config.places import CONF
 
 
 def text() -> str:

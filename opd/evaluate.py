@@ -13,22 +13,26 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from opd import check, cli, identity, recorded, records
-from opd.config import RunConfig
-from opd.engine.dist import world
-from opd.engine.sealed import CHECKSUMS, damage
+from opd import cli
+from opd.check import config as check
+from opd.checkpoint.sealed import CHECKSUMS, damage
+from opd.config import identity
+from opd.config.schema import RunConfig
 from opd.errors import UserError
-from opd.records import RunDir, Status
+from opd.ranks.dist import world
+from opd.records import recorded
+from opd.records import run_dir as records
+from opd.records.run_dir import RunDir, Status
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
     """Examines `config.student.model` as it is, records the answers as a run without steps, and returns the scores."""
-    from opd.answers import answer_benchmarks, summarize
-    from opd.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer
-    from opd.batch import Sampling
-    from opd.engine import dist
-    from opd.engine.sharded import spread_over
-    from opd.manifest import manifest, vocabulary_hash
+    from opd.data.batch import Sampling
+    from opd.model.sharded import spread_over
+    from opd.ranks import dist
+    from opd.records.manifest import manifest, vocabulary_hash
+    from opd.step.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer
+    from opd.step.benchmarks import answer_benchmarks, summarize
 
     content, settings = check.as_dict(config), config.evaluate
     if not settings.benchmarks:

@@ -17,12 +17,16 @@ import hydra
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
-from opd import check, cli, identity, recorded, records
-from opd.config import RunConfig
-from opd.engine.dist import Ranks, world
+from opd import cli
+from opd.check import config as check
+from opd.check.refusals import warnings
+from opd.config import identity
+from opd.config.schema import RunConfig
 from opd.errors import UserError
-from opd.records import RunDir, Status
-from opd.refusals import warnings
+from opd.ranks.dist import Ranks, world
+from opd.records import recorded
+from opd.records import run_dir as records
+from opd.records.run_dir import RunDir, Status
 
 
 def run_dir(config: RunConfig) -> RunDir:
@@ -90,8 +94,8 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
 
 def _run(config: RunConfig, folder: RunDir) -> Status:
     # These import torch, which no refusal so far has needed.
-    from opd.engine import dist
-    from opd.engine.roll_call import RanksLost, answering
+    from opd.ranks import dist
+    from opd.ranks.roll_call import RanksLost, answering
 
     with LeavingOnSignal() as stopping:
         ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
@@ -111,20 +115,20 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
 
 
 def _where_to_go_on(folder: RunDir) -> str:
-    from opd.engine.checkpoint import saved_steps
+    from opd.checkpoint.store import saved_steps
 
     saved = saved_steps(folder.checkpoints)
     return f"the same command goes on from step {saved[-1]}" if saved else "the same command begins again at step 1"
 
 
 def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], bool]) -> Status:
-    from opd.assemble import assemble
-    from opd.engine import checkpoint
-    from opd.loop import loop
-    from opd.manifest import manifest, vocabulary_hash
-    from opd.model_card import card
-    from opd.tracker import Nothing, Tracker, track
-    from opd.watch import watching
+    from opd.checkpoint import store as checkpoint
+    from opd.records.card import card
+    from opd.records.manifest import manifest, vocabulary_hash
+    from opd.step.assemble import assemble
+    from opd.step.loop import loop
+    from opd.step.watching import watching
+    from opd.watch.tracker import Nothing, Tracker, track
 
     tracker: Tracker = Nothing()
     outcome = "failed"
@@ -174,7 +178,7 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
 
 def _newest_whole(folder: RunDir, ranks: Ranks) -> int:
     """The step of the checkpoint to go on from, 0 without one: the main rank reads them all through, for all ranks."""
-    from opd.engine import checkpoint
+    from opd.checkpoint import store as checkpoint
 
     found: list[int | None] = []
 
@@ -189,7 +193,7 @@ def _sampling(run: Any) -> str:
     """`generation_config.json`: how the student was examined, and the tokens that ended its responses."""
     from transformers import GenerationConfig
 
-    from opd.engine.models import stop_token_ids
+    from opd.model.load import stop_token_ids
 
     settings, greedy = run.config.evaluate, run.config.evaluate.temperature == 0
     chosen = {} if greedy else {"temperature": settings.temperature, "top_p": settings.top_p, "top_k": settings.top_k}
@@ -239,7 +243,7 @@ class LeavingOnSignal:
 def _main(composed: DictConfig) -> None:
     config = check.prepare(cli.resolved(composed))
     if config.preflight:
-        from opd.preflight import preflight
+        from opd.plan.preflight import preflight
 
         return preflight(config, run_dir(config))
     status = train(config)

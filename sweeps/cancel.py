@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from opd.cli import key_values
 from opd.errors import UserError
-from opd.records import write_whole
-from sweeps import cli, local, slurm, state
+from opd.records.run_dir import write_whole
+from sweeps import choose, cli, local, slurm, state
 from sweeps.ledger import Ledger, Submission
 from sweeps.state import Seen
 
@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     given = key_values(rest, KEYS)
     if "study" not in given:
         raise UserError("study: must be named, as study=NAME, for this ends its runs")
-    (book,) = cli.studies(given.get("paths.outputs", "outputs"), given["study"])
+    (book,) = choose.studies(given.get("paths.outputs", "outputs"), given["study"])
     if "--dry-run" in flags:
         ended = _live(book, given)
     else:
@@ -66,7 +66,7 @@ def cancel(book: Ledger, runs: Sequence[Seen]) -> None:
 
 
 def _live(book: Ledger, given: dict[str, str]) -> list[Seen]:
-    return [one for one in cli.chosen(state.look(book, metrics=False).runs, given) if one.live]
+    return [one for one in choose.chosen(state.look(book, metrics=False).runs, given) if one.live]
 
 
 if __name__ == "__main__":

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from opd.credentials import refuse_credentials
+from opd.check.credentials import refuse_credentials
+from opd.config.places import CONF
+from opd.config.recipe import STRICT, Count, Text
 from opd.errors import UserError
-from opd.places import CONF
-from opd.recipe import STRICT, Count, Text
 
 Number = Annotated[int, Field(ge=0)]
 # These stand in the script that a shell runs: one line each.

@@ -5,8 +5,9 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from opd import check, cli
-from opd.config import CONF, RunConfig
+from opd import cli
+from opd.check import config as check
+from opd.config.schema import CONF, RunConfig
 from opd.errors import UserError
 
 

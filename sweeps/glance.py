@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opd.records import RunDir, Status, write_whole
+from opd.records.run_dir import RunDir, Status, write_whole
 
 _SHOWN = re.compile(r"divergence/reverse_kl|entropy/student|evaluate/(mean|best)@\d+")
 

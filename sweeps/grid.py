@@ -18,10 +18,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from opd.cli import key_of, typed
-from opd.config import CONF, Name
+from opd.config.identity import override_as_today
+from opd.config.recipe import STRICT, Text
+from opd.config.schema import CONF, Name
 from opd.errors import UserError
-from opd.identity import override_as_today
-from opd.recipe import STRICT, Text
 
 Metric = Annotated[str, Field(pattern=r"^(mean|best|maj)@[1-9][0-9]* (max|last)$|^report only$")]
 Axes = dict[Text, list[Any] | Text]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from opd.cli import key_values
 from opd.errors import UserError
-from sweeps import cli, state
+from sweeps import choose, cli, state
 from sweeps.cancel import cancel
 from sweeps.ledger import Ledger
 from sweeps.score import mean, parse, score
@@ -41,7 +41,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"{missing[0]}: must be given, as in study=NAME rungs=30,90 metric='mean@8 last'")
     rungs, keep = _rungs(given["rungs"]), _keep(given.get("keep", "1/2"))
     parse(given["metric"])
-    (book,) = cli.studies(given.get("paths.outputs", "outputs"), given["study"])
+    (book,) = choose.studies(given.get("paths.outputs", "outputs"), given["study"])
     while True:
         live = halve(book, rungs, given["metric"], keep, tell_only="--dry-run" in flags)
         if "--watch" not in flags or not live:

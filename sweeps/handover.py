@@ -7,8 +7,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from opd.config.places import ROOT
 from opd.errors import UserError
-from opd.places import ROOT
 from sweeps import local, slurm, snapshot
 from sweeps.cluster import Cluster, Slurm
 from sweeps.ledger import Ledger, new_id, write_submission

@@ -26,9 +26,9 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from opd import records
 from opd.errors import UserError
-from opd.records import RecordError
+from opd.records import run_dir as records
+from opd.records.run_dir import RecordError
 
 
 @dataclass

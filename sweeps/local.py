@@ -17,7 +17,7 @@ from opd.errors import UserError
 from sweeps.ledger import Ledger, read_submission
 
 POLL = 0.2  # seconds between looks at the processes
-IMPORTED = ("opd.assemble", "opd.loop", "opd.model_card", "opd.train", "opd.watch")
+IMPORTED = ("opd.step.assemble", "opd.step.loop", "opd.records.card", "opd.train", "opd.step.watching")
 
 
 def start(submission: Path, environment: dict[str, str]) -> int:

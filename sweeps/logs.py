@@ -7,7 +7,7 @@ from pathlib import Path
 
 from opd.cli import key_values
 from opd.errors import UserError
-from sweeps import cli, state
+from sweeps import choose, cli, state
 from sweeps.ledger import Ledger
 
 FLAGS = {"--follow": "goes on printing what the run prints", "--path": "prints the paths of its logs alone"}
@@ -24,7 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     lines = given.get("lines", "50")
     if not lines.isdigit():
         raise UserError(f"lines={lines}: should be a number of lines")
-    books = cli.studies(given.get("paths.outputs", "outputs"), given.get("study"))
+    books = choose.studies(given.get("paths.outputs", "outputs"), given.get("study"))
     book, run = the_run(books, names[0])
     files = logs(book, run)
     if not files:

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from opd import check, identity
+from opd.check import config as check
 from opd.cli import key_of
-from opd.config import RunConfig
+from opd.config import identity
+from opd.config.schema import RunConfig
 from opd.errors import UserError
 from sweeps import grid
 from sweeps.compose import Composer, in_sentences, parse

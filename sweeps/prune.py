@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from filelock import FileLock, Timeout
 
 from opd.cli import key_values
-from opd.records import RunDir
-from sweeps import cli, state
+from opd.records.run_dir import RunDir
+from sweeps import choose, cli, state
 
 FLAGS = {"--dry-run": "says what would be deleted and deletes nothing"}
 KEYS = ("study", "paths.outputs", "name", "seed", "run")
@@ -21,8 +21,8 @@ def main(arguments: Sequence[str]) -> None:
     flags, rest = cli.flags(arguments, FLAGS)
     given = key_values(rest, KEYS)
     runs, freed = 0, 0
-    for book in cli.studies(given.get("paths.outputs", "outputs"), given.get("study")):
-        for one in cli.chosen(state.look(book, metrics=False).runs, given | {"state": "finished"}):
+    for book in choose.studies(given.get("paths.outputs", "outputs"), given.get("study")):
+        for one in choose.chosen(state.look(book, metrics=False).runs, given | {"state": "finished"}):
             if size := prune(RunDir(book.study / one.run), dry_run="--dry-run" in flags):
                 runs, freed = runs + 1, freed + size
                 print(f"  {one.study}/{one.run}: {_read(size)}")

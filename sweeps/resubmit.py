@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd.cli import key_values
+from opd.config.identity import as_today
 from opd.errors import UserError
-from opd.identity import as_today
-from opd.recorded import key_variable
-from opd.records import read_json
-from sweeps import cli, cluster, slurm, snapshot, state
+from opd.records.recorded import key_variable
+from opd.records.run_dir import read_json
+from sweeps import choose, cli, cluster, slurm, snapshot, state
 from sweeps.cluster import Cluster, Slurm
 from sweeps.handover import hand_over, recover, same_code
 from sweeps.ledger import Ledger, Submission
@@ -40,7 +40,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"state={wrong[0]}: such runs need no other try; of use are {', '.join(state.RESUMABLE)}")
     if mine:
         cluster.read(mine)
-    books = cli.studies(filters.get("paths.outputs", "outputs"), filters.get("study"))
+    books = choose.studies(filters.get("paths.outputs", "outputs"), filters.get("study"))
     tried = sum(again(book, filters, mine, flags) for book in books)
     if not tried:
         print(f"nothing to do: no run is {filters['state'].replace(',', ' or ')}")
@@ -68,7 +68,7 @@ def again(book: Ledger, filters: dict[str, str], mine: Sequence[str], flags: set
 
 
 def _chosen(book: Ledger, filters: dict[str, str], *, tell: bool) -> list[state.Seen]:
-    found = cli.chosen(state.look(book, metrics=False).runs, {"state": DEFAULT} | filters)
+    found = choose.chosen(state.look(book, metrics=False).runs, {"state": DEFAULT} | filters)
     for one in found if tell else []:
         print(f"  {one.run}: {one.state} after step {one.step}{f', {one.error}' if one.error else ''}")
     return found

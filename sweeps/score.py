@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 from opd.errors import UserError
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 
 _METRIC = re.compile(r"((?:mean|best|maj)@[1-9][0-9]*) (max|last)")
 

@@ -7,9 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
+from opd.config.places import CONF, ROOT
 from opd.errors import UserError
-from opd.manifest import SNAPSHOT, git_state
-from opd.places import CONF, ROOT
+from opd.records.manifest import SNAPSHOT, git_state
 
 
 class Code(NamedTuple):

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from opd.records import RecordError, RunDir, Status
+from opd.records.run_dir import RecordError, RunDir, Status
 from sweeps import local, slurm
 from sweeps.glance import Glances
 from sweeps.ledger import Ledger, Submission, attempts

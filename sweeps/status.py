@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from opd.cli import key_values
-from sweeps import cli, state
+from sweeps import choose, cli, state
 from sweeps.glance import Glances
 from sweeps.state import Seen
 
@@ -58,14 +58,14 @@ def _look(given: Mapping[str, str], flags: set[str], height: int | None) -> list
 def gather(given: Mapping[str, str]) -> tuple[list[Seen], list[str]]:
     """The runs that the filters leave, and what could not be found out; settles what it finds settled."""
     seen, troubles = [], []
-    for book in cli.studies(given.get("paths.outputs", "outputs"), given.get("study")):
+    for book in choose.studies(given.get("paths.outputs", "outputs"), given.get("study")):
         glances = Glances(book.study)
         found = state.look(book, glances=glances)
         glances.keep()
         state.settle(book, found.runs)
         seen += found.runs
         troubles += found.troubles
-    return cli.chosen(seen, given), troubles
+    return choose.chosen(seen, given), troubles
 
 
 COLUMNS = ("run", "state", "step", "mean@k", "reverse_kl", "left", "job", "node", "tries", "")

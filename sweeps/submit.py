@@ -8,8 +8,8 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from opd import records
-from opd.records import RunDir
+from opd.records import run_dir as records
+from opd.records.run_dir import RunDir
 from sweeps import cli, cluster, compose, slurm, snapshot, state
 from sweeps.cluster import Cluster, Slurm
 from sweeps.handover import hand_over, recover, same_code

@@ -19,10 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from opd import records
-from opd.recorded import allowing, key_variable
-from opd.records import RunDir
-from sweeps import slurm
+from opd.records import run_dir as records
+from opd.records.recorded import allowing, key_variable
+from opd.records.run_dir import RunDir
+from sweeps import cli, slurm
 from sweeps.forked import Forked
 from sweeps.ledger import Ledger, attempts, read_submission
 
@@ -196,8 +196,6 @@ def logged(log: Path, *arguments: str) -> None:
 
 
 def _run() -> None:
-    from sweeps import cli  # knows of states, and they of runners, which start us
-
     cli.run(command)
 
 

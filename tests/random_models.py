@@ -20,9 +20,9 @@ SHAPE = {
 
 def save_random(folder: Path, models: Mapping[str, Mapping[str, Any]]) -> None:
     """Makes `models`, by name what each has other than `SHAPE`; the seed of each is its place."""
-    from opd.data.tokenizer import build_tokenizer
-    from opd.engine.build import fresh, save
-    from opd.recipe import Architecture
+    from opd.config.recipe import Architecture
+    from opd.recipes.build import fresh, save
+    from opd.recipes.tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer()
     for seed, (name, own) in enumerate(models.items()):

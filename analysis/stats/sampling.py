@@ -1,4 +1,4 @@
-"""pass@k: the chance that one of k answers is right, from n of which c are. Scores of all n answers: `opd.scores`."""
+"""pass@k: the chance that one of k answers is right, from n of which c are. Scores of all n: `opd.grading.scores`."""
 
 from math import comb, nan
 

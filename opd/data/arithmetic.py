@@ -12,13 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from opd.config.worlds import Domain, check_mix
 from opd.errors import UserError
 
-Domain = Literal["addition", "subtraction", "multiplication", "chain"]
 Split = Literal["train", "test"]
-
-# Whoever changes what a problem or its trace looks like changes this: cached models of the old form are then stale.
-VERSION = 2
 
 ANSWER_MARK = "#### "
 
@@ -126,26 +123,6 @@ def split_of(expression: str) -> Split:
     return "test" if digest[0] % _HELD_OUT == 0 else "train"
 
 
-def check_mix(mix: Mapping[Domain, Sequence[int]]) -> list[tuple[Domain, int]]:
-    """The (domain, difficulty) cells of a mix, in its order.
-
-    Raises:
-        UserError: naming a difficulty that its domain does not have.
-    """
-    cells = []
-    for domain, difficulties in mix.items():
-        allowed = DIFFICULTIES[domain]
-        for difficulty in difficulties:
-            if difficulty not in allowed:
-                raise UserError(
-                    f"arithmetic: {domain} has no difficulty {difficulty!r}; it has {allowed[0]} to {allowed[-1]}"
-                )
-            cells.append((domain, difficulty))
-    if not cells:
-        raise UserError("arithmetic: the mix is empty; name at least one domain with one difficulty")
-    return cells
-
-
 # ---- problems
 
 
@@ -183,12 +160,6 @@ _EXPRESSIONS = {
     "subtraction": _difference,
     "multiplication": _product,
     "chain": _left_to_right,
-}
-DIFFICULTIES: Mapping[Domain, range] = {
-    "addition": range(2, 7),
-    "subtraction": range(2, 7),
-    "multiplication": range(1, 6),
-    "chain": range(3, 9),
 }
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from opd.batch import Prompt, Rollout, pad
+from opd.data.batch import Prompt, Rollout, pad
 from opd.errors import UserError
 from opd.objective.mixture import Prefixes
 

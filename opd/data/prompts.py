@@ -13,17 +13,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from opd import hub
-from opd.config import Dataset
-from opd.data.answer import plain
+from opd.config.schema import Dataset
+from opd.data import hub
 from opd.data.arithmetic import Problem
 from opd.errors import UserError
+from opd.grading.answer import plain
 
 if TYPE_CHECKING:
     from jaxtyping import Int
     from transformers import PreTrainedTokenizerBase
 
-    from opd.batch import Prompt
+    from opd.data.batch import Prompt
 
 # The project's own field names: a JSONL file may use them whatever the fields of the hub's copy are called.
 OWN_FIELDS = {"problem_field": "problem", "answer_field": "answer", "id_field": "id"}
@@ -87,7 +87,7 @@ def encode(
         UserError: where the tokenizer has no chat template or its template refuses the turns, `system` is given
             without one, a prompt is empty, or all are too long.
     """
-    from opd.batch import Prompt
+    from opd.data.batch import Prompt
 
     texts = [prefix + problem.problem + suffix for problem in problems]
     if template == "chat":

@@ -14,9 +14,12 @@ import yaml
 from hydra import compose, initialize_config_dir
 
 from analysis.differences import flat
-from opd import check, cli, identity, records
-from opd.config import RunConfig
+from opd import cli
+from opd.check import config as check
+from opd.config import identity
+from opd.config.schema import RunConfig
 from opd.errors import UserError
+from opd.records import run_dir as records
 from tests.goldens import goldens, write_goldens
 from tests.integration.conftest import composed as composed_once
 

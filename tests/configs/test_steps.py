@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from opd.config import Arithmetic, Dataset, Mixture
+from opd.config.schema import Arithmetic, Dataset, Mixture
+from opd.config.steps import most_prompts, steps
 from opd.errors import UserError
-from opd.steps import most_prompts, steps
 from tests.integration.conftest import composed
 
 MADE = Arithmetic(kind="arithmetic", split="train", num=40, seed=0, mix={"addition": [1]})

@@ -10,10 +10,7 @@ from pathlib import Path
 
 import transformers.models.qwen3.modeling_qwen3  # noqa: F401
 
-import opd.assemble
-import opd.loop
-import opd.manifest  # noqa: F401
-from opd.config import RunConfig
+from opd.config.schema import RunConfig
 from opd.train import train
 
 

@@ -9,8 +9,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
-from opd import check, cli
-from opd.config import RunConfig
+from opd import cli
+from opd.check import config as check
+from opd.config.schema import RunConfig
 from sweeps.compose import Composer, composer
 from tests.random_models import save_random
 
@@ -63,7 +64,7 @@ def composed_by_hydra(overrides: list[str]) -> RunConfig:
 @contextmanager
 def once_told(step: int, happens: Callable[[], Any]) -> Iterator[None]:
     """Lets something happen when wandb has been told of a step."""
-    from opd.tracker import WandbTracker
+    from opd.watch.tracker import WandbTracker
 
     original = WandbTracker.log
 

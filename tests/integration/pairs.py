@@ -16,18 +16,21 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from opd import assemble, check, cli, ready, stages, teachers
-from opd.config import CONF
+from opd import cli
+from opd.check import config as check
+from opd.config.parsing import known_keys
+from opd.config.schema import CONF
 from opd.data import control
-from opd.data.grading import Grade
-from opd.engine import rollout as rollout_engine
-from opd.engine.rollout import TransformersSampler
-from opd.engine.texts import Texts
 from opd.errors import UserError
-from opd.loop import step
-from opd.parsing import known_keys
-from opd.records import RunDir
-from tests.unit.engine.conftest import ALONE
+from opd.grading.grading import Grade
+from opd.model.texts import Texts
+from opd.records.run_dir import RunDir
+from opd.rollout import sampler as rollout_engine
+from opd.rollout.sampler import TransformersSampler
+from opd.step import assemble, ready, stages
+from opd.step.loop import step
+from opd.teacher import load as teachers
+from tests.unit.small import ALONE
 
 Settings = dict[str, str]
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.study import Size, write_study
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 
 pytestmark = pytest.mark.apart
 

@@ -16,7 +16,7 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from opd.cli import key_values
-from opd.records import RunDir, Status, find_runs
+from opd.records.run_dir import RunDir, Status, find_runs
 from sweeps import cli, submit
 from sweeps.compose import composer
 from tests.blocks import ROOT, Block, blocks, pages

@@ -9,11 +9,11 @@ import pytest
 
 from analysis.load import load
 from analysis.report import Arguments, write_report
-from opd.engine.sealed import damage
-from opd.identity import run_id
-from opd.parsing import parse
-from opd.recipe import model_path
-from opd.records import RunDir
+from opd.checkpoint.sealed import damage
+from opd.config.identity import run_id
+from opd.config.parsing import parse
+from opd.config.recipe import model_path
+from opd.records.run_dir import RunDir
 from tests.forks import forked, run_ranks
 from tests.integration import child
 from tests.integration.test_ranks import free_port

@@ -9,11 +9,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from opd import assemble, cli, loop
-from opd.records import RunDir
+from opd import cli
+from opd.records.run_dir import RunDir
+from opd.step import assemble, loop
 from tests.covering import a_third
 from tests.integration.conftest import composed
-from tests.unit.engine.conftest import ALONE
+from tests.unit.small import ALONE
 
 EXPERIMENTS = sorted(file.stem for file in (cli.CONF / "experiment").glob("*.yaml"))
 
@@ -32,7 +33,7 @@ def test_one_step_of_an_experiment(
 ):
     # Random models solve nothing, and a prompt that is never solved has no pass rate to learn by.
     half_right = [SimpleNamespace(correct=index % 2 == 0) for index in range(8)]
-    monkeypatch.setattr("opd.stages.grade_rollout", lambda *_, **__: half_right)
+    monkeypatch.setattr("opd.step.stages.grade_rollout", lambda *_, **__: half_right)
     config = composed(
         [
             *small_run,

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from opd import cli, evaluate
-from opd.engine import sealed
-from opd.records import RunDir
+from opd.checkpoint import sealed
+from opd.records.run_dir import RunDir
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 

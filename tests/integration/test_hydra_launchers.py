@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from sweeps import state
 from sweeps.compose import composer
 from sweeps.ledger import Ledger

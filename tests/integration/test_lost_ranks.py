@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from opd.config import RunConfig
-from opd.records import RunDir
+from opd.config.schema import RunConfig
+from opd.records.run_dir import RunDir
 from tests.forks import forked
 from tests.integration.conftest import composed
 from tests.integration.test_ranks import free_port
@@ -27,7 +27,8 @@ def work(rank: int, size: int, port: int, config: RunConfig, said: Path, fails: 
     os.dup2(os.open(said, os.O_CREAT | os.O_WRONLY), 2)
     import torch
 
-    from opd import cli, loop, train
+    from opd import cli, train
+    from opd.step import loop
 
     torch.set_num_threads(1)
     if fails:
@@ -138,7 +139,7 @@ def test_a_killed_rank_is_named_by_each_of_the_others(killed: int, endless: list
 def test_a_rank_that_hears_of_it_last_knows_who_was_lost(monkeypatch: pytest.MonkeyPatch):
     import torch.distributed as dist
 
-    from opd.engine import roll_call
+    from opd.ranks import roll_call
 
     port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")

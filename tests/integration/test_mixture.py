@@ -7,7 +7,7 @@ import pytest
 
 from opd import train
 from opd.errors import UserError
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from tests.integration.conftest import composed
 
 EASY = "{kind: arithmetic, split: train, num: 40, seed: 0, mix: {addition: [2]}}"
@@ -42,8 +42,8 @@ def test_a_killed_run_on_a_mixture_goes_on_to_the_same_numbers(small_run: list[s
 
 
 def test_an_epoch_of_a_mixture_holds_each_set_in_its_share(small_run: list[str]):
-    from opd.assemble import load_problems
     from opd.data.prompts import batch_indices
+    from opd.step.assemble import load_problems
 
     given = [word for word in small_run if not word.startswith("prompts.source")]
     config = composed([*given, *mixture("{easy: 3, hard: 1}")])

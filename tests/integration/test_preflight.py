@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd import cli, hub, probes, ready, recorded, train
-from opd.engine.models import load_model, load_tokenizer, stop_token_ids
-from opd.records import RunDir
+from opd import cli, train
+from opd.data import hub
+from opd.model.load import load_model, load_tokenizer, stop_token_ids
+from opd.plan import probes
+from opd.records import recorded
+from opd.records.run_dir import RunDir
+from opd.step import ready
 from tests.integration.conftest import composed
 
 Command = Callable[..., tuple[int, str, str]]
@@ -113,10 +117,10 @@ def test_a_teacher_that_ends_otherwise_is_refused_unless_the_student_stops_there
 
 
 def test_stop_tokens_end_responses_and_go_into_checkpoints(command: Command, models: Path, tmp_path: Path):
-    from opd.assemble import build_sampler, load_student, load_student_tokenizer
-    from opd.batch import Prompt, Sampling
-    from opd.engine import dist
-    from opd.engine.sharded import spread_over
+    from opd.data.batch import Prompt, Sampling
+    from opd.model.sharded import spread_over
+    from opd.ranks import dist
+    from opd.step.assemble import build_sampler, load_student, load_student_tokenizer
 
     tokens = ["<|end|>", "3", "4", "5"]
     setting = f"student.stop_tokens={tokens}".replace(" ", "")

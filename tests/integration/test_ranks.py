@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from opd.batch import Prompt, Rollout
-from opd.records import RunDir
+from opd.data.batch import Prompt, Rollout
+from opd.records.run_dir import RunDir
 from tests.forks import run_ranks
 from tests.integration.conftest import composed
-from tests.unit.engine.conftest import rollout_of
+from tests.unit.small import rollout_of
 
 METHODS = {
     "default": [],
@@ -65,10 +65,11 @@ def work(rank: int, size: int, port: int, small_run: list[str], folder: Path) ->
         RANK=str(rank), WORLD_SIZE=str(size), LOCAL_RANK=str(rank), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     torch.set_num_threads(1)
-    from opd import assemble, loop, teachers
-    from opd.engine import dist
-    from opd.engine.lora import merged
-    from opd.engine.sharded import whole
+    from opd.model.lora import merged
+    from opd.model.sharded import whole
+    from opd.ranks import dist
+    from opd.step import assemble, loop
+    from opd.teacher import load as teachers
 
     load = assemble.load_model
     assemble.load_model = teachers.load_model = lambda *args, **knobs: load(*args, **knobs).double()

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opd import cli, evaluate, train
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from tests.integration.conftest import composed
 from tests.shared_data import CI, DATA
 
@@ -102,7 +102,7 @@ def test_a_run_on_real_text_trains_evaluates_and_reports(prompts: str, pair, tmp
 
 
 def test_prompts_are_the_chat_templates_rendering(pair, tmp_path: Path):
-    from opd.assemble import load_prompts, load_student_tokenizer
+    from opd.step.assemble import load_prompts, load_student_tokenizer
 
     config = composed(overrides(pair, tmp_path, "gsm8k_train.jsonl"))
     tokenizer = load_student_tokenizer(config)

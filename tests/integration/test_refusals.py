@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from opd import cli, evaluate, recorded, train
+from opd import cli, evaluate, train
 from opd.errors import UserError
-from opd.records import RunDir
+from opd.records import recorded
+from opd.records.run_dir import RunDir
 from tests.integration.conftest import composed
 
 
@@ -295,7 +296,7 @@ def test_an_unwritable_outputs_folder_is_refused(command, tmp_path: Path):
 def test_outputs_where_no_folder_can_be_made_are_refused_before_any_work(
     entry, command, models: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from opd import answers
+    from opd.step import benchmarks as answers
 
     monkeypatch.setattr(answers, "answer_benchmarks", lambda *given, **knobs: pytest.fail("it answered first"))
     examined = [f"model={models / 'student'}"] if entry else []

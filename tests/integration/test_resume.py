@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from opd.engine.sealed import damage
-from opd.records import RunDir
+from opd.checkpoint.sealed import damage
+from opd.records.run_dir import RunDir
 from tests.forks import FORK, forked
 from tests.integration.child import run
 from tests.integration.conftest import composed

@@ -14,14 +14,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opd import assemble, loop
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
+from opd.step import assemble, loop
 from opd.train import run_dir, train
 from tests.covering import a_third
 from tests.forks import forked, run_module
 from tests.integration import child
 from tests.integration.conftest import composed
-from tests.unit.engine.conftest import ALONE
+from tests.unit.small import ALONE
 
 
 @pytest.fixture
@@ -91,7 +91,8 @@ def test_one_teacher_is_a_ladder_of_one_stage(run, models: Path):
 
 
 def test_hard_switch_loads_one_teacher_at_a_time_smallest_first(run, models: Path, monkeypatch: pytest.MonkeyPatch):
-    from opd import assemble, teachers
+    from opd.step import assemble
+    from opd.teacher import load as teachers
 
     loaded = []
     original = assemble.load_model
@@ -205,8 +206,8 @@ def test_the_entropy_bonus_keeps_the_student_broader(run):
 def test_a_step_that_is_no_number_stops_the_run_and_keeps_the_last_good_weights(
     small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    from opd import learn
     from opd.errors import UserError
+    from opd.step import learn
 
     calls = iter(range(100))
     original = learn.whiten

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from opd import cli, recorded, train
-from opd.records import RunDir
+from opd import cli, train
+from opd.records import recorded
+from opd.records.run_dir import RunDir
 from sweeps.score import score
 from tests.integration.test_hydra_launchers import multirun
 from tests.integration.test_sweeps import command, status, until

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from sweeps.ledger import Ledger
 from tests.forks import run_module
 from tests.unit.sweeps.conftest import said

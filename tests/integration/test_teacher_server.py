@@ -7,18 +7,19 @@ from pathlib import Path
 
 import pytest
 
-from opd import cli, recorded
+from opd import cli
 from opd import train as module
-from opd.batch import Rollout
-from opd.engine.models import load_model
-from opd.engine.policy import Policy
-from opd.engine.teacher_server import ServerTeachers
+from opd.data.batch import Rollout
 from opd.errors import UserError
-from opd.records import RunDir
+from opd.model.load import load_model
+from opd.model.policy import Policy
+from opd.records import recorded
+from opd.records.run_dir import RunDir
+from opd.teacher.server import ServerTeachers
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 from tests.integration.test_resume import content
-from tests.unit.engine.tiny_server import Handler, TinyServer
+from tests.unit.teacher.tiny_server import Handler, TinyServer
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from torch.multiprocessing.spawn import ProcessExitedException
 
 from opd import train as module
-from opd.records import RunDir
-from opd.texts import read_texts
+from opd.records.run_dir import RunDir
+from opd.records.texts import read_texts
 from tests.forks import run_ranks
 from tests.integration import child
 from tests.integration.conftest import composed

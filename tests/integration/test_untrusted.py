@@ -18,8 +18,10 @@ from typing import Any
 import pytest
 import yaml
 
-from opd import check, cli, evaluate, recorded, train
+from opd import cli, evaluate, train
+from opd.check import config as check
 from opd.errors import UserError
+from opd.records import recorded
 from sweeps.compose import composer
 from tests.integration.conftest import composed
 from tests.marked import Marked

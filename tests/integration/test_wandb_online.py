@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from opd import tracker
-from opd.check import as_dict
+from opd.check.config import as_dict
 from opd.train import run_dir, train
+from opd.watch import tracker
 from tests.integration.conftest import composed, once_told
 from tests.integration.wandb_site import WandbSite
 

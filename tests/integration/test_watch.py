@@ -18,10 +18,10 @@ from typing import Any
 
 import pytest
 
-from opd.check import as_dict
-from opd.records import RunDir, find_runs
-from opd.tracker import tracked_id
+from opd.check.config import as_dict
+from opd.records.run_dir import RunDir, find_runs
 from opd.train import run_dir, train
+from opd.watch.tracker import tracked_id
 from tests.forks import run_module
 from tests.integration.conftest import composed, once_told
 

@@ -125,7 +125,7 @@ def test_the_wheel_has_the_same_the_values_inside_the_package_and_nothing_else(w
 def test_all_of_it_works_where_it_is_installed(installed: Installed):
     where = """
         import json, analysis, sweeps, opd, hydra_plugins.opd_sweeper as plugin
-        from opd.places import CONF
+        from opd.config.places import CONF
         from sweeps.snapshot import _files
         found = [CONF, *(each.__file__ for each in (analysis, sweeps, opd, plugin)), *_files()]
         print(json.dumps([str(place) for place in found]))

@@ -13,8 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from opd.engine.sealed import CHECKSUMS
-from opd.records import RunDir
+from opd.checkpoint.sealed import CHECKSUMS
+from opd.records.run_dir import RunDir
 from tests.random_models import save_random
 
 HERE = Path(__file__).parent

@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from tests.slurm.conftest import ROOT, command
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from tests.slurm.conftest import CLUSTER, command
 from tests.unit.sweeps.conftest import said
 

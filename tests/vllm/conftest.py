@@ -26,16 +26,16 @@ def installed() -> None:
 def nothing_held(installed: None) -> Iterator[None]:
     """What a file starts it ends: a later one would share the process with its engines."""
     yield
-    if "opd.engine.vllm_engine" in sys.modules:
-        assert sys.modules["opd.engine.vllm_engine"].ENGINES == []
+    if "opd.rollout.vllm_engine" in sys.modules:
+        assert sys.modules["opd.rollout.vllm_engine"].ENGINES == []
 
 
 @pytest.fixture(scope="module")
 def start() -> Iterator[Callable[..., Any]]:
     """Starts a sampler of a model; all are closed at the end of the file."""
-    from opd.engine.vllm import VllmSampler
-    from tests.unit.engine.conftest import root
-    from tests.unit.engine.families import PAD, STOPS
+    from opd.rollout.vllm import VllmSampler
+    from tests.unit.rollout.families import PAD, STOPS
+    from tests.unit.small import root
 
     started = []
 
@@ -65,9 +65,9 @@ def start() -> Iterator[Callable[..., Any]]:
 @pytest.fixture(scope="module")
 def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """Overrides that make scale=tiny a run of four steps on random models whose heads vLLM can do."""
-    from opd.data.tokenizer import build_tokenizer
-    from opd.engine.build import fresh, save
-    from opd.recipe import Architecture
+    from opd.config.recipe import Architecture
+    from opd.recipes.build import fresh, save
+    from opd.recipes.tokenizer import build_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer()
     for seed, name in enumerate(("student", "teacher")):

@@ -3,9 +3,9 @@
 import torch
 from transformers import PreTrainedModel
 
-from opd.batch import Prompt
-from tests.unit.engine import families
-from tests.unit.engine.families import VOCAB
+from opd.data.batch import Prompt
+from tests.unit.rollout import families
+from tests.unit.rollout.families import VOCAB
 
 BLOCK = 128  # tokens of a block of vLLM's cache on CPUs; only whole blocks are kept for later prompts
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 

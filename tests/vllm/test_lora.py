@@ -5,15 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd.config import Lora
-from opd.data.tokenizer import build_tokenizer
-from opd.engine import checkpoint, lora
-from opd.engine.optim import Optimizer
-from opd.engine.vllm_engine import untouched
-from tests.unit.engine.conftest import ALONE
-from tests.unit.engine.families import PLAIN, prompts
-from tests.unit.engine.test_checkpoint import OPTIM
-from tests.unit.engine.test_rollout import reference_logp
+from opd.checkpoint import store as checkpoint
+from opd.config.schema import Lora
+from opd.model import lora
+from opd.model.optim import Optimizer
+from opd.recipes.tokenizer import build_tokenizer
+from opd.rollout.vllm_engine import untouched
+from tests.unit.checkpoint.test_store import OPTIM
+from tests.unit.rollout.families import PLAIN, prompts
+from tests.unit.rollout.test_sampler import reference_logp
+from tests.unit.small import ALONE
 from tests.vllm.models import build, long_prompts
 
 

@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 from tests.vllm.conftest import VLLM
 
 RANK = """
-from opd.engine import dist
-from opd.engine.sharded import Root
-from opd.engine.vllm import VllmSampler
-from tests.unit.engine.families import PAD, PLAIN, STOPS, prompts
-from tests.unit.engine.test_rollout import reference_logp
+from opd.model.sharded import Root
+from opd.ranks import dist
+from opd.rollout.vllm import VllmSampler
+from tests.unit.rollout.families import PAD, PLAIN, STOPS, prompts
+from tests.unit.rollout.test_sampler import reference_logp
 from tests.vllm.models import build, scaled
 
 ranks = dist.start(timeout=120)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from opd.errors import UserError
-from tests.unit.engine import families
+from tests.unit.rollout import families
 from tests.vllm.models import build
 
 CASES = {

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from opd import train as module
-from opd.records import RunDir
+from opd.records.run_dir import RunDir
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 from tests.integration.test_resume import content

@@ -9,12 +9,12 @@ import pytest
 import scipy.stats
 import torch
 
-from opd.batch import Prompt, Rollout, Sampling
-from opd.engine.rollout import Sampler
-from opd.engine.vllm import VllmSampler
+from opd.data.batch import Prompt, Rollout, Sampling
 from opd.errors import UserError
-from tests.unit.engine.families import PAD, PLAIN, STOPS, VOCAB, prompts
-from tests.unit.engine.test_rollout import reference_logp
+from opd.rollout.sampler import Sampler
+from opd.rollout.vllm import VllmSampler
+from tests.unit.rollout.families import PAD, PLAIN, STOPS, VOCAB, prompts
+from tests.unit.rollout.test_sampler import reference_logp
 from tests.vllm.models import build, long_prompts, scaled
 
 SETTINGS = [(0.7, 0.9, 0), (1.0, 1.0, 4), (1.4, 0.7, 6), (0.5, 1.0, 0), (0.9, 0.5, 3)]

@@ -6,11 +6,11 @@ import resource
 import pytest
 import torch
 
-from opd.engine import vllm as module
-from opd.engine import vllm_engine
 from opd.errors import UserError
-from tests.unit.engine.families import PLAIN, prompts
-from tests.unit.engine.test_rollout import reference_logp
+from opd.rollout import vllm as module
+from opd.rollout import vllm_engine
+from tests.unit.rollout.families import PLAIN, prompts
+from tests.unit.rollout.test_sampler import reference_logp
 from tests.vllm.models import build, long_prompts, scaled
 
 

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from opd.batch import Rollout, TeacherScores
-from opd.engine.models import load_model
-from opd.engine.policy import Scorer
-from opd.engine.replicas import Replicas
-from opd.engine.teacher import LocalTeachers, Teachers
-from opd.engine.teacher_server import Server, ServerTeachers
-from opd.engine.teacher_vllm import VllmScorer, VllmTeachers
+from opd.data.batch import Rollout, TeacherScores
 from opd.errors import UserError
-from opd.records import RunDir
+from opd.model.load import load_model
+from opd.model.policy import Scorer
+from opd.records.run_dir import RunDir
+from opd.teacher.local import LocalTeachers, Teachers
+from opd.teacher.replicas import Replicas
+from opd.teacher.server import Server, ServerTeachers
+from opd.teacher.vllm import VllmScorer, VllmTeachers
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 from tests.integration.test_resume import content
-from tests.unit.engine.conftest import ALONE, rollout_of, root
+from tests.unit.small import ALONE, rollout_of, root
 from tests.vllm.serving import VllmServer
 from tests.vllm.test_parallel import torchrun
 from tests.vllm.test_run import VLLM
@@ -36,9 +36,9 @@ ENGINE = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A student and two teachers of one vocabulary, of 256 positions, whose heads vLLM can do."""
-    from opd.data.tokenizer import build_tokenizer
-    from opd.engine.build import fresh, save
-    from opd.recipe import Architecture
+    from opd.config.recipe import Architecture
+    from opd.recipes.build import fresh, save
+    from opd.recipes.tokenizer import build_tokenizer
 
     folder, tokenizer = tmp_path_factory.mktemp("models"), build_tokenizer()
     for seed, name in enumerate(("student", "teacher", "other")):
@@ -108,7 +108,7 @@ def test_a_server_agrees_with_the_local_teacher(models: Path, server: VllmServer
 
 
 def test_engines_in_this_process_agree_and_one_is_held_at_a_time(models: Path, rollout: Rollout):
-    from opd.engine.vllm_engine import ENGINES
+    from opd.rollout.vllm_engine import ENGINES
 
     teachers = in_process(models, "teacher", "other")
     assert isinstance(teachers, Teachers) and len(teachers) == 2

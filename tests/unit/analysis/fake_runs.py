@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from opd.identity import config_hash, run_id
-from opd.records import RunDir, Sample, Status
+from opd.config.identity import config_hash, run_id
+from opd.records.run_dir import RunDir, Sample, Status
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",

@@ -10,7 +10,7 @@ from analysis import cache as caching
 from analysis import load as loading
 from analysis.cache import FOLDER, Cache
 from analysis.load import Records, load
-from opd.records import RunDir, find_runs
+from opd.records.run_dir import RunDir, find_runs
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 SMALL = Fake(num_steps=4, every=2, k=2, benchmarks={"arithmetic": 3, "gsm8k": 2})

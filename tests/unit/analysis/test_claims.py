@@ -15,7 +15,7 @@ from analysis.evidence import gather
 from analysis.outcomes import MEASURES
 from analysis.published import Claim, Published, published
 from analysis.results import Results, analyse
-from opd.config import CONF
+from opd.config.schema import CONF
 from tests.unit.analysis.test_contrasts import records
 
 REFERENCE = Path(__file__).parents[3].parent / "shared" / "reference" / "claims.yaml"

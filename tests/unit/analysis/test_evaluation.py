@@ -7,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.evaluation import SCORES, read_evaluation
-from opd.records import RecordError, RunDir, Sample, write_whole
-from opd.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+from opd.grading.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+from opd.records.run_dir import RecordError, RunDir, Sample, write_whole
 
 
 def sample(number: int, correct: bool, *, problem: str = "1", benchmark: str = "aime24", **more) -> Sample:

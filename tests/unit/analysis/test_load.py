@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from analysis.load import load
-from opd.records import find_runs
+from opd.records.run_dir import find_runs
 from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_run
 
 TIMES = {"started": "", "updated": "", "host": "", "job_id": None, "attempts": 1}

@@ -17,7 +17,7 @@ from analysis.load import load
 from analysis.results import Results, analyse
 from analysis.topics import members
 from opd.objective import divergence
-from opd.records import find_runs
+from opd.records.run_dir import find_runs
 
 EXACT = {
     "reverse KL": divergence.reverse_kl(),

@@ -16,9 +16,10 @@ from analysis.contrasts import Bootstrap
 from analysis.load import load
 from analysis.read_study import grades, read_study
 from analysis.results import analyse
-from analysis.study import CONFIGS, WHOLE, exported, published
-from opd.records import RecordError
-from opd.scores import best_at_k, best_at_k_resampled, mean_at_k
+from analysis.study import exported, published
+from analysis.study_tables import CONFIGS, WHOLE
+from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
+from opd.records.run_dir import RecordError
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 ROOT = Path(__file__).parents[3]

@@ -5,11 +5,10 @@ from itertools import islice, pairwise
 
 import pytest
 
+from opd.config.worlds import DIFFICULTIES, check_mix
 from opd.data.arithmetic import (
-    DIFFICULTIES,
     Problem,
     careless_solution,
-    check_mix,
     draw,
     load,
     solution,

@@ -1,12 +1,12 @@
 import pytest
 import torch
 
-from opd.batch import Prompt, Rollout, pad
+from opd.data.batch import Prompt, Rollout, pad
 from opd.data.control import Control, encode
-from opd.data.tokenizer import build_tokenizer
 from opd.errors import UserError
 from opd.objective.ensemble import arithmetic, control_token
 from opd.objective.mixture import BoundEnsemble, Prefixes
+from opd.recipes.tokenizer import build_tokenizer
 
 PROMPTS = [Prompt("a", "1+1=", "2", "addition", (7, 8, 9)), Prompt("b", "2+2=", "4", "addition", (5,))]
 CONTROL = Control(tokens=((3,), (4, 4)), teacher_sees=False, at_evaluation=(4, 4))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.config import Dataset
+from opd.config.schema import Dataset
 from opd.data.arithmetic import Problem
 from opd.data.mixture import mix, shares
 from opd.data.prompts import load_problems

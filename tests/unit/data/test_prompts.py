@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opd.config import Dataset
+from opd.config.schema import Dataset
 from opd.data.arithmetic import Problem
 from opd.data.prompts import batch_indices, encode, epoch_order, load_problems
-from opd.data.tokenizer import build_tokenizer
 from opd.errors import UserError
+from opd.recipes.tokenizer import build_tokenizer
 from tests.shared_data import shared
 
 SIZES = {"aime24": 30, "aime25": 30, "hmmt_feb25": 30, "brumo25": 30, "beyondaime": 100, "deepmath_sample": 2000}
@@ -186,7 +186,7 @@ def test_a_hub_is_no_way_to_files_here(hub: str, tmp_path: Path, monkeypatch: py
 def hub_refusal(tmp_path: Path, **environment: str) -> str:
     script = """
         from dataclasses import replace
-        from opd.config import Dataset
+        from opd.config.schema import Dataset
         from opd.data.prompts import load_problems
         from opd.errors import UserError
         source = Dataset(kind="dataset", hub="somebody/some-set", config="main", split="test", revision=None,

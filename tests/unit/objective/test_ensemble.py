@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd.ensemble_rules import refuse_teachers
+from opd.check.ensemble_rules import refuse_teachers
 from opd.errors import UserError
 from opd.objective import ensemble
 

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from filelock import FileLock
 
-from opd.records import RunDir, Status
+from opd.records.run_dir import RunDir, Status
 from sweeps import cancel, local, resubmit, snapshot, state, submit
 from sweeps.cluster import Local
 from sweeps.grid import Sweep

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from opd.errors import UserError
-from opd.records import Status
+from opd.records.run_dir import Status
 from sweeps import cancel, cluster, logs, prune, resubmit, status, submit
 from sweeps.handover import recover, same_code
 from sweeps.ledger import Ledger
@@ -141,7 +141,7 @@ def test_a_submission_that_died_before_it_was_handed_over_is_settled(tmp_path: P
 
 @pytest.fixture
 def task(tmp_path: Path) -> Task:
-    from opd.records import RunDir
+    from opd.records.run_dir import RunDir
 
     (tmp_path / "attempts").mkdir()
     settings = {"kind": "slurm", "max_retries": 2, "max_requeues": 2}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.records import RecordError, RunDir, Status
+from opd.records.run_dir import RecordError, RunDir, Status
 from sweeps import status
 from sweeps.glance import Glances
 

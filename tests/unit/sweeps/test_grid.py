@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.config import CONF
+from opd.config.schema import CONF
 from opd.errors import UserError
 from sweeps import grid
 from sweeps.compose import composer

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.records import RunDir, Status
+from opd.records.run_dir import RunDir, Status
 from sweeps import halve, state
 from sweeps.cluster import Local
 from sweeps.halve import stopped

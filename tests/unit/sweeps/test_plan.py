@@ -4,7 +4,8 @@ import re
 
 import pytest
 
-from opd import check, identity
+from opd.check import config as check
+from opd.config import identity
 from opd.errors import UserError
 from sweeps import grid
 from sweeps.compose import Composer, composer

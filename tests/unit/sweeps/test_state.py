@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from opd.records import RunDir, State, Status
+from opd.records.run_dir import RunDir, State, Status
 from sweeps import slurm, state
 from sweeps.ledger import Ledger
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from opd.errors import UserError
-from opd.records import RecordError
+from opd.records.run_dir import RecordError
 from sweeps import cancel, logs, prune, resubmit, snapshot, state, status, submit
 from sweeps.cluster import Slurm
 from sweeps.handover import hand_over
@@ -53,7 +53,8 @@ def test_other_code_that_a_study_keeps_is_not_run(tmp_path: Path, refused):
 def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_path: Path, refused):
     book = failed_study(tmp_path, snapshot.current().hash)
     folder = snapshot.take(snapshot.current(), book.folder / "code")
-    loop, cache = folder / "opd" / "loop.py", folder / "opd" / "__pycache__"
+    room = folder / "opd" / "step"
+    loop, cache = room / "loop.py", room / "__pycache__"
     cache.mkdir()
     (cache / "loop.pyc").write_bytes(b"\0")
     assert snapshot.kept(folder) == folder and not cache.exists(), "sources alone are held against the hash"
@@ -64,7 +65,7 @@ def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_pa
     elif change == "added":
         (folder / "sitecustomize.py").write_text("")
     elif change == "cached":
-        (folder / "opd" / "loop.abi3.so").write_bytes(b"\0")
+        (room / "loop.abi3.so").write_bytes(b"\0")
     elif change == "linked":
         shutil.copy(loop, tmp_path / "loop.py")
         loop.unlink()

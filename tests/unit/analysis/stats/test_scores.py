@@ -9,7 +9,7 @@ import scipy.stats
 
 from analysis.stats.sampling import pass_at_k
 from analysis.stats.small import beta_binomial_interval, clopper_pearson
-from opd.scores import best_at_k, best_at_k_resampled, mean_at_k
+from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
 
 
 @pytest.mark.parametrize(("right", "k"), list(product(range(6), range(1, 6))))

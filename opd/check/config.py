@@ -1,0 +1,171 @@
+"""What may not start: method nodes whose knobs do not fit, and combinations that cannot learn or would ignore a knob.
+
+Nothing here imports torch: what a method's knobs are is read from its source.
+"""
+
+import difflib
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from functools import cache
+from typing import Annotated, Any
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+
+from opd.check import signatures
+from opd.check.credentials import refuse_credentials
+from opd.check.ensemble_rules import refuse_teachers
+from opd.check.refusals import REFUSALS
+from opd.check.teacher_rules import with_own_settings
+from opd.config.parsing import parse
+from opd.config.recipe import Positive
+from opd.config.schema import CONF, Node, Probability, RunConfig
+from opd.config.steps import most_prompts, steps
+from opd.errors import UserError
+
+# A config may name only functions of its group's modules: no other `_target_` is ever imported or called.
+MODULES = {
+    "divergence": ("opd.objective.divergence",),
+    "support": ("opd.objective.support",),
+    "ensemble": ("opd.objective.ensemble",),
+    "filter": ("opd.objective.filter",),
+    "rollout_correction": ("opd.objective.rollout_correction",),
+    "loss": ("opd.objective.loss",),
+    "rollout": ("opd.rollout.sampler", "opd.rollout.vllm"),
+}
+
+
+def prepare(composed: Mapping[str, Any]) -> RunConfig:
+    """A composed config, parsed, reduced to what it uses, and checked.
+
+    Raises:
+        UserError: for the first thing wrong with it.
+    """
+    refuse_credentials(composed)
+    config = selected(parse(composed))
+    check(config)
+    return config
+
+
+def check(config: RunConfig) -> None:
+    """Refuses what cannot run.
+
+    Raises:
+        UserError: the first refusal, with the keys, the reason and what would be right.
+    """
+    for group in MODULES:
+        check_node(group, getattr(config, group))
+    ensemble = config.ensemble["_target_"]
+    bounds = {name: signatures.trait(ensemble, name) for name in ("at_least", "at_most")}
+    refuse_teachers(config.method("ensemble"), len(config.teacher.models), config.ensemble, **bounds)
+    for refusal in REFUSALS:
+        if remedy := refusal.when(config):
+            raise UserError(f"{' and '.join(refusal.keys)}: {refusal.reason}; {remedy}")
+    if (most := most_prompts(config.prompts.source)) is not None:
+        steps(config, most)
+
+
+def selected(config: RunConfig) -> RunConfig:
+    """The config with only the benchmark sources, model recipes and engine settings that it uses, so that its hash is
+    of what it does.
+
+    Raises:
+        UserError: for a benchmark without a source, an `sft:` model without a recipe, or settings of another engine.
+    """
+    evaluate = config.evaluate
+    for name in evaluate.benchmarks:
+        if name not in evaluate.sources:
+            raise UserError(
+                f"evaluate.benchmarks: {name!r} has no entry in evaluate.sources; "
+                f"known here: {', '.join(sorted(evaluate.sources)) or 'none'}"
+            )
+    recipes = {}
+    for key, model in [
+        ("student.model", config.student.model),
+        *(("teacher.models", m) for m in config.teacher.models),
+        *([("shaping.anchor", config.shaping.anchor)] if config.shaping.uses_anchor else []),
+    ]:
+        if model.startswith("sft:"):
+            name = model.removeprefix("sft:")
+            if name not in config.recipes:
+                known = ", ".join(sorted(config.recipes)) or "none"
+                raise UserError(f"{key}: {model!r} names no recipe; recipes of scale={config.scale.name}: {known}")
+            recipes[name] = config.recipes[name]
+    sources = {name: evaluate.sources[name] for name in evaluate.benchmarks}
+    teacher = with_own_settings(config.teacher)
+    return replace(config, evaluate=replace(evaluate, sources=sources), recipes=recipes, teacher=teacher)
+
+
+def resolve(group: str, target: str) -> Callable[..., Any]:
+    """The function that a node of `group` names: one of the group's modules that a file of the group names too."""
+    _refuse_target(group, target)
+    return signatures.imported(target)
+
+
+def _refuse_target(group: str, target: str) -> None:
+    allowed = targets(group)
+    if target not in allowed:
+        names = ", ".join(sorted(name.rpartition(".")[2] for name in allowed))
+        raise UserError(
+            f"{group}._target_={target!r}: only functions of {' and '.join(MODULES[group])} may stand here: {names}"
+        )
+
+
+@cache
+def targets(group: str) -> frozenset[str]:
+    """The `_target_`s that the files of a config group name, all of its modules."""
+    found = {
+        name
+        for file in (CONF / group).glob("*.yaml")
+        for name in re.findall(r"^_target_: (\S+)$", file.read_text(), re.M)
+    }
+    return frozenset(name for name in found if name.rpartition(".")[0] in MODULES[group])
+
+
+def check_node(group: str, node: Node) -> None:
+    """Holds a node's knobs against the keyword-only parameters of its function: names, types and ranges.
+
+    Raises:
+        UserError: naming the knob, its value and what would be right.
+    """
+    if "_target_" not in node:
+        raise UserError(f"{group}: has no _target_; choose one with {group}=NAME")
+    target = node["_target_"]
+    _refuse_target(group, target)
+    name, common = target.rpartition(".")[2], COMMON_KNOBS.get(group, {})
+    parameters = [*common, *(knob for knob in signatures.knobs(target) if knob not in BUILT_BY_THE_RUN)]
+    knobs = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
+    for key, value in knobs.items():
+        if key not in parameters:
+            near = difflib.get_close_matches(key, parameters, n=1)
+            has = f"its knobs are {', '.join(parameters)}" if parameters else "it has no knobs"
+            raise UserError(
+                f"{group}.{key}: {name} has no such knob; " + (f"did you mean {group}.{near[0]}?" if near else has)
+            )
+        if isinstance(value, Mapping) and "_target_" in value:
+            check_node(group, dict(value))
+            continue
+        try:
+            kind = common[key] if key in common else signatures.kind(target, key)
+            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+        except ValidationError as error:
+            right = error.errors(include_url=False)[0]["msg"].replace("Input should be", "should be", 1)
+            raise UserError(f"{group}.{key}={value!r}: {right[0].lower()}{right[1:]} for {group}={name}") from None
+    for key in [key for key in parameters if key not in knobs]:
+        raise UserError(f"{group}.{key}: is missing; {name} needs it")
+
+
+# Keyword-only parameters that the run itself fills in, not the config.
+BUILT_BY_THE_RUN = frozenset({"root", "stop_ids", "pad_id"})
+
+# Knobs of a group that the run itself reads, whatever the function: what is sampled is no matter of the engine, nor
+# what may be learned at all of the filter.
+COMMON_KNOBS: dict[str, dict[str, Any]] = {
+    "rollout": {"temperature": Positive, "top_p": Probability, "top_k": Annotated[int, Field(ge=0)]},
+    "filter": {"exclude_special": bool, "exclude_ids": list[int], "prefix_length": Annotated[int | None, Field(ge=1)]},
+}
+
+
+def as_dict(config: RunConfig) -> dict[str, Any]:
+    """The config as plain mappings, lists and scalars: what is hashed and written."""
+    return asdict(config)

@@ -1,0 +1,117 @@
+"""From a resolved config to the typed one, and what to say where that cannot be."""
+
+import difflib
+import json
+import reprlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from types import UnionType
+from typing import Any, get_args
+
+from pydantic import TypeAdapter, ValidationError
+
+from opd.config.identity import override_as_today
+from opd.config.schema import RunConfig
+from opd.errors import UserError
+
+
+def parse(config: Mapping[str, Any]) -> RunConfig:
+    """A resolved config → `RunConfig`.
+
+    Raises:
+        UserError: for the first key that is unknown, missing, open, of the wrong type or out of range, by name.
+    """
+    try:
+        return _validated(config)
+    except ValidationError as error:
+        raise UserError(_sentence(error.errors(include_url=False)[0], config)) from None
+
+
+def refuse_wrong(config: Mapping[str, Any]) -> None:
+    """`parse` of a config of which some keys are still to come.
+
+    Raises:
+        UserError: for the first key that is unknown, open, of the wrong type or out of range, by name.
+    """
+    try:
+        _validated(config)
+    except ValidationError as error:
+        for problem in error.errors(include_url=False):
+            if problem["type"] not in _MISSING:
+                raise UserError(_sentence(problem, config)) from None
+
+
+def _validated(config: Mapping[str, Any]) -> RunConfig:
+    refuse_open(config)
+    # Through JSON, because strict mode takes mappings for dataclasses only from there.
+    return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
+
+
+def refuse_open(value: Any, key: str = "") -> None:
+    """Holds that a config has values alone: none is left open or taken from elsewhere, for it is recorded as it is and
+    read again as data.
+
+    Raises:
+        UserError: for the first that is, or that is of a type that no config has.
+    """
+    if isinstance(value, Mapping):
+        for name, inner in value.items():
+            path = f"{key}.{name}" if key else str(name)
+            refuse_open(str(name), path)
+            refuse_open(inner, path)
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            refuse_open(inner, f"{key}.{place}")
+    elif isinstance(value, str) and ("${" in value or value == "???"):
+        raise UserError(
+            f"{key}={reprlib.repr(value)}: is to be filled in from elsewhere; a run's config has values alone"
+        )
+    elif not isinstance(value, str | int | float | None):
+        raise UserError(f"{key}: is of a type that no config has, {type(value).__name__}")
+
+
+_MISSING = ("missing", "missing_argument")
+
+
+def _sentence(first: Any, config: Mapping[str, Any]) -> str:
+    """A problem of a failed validation in one sentence: the key, its value, what would be right."""
+    key = ".".join(_keys(first["loc"], config))
+    if first["type"] == "unexpected_keyword_argument":
+        return no_such_key(key)
+    if first["type"] in _MISSING:
+        return f"{key}: is missing; give it a value"
+    right = first["msg"].replace("Input should be", "should be", 1)
+    shown = "" if isinstance(first["input"], Mapping) else f"={reprlib.repr(first['input'])}"
+    return f"{key}{shown}: {right[0].lower()}{right[1:]}"
+
+
+def no_such_key(key: str) -> str:
+    """What to say of a key that the schema does not have, with the nearest that it has."""
+    if (now := override_as_today(key)) != key:
+        return f"{key}: there is no such key; it is {now} now"
+    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
+    return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
+
+
+def known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
+    """Every dotted key that the schema names."""
+    found = []
+    for entry in fields(kind):
+        found.append(prefix + entry.name)
+        for inner in get_args(entry.type) if isinstance(entry.type, UnionType) else (entry.type,):
+            found += known_keys(inner, f"{prefix}{entry.name}.") if is_dataclass(inner) else []
+    return found
+
+
+def _keys(location: tuple[int | str, ...], config: Any) -> list[str]:
+    # A discriminated union puts its tag into the location; the tag is a value of the config, not a key.
+    keys = []
+    for depth, part in enumerate(location):
+        if isinstance(config, Mapping) and part not in config and depth < len(location) - 1:
+            continue
+        keys.append(str(part))
+        if isinstance(config, Mapping):
+            config = config.get(part)
+        elif isinstance(config, list) and isinstance(part, int):
+            config = config[part]
+    return keys

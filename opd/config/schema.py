@@ -1,0 +1,400 @@
+"""The typed schema of a run's config: types and ranges here, values in `conf/` alone. Nothing here imports torch.
+
+A method node (`divergence`, `support`, `ensemble`, `filter`, `rollout_correction`, `loss`) is a mapping with a
+`_target_`; its knobs are that function's keyword-only parameters, which `opd.check.config` checks.
+"""
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from opd.config.places import CONF as CONF
+from opd.config.recipe import STRICT, Count, NonNegative, Positive, Recipe, Text
+from opd.config.worlds import Domain
+
+Probability = Annotated[float, Field(gt=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+# A method node: `_target_` and that function's knobs.
+Node = dict[str, Any]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Arithmetic:
+    """Problems of the tiny world, made by `opd.data.arithmetic`."""
+
+    kind: Literal["arithmetic"]
+    split: Literal["train", "test"]
+    num: Count
+    seed: int
+    mix: dict[Domain, Annotated[list[int], Field(min_length=1)]]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Dataset:
+    """Problems of a dataset: `file` (JSONL; as given, or under `paths.data`) where it exists, else the hub's `hub`.
+
+    `streaming` reads the hub's rows one by one, the first `limit`, instead of downloading them all.
+    """
+
+    kind: Literal["dataset"]
+    hub: Text | None
+    config: Text | None
+    split: Text
+    revision: Text | None
+    streaming: bool
+    file: Text | None
+    problem_field: Text
+    answer_field: Text
+    id_field: Text | None
+    domain: Text
+    limit: Count | None
+
+
+Source = Annotated[Arithmetic | Dataset, Field(discriminator="kind")]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Mixture:
+    """Several sets as one, each with its share of `weights` (null: all of each); see `opd.data.mixture`.
+
+    `num` problems in all; null: as many as the sets give.
+    """
+
+    kind: Literal["mixture"]
+    sources: Annotated[dict[Name, Source], Field(min_length=2)]
+    weights: dict[Name, Positive] | None
+    num: Count | None
+    seed: Annotated[int, Field(ge=0)]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Prompts:
+    """Training prompts, and how any problem is shown to the models (benchmarks too)."""
+
+    source: Annotated[Arithmetic | Dataset | Mixture, Field(discriminator="kind")]
+    template: Literal["raw", "chat"]
+    system: str | None
+    prefix: str
+    suffix: str
+    max_prompt_length: Count
+
+
+@dataclass(config=STRICT, frozen=True)
+class Lora:
+    """Low-rank adapters, which learn in the place of the weights; see `opd.model.lora`.
+
+    `target_modules` names linear layers by the last part of their names, or is all-linear: all but the output head.
+    """
+
+    rank: Count
+    alpha: Positive
+    target_modules: Literal["all-linear"] | Annotated[list[Text], Field(min_length=1)]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Student:
+    """The model that learns: a directory, a hub id, or `sft:NAME` for one that `recipes.NAME` makes.
+
+    `stop_tokens` (texts) end a response, beside the tokenizer's own end of text; null: those of the model's generation
+    config, and then a teacher that ends its texts with another is refused.
+    """
+
+    model: Text
+    revision: Text | None
+    lora: Lora | None
+    stop_tokens: Annotated[list[Text], Field(min_length=1)] | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class TeacherServer:
+    """How teachers on vLLM's OpenAI-compatible servers are asked; it changes no number. Times are in seconds.
+
+    `urls` has those of each teacher in turn, one or several that serve the same. Each rank has `concurrency` requests a
+    teacher under way, of `responses_per_request` responses each. A request that fails is tried again, here and there,
+    for `patience`. `api_key_env` names the environment variable that holds the key.
+    """
+
+    urls: list[Annotated[list[Text], Field(min_length=1)]]
+    responses_per_request: Count
+    concurrency: Count
+    timeout: Positive
+    patience: NonNegative
+    api_key_env: Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")] | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class TeacherVllm:
+    """A vLLM engine for each teacher that a step needs, in this process.
+
+    `max_model_len` bounds prompt and response together (null: the model's positions), `max_num_batched_tokens` those
+    whose logits exist at once. The engine's cache has `kv_cache_bytes` or, on a GPU, what `gpu_memory_utilization` of
+    it leaves.
+    """
+
+    max_model_len: Count | None
+    max_num_batched_tokens: Count
+    max_num_seqs: Count
+    kv_cache_bytes: Count | None
+    gpu_memory_utilization: Probability | None
+    enforce_eager: bool
+
+
+@dataclass(config=STRICT, frozen=True)
+class Teacher:
+    """The models that score, smallest first: as `student.model`, or `self` for the student's own starting weights.
+
+    `dtype` is of models that this process loads; `int8` holds the weights of their layers in 8 bits, whole on every
+    rank, and makes products in bfloat16. `server` and `vllm` are for the engines of these names, and null for
+    another.
+    """
+
+    models: Annotated[list[Text], Field(min_length=1)]
+    engine: Literal["local", "server", "vllm"]
+    dtype: Literal["float32", "bfloat16", "int8"]
+    temperature: Positive
+    server: TeacherServer | None
+    vllm: TeacherVllm | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class Evaluate:
+    """When and how the student is examined: every `every` steps (0: only at the end), `k` answers a problem.
+
+    `texts`: of how many of a problem's answers the text is kept, the first ones; null for all.
+    """
+
+    k: Count
+    texts: Annotated[int, Field(ge=0)] | None
+    every: Annotated[int, Field(ge=0)]
+    at_start: bool
+    temperature: NonNegative
+    top_p: Probability
+    top_k: Annotated[int, Field(ge=0)]
+    max_response_length: Count
+    benchmarks: list[Name]
+    sources: dict[Name, Source]
+    grading_timeout: Positive
+
+
+@dataclass(config=STRICT, frozen=True)
+class Optim:
+    """AdamW, its learning rate (with linear warm-up over `warmup_steps`) and the clip of the gradient's norm."""
+
+    lr: Positive
+    schedule: Literal["constant", "linear", "cosine"]
+    warmup_steps: Annotated[int, Field(ge=0)]
+    betas: Annotated[list[Fraction], Field(min_length=2, max_length=2)]
+    eps: Positive
+    weight_decay: NonNegative
+    grad_clip: Positive
+
+
+@dataclass(config=STRICT, frozen=True)
+class Clip:
+    """PPO's range of the ratio to the policy that sampled, [1 - low, 1 + high], where a batch is several updates."""
+
+    low: Fraction | None
+    high: NonNegative | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class Shaping:
+    """What is done to the signal between divergence and loss; see `opd.objective.shaping`.
+
+    `anchor` (a model, or `self` for the student's own starting weights) is what `kl_coef` keeps the student near and
+    what `extrapolation` leads away from. `reward_weight` is that of a response's verifiable reward at the start and at
+    the end of training.
+    """
+
+    log_ratio_clamp: Positive | None
+    baseline: Literal["none", "group", "batch"]
+    advantage_clip: Positive | None
+    prefix_strength: NonNegative
+    anchor: Text
+    kl_coef: NonNegative
+    extrapolation: Positive
+    reward_weight: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
+    reward_baseline: Literal["none", "group"]
+    pass_rate_power: NonNegative
+
+    @property
+    def uses_anchor(self) -> bool:
+        return self.kl_coef > 0 or self.extrapolation != 1
+
+    @property
+    def uses_reward(self) -> bool:
+        return any(self.reward_weight) or self.pass_rate_power > 0
+
+
+@dataclass(config=STRICT, frozen=True)
+class Memory:
+    """What bounds memory, not results: padded tokens a micro-batch, tokens whose logits exist at once."""
+
+    micro_batch_tokens: Count
+    logit_chunk: Count
+
+
+@dataclass(config=STRICT, frozen=True)
+class Compute:
+    """How the models compute: the precision of products (weights and sums of gradients stay in float32), whether
+    activations are made anew in the backward pass, weights rest on the CPU, layers are compiled, and how many seconds
+    a rank waits for another.
+    """
+
+    dtype: Literal["float32", "bfloat16"]
+    activation_checkpointing: bool
+    offload: bool
+    compile: bool
+    rank_timeout: Positive
+
+    @property
+    def grouped(self) -> bool:
+        """Whether even a single process wants FSDP, for its precision or its offloading."""
+        return self.dtype != "float32" or self.offload
+
+
+@dataclass(config=STRICT, frozen=True)
+class Checkpoint:
+    """A checkpoint every `every` steps (0: only at the end); the newest `keep` and the best by evaluation stay.
+
+    `asynchronous`: it is copied into the host's memory, and written while training goes on.
+    """
+
+    every: Annotated[int, Field(ge=0)]
+    keep: Count
+    asynchronous: bool
+
+
+@dataclass(config=STRICT, frozen=True)
+class Scale:
+    """What a scale offers to the rest of the config. `num_prompts` bounds the training prompts (null: all), `support_k`
+    is a number of tokens that is few beside the vocabulary.
+    """
+
+    name: Name
+    ladder: list[Text]
+    teacher: Text
+    lr: Positive
+    max_response_length: Count
+    num_prompts: Count | None
+    support_k: Count
+
+
+@dataclass(config=STRICT, frozen=True)
+class NoTracker:
+    """The run's own records alone."""
+
+    kind: Literal["none"]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Wandb:
+    """Weights & Biases too; see `opd.watch.tracker`. Not part of a run's identity."""
+
+    kind: Literal["wandb"]
+    project: Text
+    entity: Text | None
+    tags: list[Text]
+    mode: Literal["online", "offline", "disabled"]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Rollouts:
+    """A page of the first `num` responses of every `every`-th step (0: none). Not part of a run's identity."""
+
+    every: Annotated[int, Field(ge=0)]
+    num: Count
+
+
+@dataclass(config=STRICT, frozen=True)
+class Paths:
+    """Where things lie on this machine. Not part of a run's identity."""
+
+    outputs: Text
+    models: Text
+    data: Text | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class MachinePlan:
+    """The machine that a preflight plans for: `ranks` processes, each on a GPU of `gpu_gib` GiB; null: this one."""
+
+    ranks: Count | None
+    gpu_gib: Positive | None
+
+
+@dataclass(config=STRICT, frozen=True)
+class RunConfig:
+    """One run, whole. `num_steps` stops it before the end of `epochs`; null runs them all.
+
+    A batch is learned in updates of `mini_batch_size` prompts. `credit` says which tokens answer for a token's signal:
+    it and, discounted by `gamma`, those before it (reward_to_go), or all of the response (sequence).
+    `allow_heuristic` lets through what is no gradient of anything, with a warning.
+
+    `preflight` checks the run, shows what it will take, and ends before it trains.
+
+    `threads` bounds the CPU's: small models are faster on one, and then give the same numbers on any number of cores;
+    null leaves it to torch. `profile` traces a few steps; see `opd.watch.profile`.
+    """
+
+    recipes: dict[Name, Recipe]  # first: other keys quote it, and what is wrong with it is to be said of it
+    name: Name
+    study: Name
+    seed: Annotated[int, Field(ge=0)]
+    num_steps: Count | None
+    epochs: Count
+    batch_size: Count
+    mini_batch_size: Count
+    samples_per_prompt: Count
+    max_response_length: Count
+    credit: Literal["reward_to_go", "sequence"]
+    gamma: Annotated[float, Field(ge=0, le=1)]
+    allow_heuristic: bool
+    whitening: Literal["none", "sample", "group", "batch"]
+    entropy_coef: NonNegative
+    threads: Count | None
+    clip: Clip
+    shaping: Shaping
+    divergence: Node
+    support: Node
+    ensemble: Node
+    filter: Node
+    rollout_correction: Node
+    loss: Node
+    rollout: Node
+    teacher: Teacher
+    student: Student
+    prompts: Prompts
+    evaluate: Evaluate
+    optim: Optim
+    memory: Memory
+    compute: Compute
+    checkpoint: Checkpoint
+    scale: Scale
+    paths: Paths
+    tracker: Annotated[NoTracker | Wandb, Field(discriminator="kind")]
+    rollouts: Rollouts
+    profile: bool
+    preflight: bool
+    plan: MachinePlan
+
+    @property
+    def uses_vocabulary(self) -> bool:
+        """Whether something beside the support asks for whole distributions of student and teachers."""
+        return self.filter.get("score") == "exact_kl" or bool(self.ensemble.get("normalize"))
+
+    def method(self, group: str) -> str:
+        """The name of the function that a method node names."""
+        return str(getattr(self, group).get("_target_")).rpartition(".")[2]
+
+
+def method_names(node: Node) -> Iterator[str]:
+    """The names of the functions that a method node and the nodes among its knobs name."""
+    yield str(node.get("_target_")).rpartition(".")[2]
+    for value in node.values():
+        if isinstance(value, dict):
+            yield from method_names(value)

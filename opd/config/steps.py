@@ -1,0 +1,41 @@
+"""How many steps a run makes, before anything is loaded where that can be told."""
+
+import math
+
+from opd.config.schema import Arithmetic, Dataset, Mixture, RunConfig
+from opd.errors import UserError
+
+
+def steps(config: RunConfig, num_prompts: int) -> int:
+    """Optimizer steps of the run: whole batches of `epochs` passes over the prompts, or `num_steps` if that is fewer.
+
+    Raises:
+        UserError: where a batch is larger than the prompt set, `num_steps` more than the epochs give, or the warm-up
+            takes them all.
+    """
+    if config.batch_size > num_prompts:
+        raise UserError(f"batch_size={config.batch_size}: the prompt set has only {num_prompts} prompts")
+    whole = config.epochs * num_prompts // config.batch_size
+    if config.num_steps is not None and config.num_steps > whole:
+        needed = math.ceil(config.num_steps * config.batch_size / num_prompts)
+        raise UserError(
+            f"num_steps={config.num_steps}: epochs={config.epochs} over {num_prompts} prompts is {whole} steps; "
+            f"set epochs={needed} for that many"
+        )
+    made = whole if config.num_steps is None else config.num_steps
+    if config.optim.warmup_steps >= made:
+        raise UserError(f"optim.warmup_steps={config.optim.warmup_steps}: must be fewer than the run's {made} steps")
+    return made
+
+
+def most_prompts(source: Arithmetic | Dataset | Mixture) -> int | None:
+    """How many prompts the source can give at the most; None where only loading it can tell."""
+    match source:
+        case Arithmetic():
+            return source.num
+        case Dataset():
+            return source.limit
+        case Mixture():
+            each = [most_prompts(one) for one in source.sources.values()]
+            known = [most for most in each if most is not None]
+            return source.num if source.num is not None else sum(known) if len(known) == len(each) else None

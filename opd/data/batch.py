@@ -1,0 +1,119 @@
+"""What flows through a step. A `Rollout` row is one response; the `num_samples` responses to a prompt are neighbours.
+
+Index t of a response is the t-th *sampled* token everywhere: the shift from logits to tokens is done once, in
+`opd.model.policy`.
+"""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from torch.nn.functional import pad as pad_to
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One problem, ready to be continued: `token_ids` is what the student sees, `problem` the text a person reads."""
+
+    id: str
+    problem: str
+    answer: str
+    domain: str
+    token_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How responses are drawn. top_p = 1 and top_k = 0 switch those truncations off; temperature 0 is greedy."""
+
+    num_samples: int
+    max_tokens: int
+    temperature: float
+    top_p: float
+    top_k: int
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """Responses sampled from the student.
+
+    `prompt` is padded on the left, `tokens` on the right (both with the pad id, which the masks mark as absent). The
+    token that ends a response belongs to it: it is in `mask` and is learned. `rollout_logp` is the log-probability,
+    under the distribution really sampled from (after temperature, top-p and top-k, by the engine that sampled), of
+    each sampled token; 0 where `mask` is False.
+    """
+
+    prompt: Int[Tensor, "batch prompt_time"]
+    prompt_mask: Bool[Tensor, "batch prompt_time"]
+    tokens: Int[Tensor, "batch time"]
+    mask: Bool[Tensor, "batch time"]
+    rollout_logp: Float[Tensor, "batch time"]
+    group: Int[Tensor, " batch"]  # index of the row's prompt within the step
+    truncated: Bool[Tensor, " batch"]  # stopped by `max_tokens`, not by a stop token
+
+    def __len__(self) -> int:
+        return self.tokens.shape[0]
+
+    def widened(self, width: int) -> "Rollout":
+        """The same responses with room for `width` tokens."""
+        more = (0, width - self.tokens.shape[1])
+        wide = {name: pad_to(getattr(self, name), more) for name in ("tokens", "mask", "rollout_logp")}
+        return replace(self, **wide)
+
+    def rows(self, rows: slice) -> "Rollout":
+        """Some of the responses; `group` still counts the whole step's prompts."""
+        return Rollout(**{name: value[rows] for name, value in vars(self).items()})
+
+
+@dataclass(frozen=True)
+class TokenScores:
+    """What one model says of the sampled tokens of a rollout; 0 where the response mask is False."""
+
+    logp: Float[Tensor, "batch time"]
+    entropy: Float[Tensor, "batch time"]  # nats, of the whole next-token distribution
+
+
+@dataclass(frozen=True)
+class TopTokens:
+    """A teacher's likeliest tokens and the sampled one: a row for each response token, response by response.
+
+    The first of a row is the sampled token; where it is among the likeliest, it is there twice.
+    """
+
+    ids: Int[Tensor, "response_token k_and_one"]
+    logp: Float[Tensor, "response_token k_and_one"]
+
+    def rows(self, rows: "slice | Tensor") -> "TopTokens":
+        """Those of some response tokens."""
+        return TopTokens(self.ids[rows], self.logp[rows])
+
+
+@dataclass(frozen=True)
+class TeacherScores:
+    """What the teachers say, smallest teacher first. The row of a teacher that the step did not need is NaN."""
+
+    logp: Float[Tensor, "teacher batch time"]
+    entropy: Float[Tensor, "teacher batch time"]
+    # Final hidden states of the needed teachers by index, where whole distributions are wanted: one row for each
+    # response token, response by response, in the teacher's precision, on the CPU.
+    hidden: "dict[int, Float[Tensor, 'response_token width']]"
+    # The same of engines that give likeliest tokens instead.
+    top: dict[int, TopTokens] = field(default_factory=dict)
+
+    @property
+    def whole(self) -> list[int]:
+        """The teachers whose distributions are known, wholly or in part."""
+        return sorted(self.hidden or self.top)
+
+
+def pad(rows: list[list[int]], value: int, side: str) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"]]:
+    """Ragged rows → (padded, mask); `side` is "left" or "right"."""
+    width = max((len(row) for row in rows), default=0)
+    padded = torch.full((len(rows), width), value, dtype=torch.long)
+    mask = torch.zeros((len(rows), width), dtype=torch.bool)
+    for index, row in enumerate(rows):
+        where = slice(width - len(row), width) if side == "left" else slice(0, len(row))
+        padded[index, where] = torch.tensor(row, dtype=torch.long)
+        mask[index, where] = True
+    return padded, mask

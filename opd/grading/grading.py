@@ -1,0 +1,219 @@
+r"""Grading of mathematics: is the answer of a response the gold? Responses are hostile text.
+
+What plain text and plain numbers settle is settled here; the rest goes to math-verify in worker processes
+(`opd/grading/worker.py`), started when first needed and kept for the next call. A worker that takes longer than
+the time limit, or dies, is replaced; its answer alone is lost. Nothing is evaluated or unpickled: workers are sent,
+and send, lines of JSON.
+"""
+
+import atexit
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from opd.errors import UserError
+from opd.grading.answer import Found, find_answer, find_gold, plain, same
+
+_Question = tuple[Found, Found]  # answer, gold
+Reason = Literal["equal", "different", "no answer", "timeout", "error"]
+
+# A worker ends itself at the time limit; one that has not, this much later, is ended from here.
+GRACE = 1.0
+
+# Importing sympy and building math-verify's parsers takes a second, and many on a machine that is busy.
+START_LIMIT = 120.0
+
+# More processes than this gain little: nearly every answer is settled without one.
+MOST_WORKERS = 4
+
+
+@dataclass(frozen=True)
+class Grade:
+    """The verdict on one response. `answer` is what was found in it, as text; None where nothing was."""
+
+    correct: bool
+    answer: str | None
+    reason: Reason
+
+    @property
+    def score(self) -> float:
+        """How much of it is right, in [0, 1]: an answer in mathematics is right or wrong."""
+        return float(self.correct)
+
+
+def grade_many(
+    predictions: Sequence[str], golds: Sequence[str], *, timeout: float, workers: int | None = None
+) -> list[Grade]:
+    """Grades each response against its gold. No response, whatever it holds, raises, hangs or disturbs another's grade.
+
+    Args:
+        predictions: responses, whole; `opd.grading.answer.find_answer` says where the answer is looked for.
+        golds: the right answers, one for each response.
+        timeout: seconds that math-verify may take for one answer; more is graded as wrong, with reason "timeout".
+        workers: the most processes to use; None for one a core, `MOST_WORKERS` at most.
+
+    Raises:
+        ValueError: where the two sequences differ in length, or `timeout` or `workers` is not positive.
+        UserError: where no worker can be started (math-verify is not installed, no memory).
+    """
+    if not timeout > 0 or (workers is not None and workers < 1):
+        raise ValueError(f"timeout and workers must be positive, not {timeout} and {workers}")
+    pairs = list(zip(predictions, golds, strict=True))
+    grades: dict[tuple[str, str], Grade] = {}
+    asked: dict[_Question, list[tuple[str, str]]] = {}
+    for pair in dict.fromkeys(pairs):
+        answer, gold = find_answer(pair[0]), find_gold(pair[1])
+        equal = same(answer, gold) if answer and gold else False
+        if equal is None and answer and gold:
+            asked.setdefault((answer, gold), []).append(pair)
+        else:
+            grades[pair] = _grade(equal, answer.text if answer else None)
+    for question, grade in _ask(list(asked), timeout, workers or min(os.cpu_count() or 1, MOST_WORKERS)).items():
+        grades |= dict.fromkeys(asked[question], grade)
+    return [grades[pair] for pair in pairs]
+
+
+def stop_workers() -> None:
+    """Ends the worker processes that wait; a later call starts new ones."""
+    while _idle:
+        _idle.pop().stop()
+
+
+def _grade(equal: bool | None, answer: str | None, reason: Reason | None = None) -> Grade:
+    reason = reason or ("no answer" if answer is None else "equal" if equal else "different")
+    return Grade(reason == "equal", None if answer is None else plain(answer), reason)
+
+
+# ---- workers
+
+
+def _ask(questions: list[_Question], timeout: float, workers: int) -> dict[_Question, Grade]:
+    todo, grades, failures = deque(questions), {}, []
+
+    def serve() -> None:
+        worker = None
+        try:
+            while todo:
+                worker = worker or _hire()
+                with suppress(IndexError):  # another thread took the last one
+                    question = todo.popleft()
+                    grades[question], worker = _judge(question, worker, timeout)
+        except Exception as failure:  # raised again below, in the caller's thread
+            failures.append(failure)
+        if worker:
+            _idle.append(worker)
+
+    # Daemons, and not joined when interrupted: each ends by itself within its time limit.
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(workers, len(questions)))]
+    try:
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        todo.clear()
+    if len(grades) < len(questions):
+        raise failures[0]
+    return grades
+
+
+def _judge(question: _Question, worker: "_Worker", timeout: float) -> tuple[Grade, "_Worker | None"]:
+    """The grade, and the worker if it can go on. A worker that died of anything but its time is replaced once."""
+    answer = question[0].text if question[0].bare else None
+    for last in (False, True):
+        try:
+            verdict = worker.ask(question, timeout)
+        except _Died as death:
+            worker.stop()
+            if death.timed_out or last:
+                return _grade(False, answer, "timeout" if death.timed_out else "error"), None
+            worker = _hire()
+        else:
+            if verdict["last"]:
+                worker.stop()
+            return _grade(verdict["equal"], verdict["answer"]), None if verdict["last"] else worker
+    raise AssertionError  # the loop returns
+
+
+def _hire() -> "_Worker":
+    try:
+        return _idle.pop()
+    except IndexError:
+        return _Worker()
+
+
+class _Died(Exception):
+    """The worker ended before it answered; `timed_out`: because its time was up."""
+
+    def __init__(self, timed_out: bool):
+        self.timed_out = timed_out
+
+
+class _Worker:
+    """One `opd.grading.worker` process, ready to be asked."""
+
+    def __init__(self) -> None:
+        # By path and with -P: the worker needs no package of ours on its path, and no file beside it shadows a library.
+        command = [sys.executable, "-P", str(Path(__file__).with_name("worker.py"))]
+        try:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8"
+            )
+        except OSError as error:
+            raise UserError(f"the grading worker does not start: {error}") from error
+        assert self.process.stdin and self.process.stdout and self.process.stderr
+        self.requests, self.replies, self.errors = self.process.stdin, self.process.stdout, self.process.stderr
+        with self._killed_after(START_LIMIT):
+            ready = self.replies.readline()
+        if not ready:
+            why = (self.errors.read().strip().splitlines() or [f"it was not ready after {START_LIMIT:.0f} s"])[-1]
+            self.stop()
+            raise UserError(f"the grading worker does not start: {why}")
+
+    def ask(self, question: _Question, timeout: float) -> dict[str, Any]:
+        """The worker's verdict; raises `_Died`."""
+        answer, gold = question
+        request = {"answer": vars(answer), "gold": vars(gold), "timeout": timeout}
+        started = time.monotonic()
+        with self._killed_after(timeout + GRACE):
+            try:
+                print(json.dumps(request), file=self.requests, flush=True)
+                line = self.replies.readline()
+            except OSError:
+                line = ""
+        if not line.endswith("\n"):  # nothing, or what was written when it ended
+            alarmed = self.process.wait() == -signal.SIGALRM
+            raise _Died(timed_out=alarmed or time.monotonic() - started > timeout)
+        return json.loads(line)
+
+    def stop(self) -> None:
+        self.process.kill()
+        self.process.wait()
+        for stream in (self.requests, self.replies, self.errors):
+            with suppress(OSError):
+                stream.close()
+
+    @contextmanager
+    def _killed_after(self, seconds: float) -> Iterator[None]:
+        timer = threading.Timer(seconds, self.process.kill)
+        timer.daemon = True
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+
+_idle: list[_Worker] = []
+atexit.register(stop_workers)
+os.register_at_fork(after_in_child=_idle.clear)  # a fork's workers are its parent's

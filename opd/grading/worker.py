@@ -1,0 +1,128 @@
+r"""Judges answers for `opd.grading.grading`, in a process of its own: one JSON object a line in, one a line out.
+
+Run as a file, it imports math-verify and nothing of opd, torch or transformers. It defends its parent in this way:
+the kernel ends it by SIGALRM when a judgement takes longer than its limit, whatever the interpreter is doing; its
+address space is bounded; it ends when its standard input does, so it does not outlive its parent; nothing it computed
+leaves it but a verdict and strings.
+"""
+
+import json
+import logging
+import os
+import re
+import resource
+import signal
+import sys
+from contextlib import suppress
+from functools import lru_cache
+from typing import Any
+
+MEMORY_LIMIT = 1 << 30  # bytes of address space; about a third is taken once sympy is imported
+
+
+def judge(gold: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
+    """The verdict on one answer: {"equal": bool, "answer": its text, or null where prose holds none}."""
+    from math_verify import verify
+
+    found = read(answer["text"], answer["bare"])
+    if not found:
+        return {"equal": False, "answer": answer["text"] if answer["bare"] else None}
+    text = answer["text"] if answer["bare"] else next((part for part in found if isinstance(part, str)), None)
+    return {"equal": verify(list(read(gold["text"], gold["bare"])), list(found), timeout_seconds=None), "answer": text}
+
+
+@lru_cache(maxsize=512)
+def read(text: str, bare: bool) -> tuple[Any, ...]:
+    r"""What math-verify reads in `text`: expressions and, as its fallback, strings.
+
+    Prose goes through its own extraction. A bare answer is offered as `\boxed{text}`, in each of its `readings`.
+    """
+    from math_verify import LatexExtractionConfig, parse
+
+    if not bare:
+        return tuple(parse(text, parsing_timeout=None))  # pyright: ignore[reportArgumentType]
+    boxed = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
+    found = [
+        part
+        for reading in readings(text)
+        for part in parse(rf"\boxed{{{reading}}}", boxed, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
+    ]
+    return tuple(turned(part) for part in found)
+
+
+def readings(text: str) -> list[str]:
+    """The notations in which a bare answer may be meant, as LaTeX."""
+    text = _PERCENT.sub(r"\\%", text.replace("**", "^"))
+    found = [text]
+    if text.endswith(r"\%"):
+        found.append(rf"\frac{{{text[:-2]}}}{{100}}")
+    exact, about, _ = text.partition(r"\approx")
+    if about and not _NAME.fullmatch(exact):
+        found.append(exact)
+    solutions = _AND.split(text)
+    if len(solutions) > 1 and all("," in each and "=" in each for each in solutions):
+        found.append(";".join(solutions))  # x = 1, y = 2 and x = 3, y = 4: two pairs
+    if _DECIMAL_COMMA.fullmatch(text):
+        found.append(text.replace(",", "."))
+    return found
+
+
+def turned(expression: Any) -> Any:
+    """`2 = x` as `x = 2`: math-verify takes only the latter for the statement of a value."""
+    from sympy import Eq, Symbol
+
+    if isinstance(expression, Eq) and isinstance(expression.rhs, Symbol) and not expression.lhs.free_symbols:
+        return Eq(expression.rhs, expression.lhs, evaluate=False)
+    return expression
+
+
+_PERCENT = re.compile(r"\s*(?:(?<!\\)%|\\%|\\text\{\s*(?:percent(?:age)?|pct)\s*\}|\b(?:percent(?:age)?|pct))$")
+_NAME = re.compile(r"\s*\\?[A-Za-z](?:_\w|_\{\w+\})?\s*")
+_AND = re.compile(r"(?:\\q?quad)?\s*(?:\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*(?:\\q?quad)?")
+_DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
+
+
+def main() -> None:
+    """Serves requests {"gold", "answer", "timeout"} until standard input ends."""
+    replies = os.fdopen(os.dup(1), "w")
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)  # what a library prints is no reply
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)  # meant for the run, which saves first and then closes our input
+    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGALRM})
+    with suppress(ValueError, OSError):  # a platform without the limit keeps the time limit
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY_LIMIT, MEMORY_LIMIT))
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.disable(logging.CRITICAL)
+    warm = {"text": r"\frac{1}{2} + x", "bare": True}, {"text": "the answer is $x + 0.5$", "bare": False}
+    judge(*warm)  # the parsers' tables are built here, outside any answer's time
+
+    def reply(message: dict[str, Any]) -> None:
+        print(json.dumps(message), file=replies, flush=True)
+
+    reply({"ready": True})
+    os.dup2(nowhere, 2)
+    for line in sys.stdin:
+        request = json.loads(line)
+        signal.setitimer(signal.ITIMER_REAL, request["timeout"])
+        verdict = judge(request["gold"], request["answer"])
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        # math-verify takes running out of memory for "not equal": one that has grown must not judge the next answer.
+        last = peak_memory() > MEMORY_LIMIT // 2
+        reply(verdict | {"last": last})
+        if last:
+            return
+
+
+def peak_memory() -> int:
+    """The most memory this process has held, in bytes."""
+    try:  # not `ru_maxrss`: on Linux it starts at the peak of the process that started this one
+        with open("/proc/self/status", encoding="ascii") as status:
+            return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))
+    except (OSError, StopIteration):
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << (0 if sys.platform == "darwin" else 10)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Weights in 8 bits: symmetric integers with a scale for each output channel, products in a higher precision."""
+
+import torch
+from jaxtyping import Float, Int8
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from opd.model.linear import Linear, output_axis
+from opd.model.sharded import layers
+
+
+def quantize(
+    weight: Float[Tensor, "rows columns"], output_axis: int
+) -> tuple[Int8[Tensor, "rows columns"], Float[Tensor, "#rows #columns"]]:
+    """w → (q, s) with w ≈ s q: q = round(w / s), s = max |w| / 127 of its output channel, 1 of one of zeros.
+
+    The vector-wise absmax quantisation of LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339, section 2.1), of weights
+    alone. |w - s q| ≤ s / 2.
+    """
+    scale = weight.abs().amax(dim=1 - output_axis, keepdim=True) / 127
+    scale = torch.where(scale > 0, scale, 1.0)
+    return torch.round(weight / scale).to(torch.int8), scale
+
+
+class Int8Linear(nn.Module):
+    """A linear map with its weight in 8 bits. Each product makes that one weight whole, in the input's precision.
+
+    Its numbers are buffers: nothing learns them, and FSDP leaves them on every rank.
+    """
+
+    quantized: Tensor
+    scale: Tensor
+    bias: Tensor | None
+
+    def __init__(self, linear: Linear):
+        super().__init__()
+        weight = linear.weight.detach().movedim(output_axis(linear), 0)
+        quantized, scale = quantize(weight.float(), output_axis=0)
+        self.register_buffer("quantized", quantized.contiguous())
+        self.register_buffer("scale", scale.to(weight.dtype))
+        self.register_buffer("bias", None if linear.bias is None else linear.bias.detach())
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        weight = self.quantized.to(inputs.dtype) * self.scale.to(inputs.dtype)
+        return nn.functional.linear(inputs, weight, self.bias)
+
+
+def hold_in_int8(model: PreTrainedModel) -> None:
+    """Replaces the linear maps of the model's layers; embedding, norms and output head keep their precision."""
+    for layer in layers(model):
+        for parent in list(layer.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, Linear):
+                    setattr(parent, name, Int8Linear(child))

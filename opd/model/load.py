@@ -1,0 +1,227 @@
+"""Loading causal language models and tokenizers from a directory or the Hugging Face Hub, never with code that comes
+with them, and weights from safetensors alone: a pickle can run code when it is read.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from logging import ERROR, getLogger
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    logging,
+)
+
+from opd.data import hub
+from opd.errors import UserError
+from opd.model import lora, packed
+
+# A bar a file, for files that take milliseconds, would bury the run's own lines.
+logging.disable_progress_bar()
+
+
+def load_tokenizer(model: str, *, revision: str | None, key: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of `model`; `key` is the config key to name in a refusal.
+
+    Raises:
+        UserError: where it cannot be loaded, or ends a text with no token.
+    """
+    _must_be_there(model, key)
+    try:
+        with _quiet_hub():
+            tokenizer = AutoTokenizer.from_pretrained(model, **_settings(model, revision))
+    except Exception as error:  # transformers raises many kinds here; each means the same to the user
+        raise UserError(_cannot_load("tokenizer", model, key, error)) from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{key}={model!r}: its tokenizer has no end-of-text token, so a response could never end")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> PreTrainedModel:
+    """The causal language model `model` in `dtype`, in evaluation mode.
+
+    Raises:
+        UserError: where it cannot be loaded, or its logits are more than `hidden @ head.T`.
+    """
+    _must_be_there(model, key)
+    _refuse_kernels(model, revision, key)
+    try:
+        with _quiet_hub():
+            loaded = AutoModelForCausalLM.from_pretrained(
+                model,
+                dtype=getattr(torch, dtype),
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                **_settings(model, revision),
+            )
+    except Exception as error:
+        raise UserError(_cannot_load("model", model, key, error)) from error
+    if any(tensor.is_meta for tensor in loaded.parameters()):
+        raise UserError(f"{key}={model!r}: some of its weights are missing")
+    lora.merge(loaded)  # of a directory of peft's, which names the model that it adapts
+    loaded.eval()
+    _probe_head(loaded, model, key)
+    packed.enable(loaded)
+    return loaded
+
+
+def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConfig:
+    """The config of `model`, without its weights.
+
+    Raises:
+        UserError: where it cannot be loaded.
+    """
+    _must_be_there(model, key)
+    _refuse_kernels(model, revision, key)
+    try:
+        with _quiet_hub():
+            return AutoConfig.from_pretrained(model, **_settings(model, revision))
+    except Exception as error:
+        raise UserError(_cannot_load("config", model, key, error)) from error
+
+
+def load_ends(model: str, *, revision: str | None) -> list[int]:
+    """The tokens that end a text by the model's generation config; none where it has no such file."""
+    try:
+        with _quiet_hub():
+            named = GenerationConfig.from_pretrained(model, **_settings(model, revision)).eos_token_id
+    except OSError:
+        return []
+    return [named] if isinstance(named, int) else list(named or [])
+
+
+def end_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] | None) -> None:
+    """Makes these tokens end the model's responses, and those of its checkpoints; null: what its own config says.
+
+    Raises:
+        UserError: for a token that the tokenizer does not have.
+    """
+    if tokens is not None:
+        assert model.generation_config is not None
+        model.generation_config.eos_token_id = token_ids(tokenizer, tokens)
+
+
+def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list[int]:
+    """The ids of the student's stop tokens.
+
+    Raises:
+        UserError: for a token that the tokenizer does not have.
+    """
+    vocabulary = tokenizer.get_vocab()
+    for token in tokens:
+        if token not in vocabulary:
+            raise UserError(f"student.stop_tokens: {token!r} is no token of the student's vocabulary")
+    return [vocabulary[token] for token in tokens]
+
+
+def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Every token that ends a response: the tokenizer's end-of-text and those of the model's generation config."""
+    named: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
+    ends: Any = tokenizer.eos_token_id
+    return tuple(sorted({ends, *([named] if isinstance(named, int) else named or [])}))
+
+
+def max_positions(model: PreTrainedModel) -> int | None:
+    """How many positions the model has, where its config says so."""
+    return getattr(model.config, "max_position_embeddings", None)
+
+
+def same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, key: str) -> None:
+    """Refuses a teacher that reads the student's token ids as other texts.
+
+    Raises:
+        UserError: naming the first token that differs.
+    """
+    if student is teacher:
+        return
+    ours, theirs = student.get_vocab(), teacher.get_vocab()
+    if ours == theirs:
+        return
+    token = min(
+        (token for token in ours.keys() | theirs.keys() if ours.get(token) != theirs.get(token)),
+        key=lambda token: (ours.get(token, theirs.get(token)), token),
+    )
+    raise UserError(
+        f"{key}: its vocabulary is not the student's: token {token!r} is id {ours.get(token)} to the student and "
+        f"{theirs.get(token)} to the teacher; choose a teacher of the student's model family"
+    )
+
+
+def _must_be_there(model: str, key: str) -> None:
+    # A hub id is "owner/name" or "name"; anything else can only be a directory, and need not be looked for on the hub.
+    if not Path(model).is_dir() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
+        raise UserError(f"{key}={model!r}: there is no such directory")
+
+
+def _refuse_kernels(model: str, revision: str | None, key: str) -> None:
+    """Refuses a config.json whose implementation of a layer is a repository of the hub: transformers would run it, in
+    the place of ours.
+    """
+    try:
+        with _quiet_hub():
+            named, _ = PreTrainedConfig.get_config_dict(model, **_settings(model, revision))
+    except Exception:  # as adapters, which have no config.json; what cannot be read is said by what reads it next
+        return
+    for part in (named, *(inner for inner in named.values() if isinstance(inner, dict))):
+        for name, value in part.items():
+            if "implementation" in name and "/" in str(value):
+                raise UserError(f"{key}={model!r}: its config.json names code to run ({name}={value!r}); take that out")
+
+
+def _settings(model: str, revision: str | None) -> dict[str, Any]:
+    # Of a hub that does not answer, what an earlier run has left in its cache.
+    offline = not Path(model).is_dir() and not hub.reachable()
+    return {"revision": revision, "trust_remote_code": False, "local_files_only": offline}
+
+
+@contextmanager
+def _quiet_hub() -> Iterator[None]:
+    """Without the hub client's warnings of each retry: the refusal says it in one sentence."""
+    client = getLogger("huggingface_hub")
+    level = client.level
+    client.setLevel(ERROR)
+    try:
+        yield
+    finally:
+        client.setLevel(level)
+
+
+def _probe_head(model: PreTrainedModel, name: str, key: str) -> None:
+    # Everything downstream computes logits as hidden @ head.T in chunks; some families scale or cap them afterwards.
+    head = model.get_output_embeddings()
+    if head is None or getattr(head, "bias", None) is not None:
+        raise UserError(f"{key}={name!r}: its output head is missing or has a bias, which is not supported")
+    ids = torch.tensor([[0, 1]], device=model.device) % model.config.vocab_size
+    with torch.inference_mode():
+        hidden = model.base_model(ids).last_hidden_state
+        expected, ours = model(ids).logits.float(), (hidden @ head.weight.T).float()
+    if not torch.isfinite(expected).all():
+        raise UserError(f"{key}={name!r}: its logits are not finite numbers; the weights are damaged")
+    if not torch.allclose(expected, ours, rtol=1e-2, atol=1e-3):
+        raise UserError(f"{key}={name!r}: it scales or caps its logits after the output head, which is not supported")
+
+
+def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". :")
+    if Path(model).is_dir():
+        if what == "model" and [*Path(model).glob("*.bin")] and not [*Path(model).glob("*.safetensors")]:
+            reason = "its weights are a pickle, which can run code; save them as safetensors"
+        if what == "tokenizer" and not [*Path(model).glob("*token*"), *Path(model).glob("vocab*")]:
+            reason = "it holds no tokenizer.json"  # which transformers says in a paragraph
+        return f"{key}={model!r}: no {what} can be loaded from this directory: {reason}"
+    if not hub.reachable():
+        return (
+            f"{key}={model!r}: there is no such directory here, the Hugging Face Hub cannot be reached, and its cache "
+            f"has no {what} of that name; give a directory, or connect once"
+        )
+    return f"{key}={model!r}: there is no such directory here, and no {what} of that name on the hub: {reason}"

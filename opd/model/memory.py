@@ -1,0 +1,302 @@
+"""What a rank will hold, before anything is loaded: weights, moments, activations, logits, sampler, teachers.
+
+Sizes come from the models' configs alone (`opd.model.shapes`). A step is four phases, and a rank needs the largest.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedConfig
+
+from opd.config.schema import RunConfig
+from opd.model.shapes import Saved, Shape, saved, shape
+
+Phase = Literal["sampling", "scoring", "learning", "updating"]
+PHASES: tuple[Phase, ...] = ("sampling", "scoring", "learning", "updating")
+ALWAYS = PHASES
+
+# What CUDA, NCCL and a fragmented allocator leave of a GPU; on a CPU only what is free counts to begin with.
+USABLE = {"cuda": 0.92, "cpu": 0.95}
+
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Machine:
+    """`ranks` processes, each with `memory` bytes of its own on a device of this kind."""
+
+    kind: Literal["cuda", "cpu"]
+    ranks: int
+    memory: int
+
+    @property
+    def usable(self) -> int:
+        return int(USABLE[self.kind] * self.memory)
+
+
+@dataclass(frozen=True)
+class Models:
+    """The configs of the models that a run has; `together` are the sets of teachers that are held at once."""
+
+    student: PreTrainedConfig
+    teachers: Sequence[PreTrainedConfig]
+    anchor: PreTrainedConfig | None
+    together: Sequence[Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Item:
+    """Something that takes so many bytes of a rank in these phases; `host` where the CPU's memory has it."""
+
+    name: str
+    size: int
+    phases: tuple[Phase, ...]
+    host: bool = False
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a rank holds, item by item."""
+
+    items: tuple[Item, ...]
+    machine: Machine
+
+    def total(self, phase: Phase) -> int:
+        """Bytes on the device in a phase; a CPU's device is its memory."""
+        on_cpu = self.machine.kind == "cpu"
+        return sum(item.size for item in self.items if phase in item.phases and (on_cpu or not item.host))
+
+    @property
+    def worst(self) -> Phase:
+        return max(PHASES, key=self.total)
+
+    @property
+    def fits(self) -> bool:
+        return self.total(self.worst) <= self.machine.usable
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A forward pass of the largest micro-batch: `rows` of `length` tokens, of which `learned` are of responses."""
+
+    rows: int
+    length: int
+    learned: int
+
+    @property
+    def tokens(self) -> int:
+        return self.rows * self.length
+
+
+def largest_pass(config: RunConfig, ranks: int, longest_prompt: int) -> Pass:
+    """The largest micro-batch that a rank may meet: one row as long as it may become, or as many tokens in shorter."""
+    longest, most = longest_prompt + config.max_response_length - 1, config.memory.micro_batch_tokens
+    responses = max(1, config.mini_batch_size // ranks) * config.samples_per_prompt
+    rows = min(responses, max(1, -(-most // longest)))
+    length = min(longest, most // rows) if rows > 1 else longest
+    return Pass(rows, length, rows * min(config.max_response_length, length))
+
+
+def plan(config: RunConfig, models: Models, machine: Machine, longest_prompt: int) -> Plan:
+    """What a rank of `machine` holds while it runs `config`, with prompts of at most so many tokens."""
+    work = largest_pass(config, machine.ranks, longest_prompt)
+    grouped = machine.ranks > 1 or config.compute.grouped
+    student = shape(models.student)
+    items = [*_student(config, student, grouped, machine, work, models.student)]
+    items += _sampler(config, student, grouped, machine, longest_prompt)
+    items += _teachers(config, models, grouped, machine, work)
+    return Plan(tuple(item for item in items if item.size), machine)
+
+
+def remedies(config: RunConfig, models: Models, machine: Machine, longest_prompt: int) -> list[str]:
+    """A few settings, of those that change no method, under which the run fits; where none do, all that help."""
+
+    def under(names: Sequence[str]) -> Plan:
+        changed = config
+        for name in names:
+            changed = options[name](changed)
+        return plan(changed, models, machine, longest_prompt)
+
+    options, chosen = _options(config, machine, longest_prompt), list[str]()
+    now = under(chosen)
+    while not now.fits:
+        worst: Phase = now.worst
+        tried = {name: under([*chosen, name]) for name in options if name not in chosen}
+        best = min(tried, key=lambda name, phase=worst: tried[name].total(phase), default=None)
+        if best is None or tried[best].total(worst) >= now.total(worst):
+            return chosen
+        chosen, now = [*chosen, best], tried[best]
+    for name in [*chosen]:  # what a later setting has made unnecessary
+        rest = [other for other in chosen if other != name]
+        if under(rest).fits:
+            chosen = rest
+    return chosen
+
+
+def _options(config: RunConfig, machine: Machine, longest_prompt: int) -> dict[str, Callable[[RunConfig], RunConfig]]:
+    longest = longest_prompt + config.max_response_length
+
+    def of(group: str, **changes: Any) -> Callable[[RunConfig], RunConfig]:
+        return lambda config: replace(config, **{group: replace(getattr(config, group), **changes)})
+
+    def rollout(**changes: Any) -> Callable[[RunConfig], RunConfig]:
+        return lambda config: replace(config, rollout={**config.rollout, **changes})
+
+    options = {
+        f"memory.micro_batch_tokens={longest}": (
+            config.memory.micro_batch_tokens > longest,
+            of("memory", micro_batch_tokens=longest),
+        ),
+        "memory.logit_chunk=512": (config.memory.logit_chunk > 512, of("memory", logit_chunk=512)),
+        "compute.activation_checkpointing=true": (
+            not config.compute.activation_checkpointing,
+            of("compute", activation_checkpointing=True),
+        ),
+        "compute.dtype=bfloat16": (config.compute.dtype == "float32", of("compute", dtype="bfloat16")),
+        "teacher.dtype=bfloat16": (config.teacher.dtype == "float32", of("teacher", dtype="bfloat16")),
+        "rollout.dtype=bfloat16": (config.rollout.get("dtype") != "bfloat16", rollout(dtype="bfloat16")),
+        f"rollout.max_batch_tokens={2 * longest}": (
+            config.rollout.get("max_batch_tokens", 0) > 2 * longest,
+            rollout(max_batch_tokens=2 * longest),
+        ),
+        "compute.offload=true": (machine.kind == "cuda" and not config.compute.offload, of("compute", offload=True)),
+    }
+    return {name: changed for name, (possible, changed) in options.items() if possible}
+
+
+# ---- parts
+
+
+def math_attention(dtype: str, model: Shape, kind: str) -> bool:
+    """Whether attention keeps [head, length, length]: on a GPU no kernel but the plain one takes float32 and query
+    heads that share keys (torch's `scaled_dot_product_attention`, of enable_gqa).
+    """
+    return kind == "cuda" and dtype == "float32" and model.grouped_query
+
+
+def _student(
+    config: RunConfig, model: Shape, grouped: bool, machine: Machine, work: Pass, of: PreTrainedConfig
+) -> list[Item]:
+    compute, numbers = config.compute, model.share(machine.ranks) if grouped else model.numbers
+    dtype = compute.dtype if grouped else "float32"
+    size, host = BYTES[dtype], compute.offload
+    learned, lora = numbers, config.student.lora
+    if lora is not None:
+        chosen = [
+            total for name, total in model.linear if lora.target_modules == "all-linear" or name in lora.target_modules
+        ]
+        learned = lora.rank * sum(chosen) // (machine.ranks if grouped else 1)
+        numbers += learned
+    quadratic = math_attention(dtype, model, machine.kind)
+    found: Saved = saved(of, rows=work.rows, length=work.length, dtype=getattr(torch, dtype), math_attention=quadratic)
+    layer = max(model.layers, default=0)
+    items = [
+        Item("weights (float32)", 4 * numbers, ALWAYS, host),
+        Item("gradients (float32)", 4 * learned, ("learning", "updating"), host),
+        Item("optimizer moments (float32)", 8 * learned, ALWAYS, host),
+        Item("AdamW's workspace", 4 * learned if machine.kind == "cuda" else 0, ("updating",), host),
+        Item("activations", found.kept(compute.activation_checkpointing), ("learning",)),
+        # A layer's backward pass has the gradients of its widest products at once.
+        Item("gradients of activations", 3 * found.largest, ("learning",)),
+        Item("hidden states of responses", 3 * work.learned * model.width * size, ("scoring", "learning")),
+        Item("logit chunks", _logits(config, model, work, machine.kind, learns=True), ("learning",)),
+        Item("gradient of the output head", 4 * model.head, ("learning",)),
+    ]
+    if grouped:
+        # Of the layers, the one at work and the next; what is no layer's is whole throughout.
+        items.append(Item("weights made whole by FSDP", size * (model.rest + 2 * layer), ("scoring", "learning")))
+        items.append(Item("gradients before FSDP cuts them", size * model.rest + (size + 4) * layer, ("learning",)))
+    return items
+
+
+def _logits(config: RunConfig, model: Shape, work: Pass, kind: str, *, learns: bool) -> int:
+    """Bytes of all that is [logit chunk, vocabulary] at once, in float32 if not said otherwise."""
+    chunk = min(config.memory.logit_chunk, work.learned) * model.vocabulary
+    if config.method("support") != "sampled" and learns:
+        buffers = 2 if len(config.teacher.models) == 1 else 3
+        return 4 * chunk * (buffers + 2 * (kind == "cuda"))  # on a GPU a chunk is worked on whole
+    copies = 1 + (kind == "cuda") * (2 if config.entropy_coef and learns else 1)
+    return 4 * chunk * copies
+
+
+def _sampler(config: RunConfig, model: Shape, grouped: bool, machine: Machine, longest_prompt: int) -> list[Item]:
+    rollout, host = config.rollout, config.compute.offload and machine.kind == "cuda"
+    size = BYTES.get(rollout["dtype"], 4)  # in int8 weights are rounded so, and held in float32
+    if config.method("rollout") == "VllmSampler":
+        parallel = rollout["tensor_parallel_size"]
+        weights, cache = size * model.numbers // parallel, rollout["kv_cache_bytes"]
+        if cache is None:
+            cache = max(0, int(rollout["gpu_memory_utilization"] * machine.memory) - weights)
+        phases = ("sampling",) if rollout["sleep"] and machine.kind == "cuda" else ALWAYS
+        return [
+            Item(f"vLLM's weights ({rollout['dtype']})", weights, phases),
+            Item("vLLM's keys and values", cache, phases),
+        ]
+    longest = longest_prompt + config.max_response_length
+    tokens = max(longest, rollout["max_batch_tokens"])
+    rows = tokens // longest
+    copied = grouped or rollout["dtype"] != "float32" or config.student.lora is not None
+    phases: tuple[Phase, ...] = ("sampling",)
+    return [
+        Item(f"sampler's copy ({rollout['dtype']})", size * model.numbers if copied else 0, ALWAYS, host),
+        Item(
+            "sampler's keys and values", size * model.cached * max(longest, rollout["max_batch_tokens"]), phases, host
+        ),
+        Item("sampler's logits", 4 * 4 * rows * model.vocabulary, phases, host),
+    ]
+
+
+def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine, work: Pass) -> list[Item]:
+    dtype, eight_bits, host = config.teacher.dtype, config.teacher.dtype == "int8", config.compute.offload
+    products = "bfloat16" if eight_bits else dtype
+    size = BYTES[products]
+    shapes = [shape(teacher) for teacher in models.teachers]
+
+    sharded = grouped and config.teacher.engine == "local"
+
+    def held(model: Shape) -> int:
+        ranks = machine.ranks if sharded else 1
+        if not eight_bits:
+            return size * model.share(ranks)
+        # A byte each, and a scale a channel, whole on every rank.
+        return model.matrices + size * (model.channels + model.share(ranks) - model.matrices // ranks)
+
+    together = max(models.together, key=lambda some: sum(held(shapes[index]) for index in some))
+    most = sum(held(shapes[index]) for index in together)
+    items = [Item(f"teachers' weights ({dtype}), {len(together)} at once", most, ALWAYS, host)]
+    if (engine := config.teacher.vllm) is not None:
+        cache = engine.kv_cache_bytes
+        share = int((engine.gpu_memory_utilization or 0) * machine.memory)
+        items.append(Item("teachers' keys and values", max(0, share - most) if cache is None else cache, ALWAYS))
+    scorers = list(shapes) if config.teacher.engine == "local" else []
+    if models.anchor is not None:
+        scorers.append(shape(models.anchor))
+        items.append(Item(f"anchor's weights ({dtype})", held(scorers[-1]), ALWAYS, host))
+    if grouped:
+        whole = max((size * (model.rest + 2 * max(model.layers, default=0)) for model in scorers), default=0)
+        items.append(Item("teachers' weights made whole by FSDP", whole, ("scoring",)))
+    # The student scores its own responses too.
+    widths = [(model, products) for model in scorers] + [(shape(models.student), config.compute.dtype)]
+    widest = max(_forward(model, precision, machine, work) for model, precision in widths)
+    items.append(Item("a scorer's forward pass", widest, ("scoring",)))
+    student = shape(models.student)
+    items.append(
+        Item("logit chunks of scores", _logits(config, student, work, machine.kind, learns=False), ("scoring",))
+    )
+    if config.uses_vocabulary or config.method("support") != "sampled":
+        heads = sum(size * shapes[index].head for index in together) if grouped else 0
+        items.append(Item("teachers' output heads, whole", heads, ("learning",)))
+        responses = max(1, config.batch_size // machine.ranks) * config.samples_per_prompt
+        states = sum(shapes[index].width for index in together) * responses * config.max_response_length * size
+        items.append(Item("teachers' hidden states", states, ("scoring", "learning"), host=True))
+    return items
+
+
+def _forward(model: Shape, dtype: str, machine: Machine, work: Pass) -> int:
+    """Bytes that a forward pass without a backward one holds at its widest: a layer's products, or its attention."""
+    products = work.tokens * (3 * model.inner + 4 * model.width) * BYTES[dtype]
+    if not math_attention(dtype, model, machine.kind):
+        return products
+    return products + 3 * 4 * work.rows * model.heads * work.length**2

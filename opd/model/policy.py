@@ -1,0 +1,121 @@
+"""The student: scores of its own tokens, and the backward pass of a loss on those scores."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from opd.data.batch import Rollout, TokenScores
+from opd.model.forward import MicroBatch, micro_batches, spread, token_index
+from opd.model.sharded import Root, whole
+from opd.objective.logp import accumulate, backward_token_scores, token_scores
+from opd.ranks.dist import Ranks
+
+
+class Scorer:
+    """A model that scores the tokens of a rollout at a temperature, never holding logits for more than a chunk."""
+
+    def __init__(self, root: Root, ranks: Ranks, *, micro_batch_tokens: int, logit_chunk: int, temperature: float):
+        self.root, self.ranks = root, ranks
+        self.micro_batch_tokens = micro_batch_tokens
+        self.logit_chunk = logit_chunk
+        self.temperature = temperature
+
+    @property
+    def model(self) -> Any:
+        return self.root.model
+
+    @torch.no_grad()
+    def scores(self, rollout: Rollout, hidden: Tensor | None = None) -> TokenScores:
+        """log π(token) and the entropy of π at each response token, both at the temperature, on the CPU.
+
+        In float32, or float64 for a float64 model.
+
+        `hidden`, [response token, width], is filled with the final hidden state behind each token, in order of
+        `token_index`.
+        """
+        order = token_index(rollout.mask)
+        flat = torch.zeros(2, int(rollout.mask.sum()), dtype=accumulate(self.dtype))
+        for micro in self.micro_batches(rollout):
+            where = order[micro.rows][micro.response]
+
+            def score(states: Tensor, head: Tensor, micro: MicroBatch = micro) -> tuple[Tensor, Tensor, Tensor]:
+                tokens = micro.tokens.to(states.device)
+                knobs = {"temperature": self.temperature, "chunk_size": self.logit_chunk}
+                return states, *token_scores(states, head, tokens, **knobs)
+
+            states, *found = self.root(micro, score)
+            flat[:, where] = torch.stack(found).to(flat)
+            if hidden is not None:
+                hidden[where] = states.to(hidden)
+        return TokenScores(*(spread(numbers, rollout.mask) for numbers in flat))
+
+    def micro_batches(self, rollout: Rollout) -> Iterator[MicroBatch]:
+        """This rank's micro-batches, as many as any rank has."""
+        return micro_batches(rollout, max_tokens=self.micro_batch_tokens, agreed=self.ranks.most)
+
+    def empty_hidden(self, rollout: Rollout) -> Float[Tensor, "response_token width"]:
+        """Room on the CPU for the hidden states of a rollout, in the model's precision."""
+        return torch.empty(int(rollout.mask.sum()), self.model.config.get_text_config().hidden_size, dtype=self.dtype)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The precision of the weights."""
+        return self.model.get_output_embeddings().weight.dtype
+
+    def whole_head(self) -> Float[Tensor, "vocabulary width"]:
+        """All of the output head, on this rank's device; all ranks must ask. Loading refused a model without one."""
+        return whole(self.model.get_output_embeddings().weight.detach()).to(self.ranks.device)
+
+
+class Policy(Scorer):
+    """The student as a `Scorer` that also learns."""
+
+    def backward(
+        self,
+        rollout: Rollout,
+        grad_logp: Float[Tensor, "batch time"],
+        grad_entropy: Float[Tensor, "batch time"] | None,
+    ) -> None:
+        """Adds to the parameters' gradients those of a loss with these derivatives by logp and entropy.
+
+        The loss is a function of the whole batch's scores; splitting the batch here cannot change its normalisation.
+        """
+        for micro in self.micro_batches(rollout):
+
+            def loss(states: Tensor, head: Tensor, micro: MicroBatch = micro) -> Tensor:
+                def chosen(grad: Tensor) -> Tensor:
+                    return grad[micro.rows][micro.response].to(states.device)
+
+                entropy = None if grad_entropy is None else chosen(grad_entropy)
+                knobs = {"temperature": self.temperature, "chunk_size": self.logit_chunk}
+                tokens = micro.tokens.to(states.device)
+                return _Scored.apply(states, head, tokens, chosen(grad_logp), entropy, knobs)  # pyright: ignore
+
+            self.learn(micro, loss)
+
+    def learn(self, micro: MicroBatch, loss: Any) -> None:
+        """Backpropagates `loss(hidden states, head)`, this rank's part of a sum over all ranks."""
+        with self.root.remaking_activations():
+            # FSDP averages gradients over the ranks.
+            (self.root(micro, loss) * self.ranks.size).backward()
+
+
+class _Scored(torch.autograd.Function):
+    """A scalar whose derivatives by the tokens' log-probs and entropies are given; its value means nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, *rest: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(hidden, head)
+        ctx.rest = rest
+        return hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+
+    @staticmethod
+    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        hidden, head = ctx.saved_tensors
+        tokens, grad_logp, grad_entropy, knobs = ctx.rest
+        grad_entropy = None if grad_entropy is None else grad_entropy * scale
+        grads = backward_token_scores(hidden, head, tokens, grad_logp * scale, grad_entropy, **knobs)
+        return grads[0], grads[1].to(head.dtype), None, None, None, None

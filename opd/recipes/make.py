@@ -1,0 +1,191 @@
+"""Makes the models that recipes name: each in a process of its own on one thread, longest first, one a core at once."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from opd.config.recipe import Recipe, model_path
+from opd.config.schema import RunConfig
+from opd.errors import UserError
+from opd.records.run_dir import make_folder
+
+
+def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, Path]:
+    """Trains what is missing; name → directory in Hugging Face form, of every recipe.
+
+    Raises:
+        UserError: where a model cannot be made; the others that are under way are then ended.
+        OSError: where `models_dir` cannot be made.
+    """
+    paths = {name: model_path(name, recipe, models_dir) for name, recipe in recipes.items()}
+    missing = sorted((name for name in recipes if not paths[name].is_dir()), key=lambda name: -_cost(recipes[name]))
+    if missing:
+        make_folder(models_dir)
+        _train_all({name: (recipes[name], paths[name]) for name in missing})
+    return paths
+
+
+def _cost(recipe: Recipe) -> float:
+    """Only for the order: multiplications of the whole training, roughly."""
+    size = recipe.architecture
+    if size is None:
+        return float("inf")
+    attention = 2 * size.head_dim * (size.num_heads + size.num_kv_heads)
+    layer = size.hidden_size * (attention + 3 * size.intermediate_size)
+    return float(recipe.steps * recipe.batch_size * size.num_layers * layer)
+
+
+def _train_all(missing: dict[str, tuple[Recipe, Path]]) -> None:
+    workers: list[subprocess.Popen[str]] = []
+    stopping, guard = threading.Event(), threading.Lock()
+
+    def build(name: str) -> None:
+        recipe, target = missing[name]
+        with tempfile.TemporaryFile("w+") as errors:
+            with guard:
+                if stopping.is_set():
+                    return
+                worker = _start(recipe, target, errors)
+                workers.append(worker)
+            failure = _follow(worker, lambda message: progress.advance(name, message))
+            if stopping.is_set():
+                return
+            if worker.returncode:
+                errors.seek(0)
+                lines = errors.read().strip().splitlines()
+                failure = failure or (lines[-1] if lines else f"its process ended with status {worker.returncode}")
+                raise UserError(f"recipes.{name}: the model could not be made: {failure}")
+            progress.finish(name)
+
+    slots = min(len(missing), os.cpu_count() or 1)
+    with _progress(missing) as progress, ThreadPoolExecutor(slots) as pool:
+        jobs = [pool.submit(build, name) for name in missing]
+        try:
+            for job in jobs:
+                job.result()
+        finally:
+            with guard:
+                stopping.set()
+            for worker in workers:
+                if worker.poll() is None:
+                    worker.terminate()
+
+
+def _start(recipe: Recipe, target: Path, errors: Any) -> subprocess.Popen[str]:
+    worker = subprocess.Popen(
+        [sys.executable, "-m", "opd.recipes.worker"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=errors,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    assert worker.stdin is not None
+    with suppress(BrokenPipeError), worker.stdin:  # one that died at once is reported by its status
+        worker.stdin.write(json.dumps({"recipe": asdict(recipe), "target": str(target)}) + "\n")
+    return worker
+
+
+def _follow(worker: subprocess.Popen[str], report: Callable[[dict[str, Any]], None]) -> str | None:
+    """Passes a worker's lines on until it ends; what it says failed, if it says so."""
+    failure = None
+    assert worker.stdout is not None
+    for line in worker.stdout:
+        message = json.loads(line)
+        if "error" in message:
+            failure = message["error"]
+        elif "step" in message:
+            report(message)
+    worker.wait()
+    return failure
+
+
+def locate(model: str, config: RunConfig) -> tuple[str, str | None]:
+    """Where `model` (`self`: the student) is loaded from, and which revision of it; makes that of a recipe."""
+    revision = config.student.revision if model == "self" else None
+    model = config.student.model if model == "self" else model
+    if model.startswith("sft:"):
+        model = str(ensure_models(config.recipes, Path(config.paths.models))[model.removeprefix("sft:")])
+    return model, revision
+
+
+def make_models(config: RunConfig) -> None:
+    """Makes the models of the config's recipes that are not there yet."""
+    if config.recipes:
+        ensure_models(config.recipes, Path(config.paths.models))
+
+
+# ---- progress
+
+
+def _progress(missing: dict[str, tuple[Recipe, Path]]) -> "Bars | Lines":
+    steps = {name: recipe.steps for name, (recipe, _) in missing.items()}
+    return Bars(steps) if sys.stderr.isatty() else Lines(steps)
+
+
+class Bars:
+    """A bar a model, in a terminal."""
+
+    def __init__(self, steps: dict[str, int]):
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[loss]}"),
+            console=Console(stderr=True),
+        )
+        self._tasks = {name: self._bars.add_task(name, total=total, loss="") for name, total in steps.items()}
+        self._steps = steps
+
+    def __enter__(self) -> "Bars":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bars.stop()
+
+    def advance(self, name: str, message: Mapping[str, Any]) -> None:
+        self._bars.update(self._tasks[name], completed=message["step"], loss=f"loss {message['loss']:.3f}")
+
+    def finish(self, name: str) -> None:
+        self._bars.update(self._tasks[name], completed=self._steps[name])
+
+
+class Lines:
+    """A line at every tenth of a model's steps, in a log."""
+
+    def __init__(self, steps: dict[str, int]):
+        self._steps, self._start = steps, time.monotonic()
+        self._next = {name: total / 10 for name, total in steps.items()}
+
+    def __enter__(self) -> "Lines":
+        self._say(", ".join(f"{name} ({total} steps)" for name, total in self._steps.items()))
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def advance(self, name: str, message: Mapping[str, Any]) -> None:
+        if message["step"] >= self._next[name]:
+            self._next[name] = message["step"] + self._steps[name] / 10
+            self._say(f"{name} {message['step']}/{self._steps[name]} loss {message['loss']:.3f}")
+
+    def finish(self, name: str) -> None:
+        self._say(f"{name} is ready")
+
+    def _say(self, text: str) -> None:
+        print(f"sft {time.monotonic() - self._start:.0f} s: {text}", file=sys.stderr, flush=True)

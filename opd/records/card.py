@@ -1,0 +1,97 @@
+"""The model card of a finished run, `checkpoints/final/README.md`, made from its records. No torch here."""
+
+import html
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from opd.records.run_dir import RunDir
+
+
+def card(folder: RunDir, *, num_steps: int) -> str:
+    """Markdown that names config, teachers, data and scores, with the metadata that the hub reads before it."""
+    import yaml
+
+    config, manifest = folder.config(), folder.manifest()
+    scores = [line for line in folder.metrics() if any(key.startswith("evaluate/") for key in line)]
+    metadata = {"library_name": "transformers", "tags": ["on-policy-distillation"]}
+    student, teachers = config["student"], config["teacher"]["models"]
+    facts = {
+        "Student": student["model"],
+        "Adapters": "none"
+        if student.get("lora") is None
+        else f"rank {student['lora']['rank']}, merged; adapter/ has them alone",
+        "Teachers": ", ".join("the student's own start" if name == "self" else name for name in teachers),
+        "Training prompts": _source(config["prompts"]["source"]),
+        "Steps": f"{num_steps} of {config['batch_size']} prompts, {config['samples_per_prompt']} responses each",
+        "Run": manifest["run_id"],
+        "Code": manifest["git_commit"] or "unknown",
+    }
+    # The fence is longer than any within.
+    text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
+    fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=2))
+    return "\n".join(
+        [
+            "---",
+            yaml.safe_dump(metadata, sort_keys=True).strip(),
+            "---",
+            "",
+            f"# {_plain(config['name'])}",
+            "",
+            "A language model distilled on its own responses (on-policy distillation).",
+            "",
+            *_table(("", ""), facts.items()),
+            "",
+            "## Scores",
+            "",
+            *_scores(config, scores),
+            "",
+            "## Config",
+            "",
+            f"{fence}yaml",
+            text.rstrip(),
+            fence,
+            "",
+        ]
+    )
+
+
+def _scores(config: Mapping[str, Any], evaluated: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The first and the last evaluation side by side; a score that is no number is named so."""
+    if not evaluated:
+        return ["It was not evaluated."]
+    first, last, settings = evaluated[0], evaluated[-1], config["evaluate"]
+    named = [key for key in last if key.startswith("evaluate/")]
+    heads = ["score", *dict.fromkeys(f"after step {line['step']}" for line in (first, last))]
+    lines = [first, last][-(len(heads) - 1) :]
+    rows = [(key.removeprefix("evaluate/"), *(_number(line.get(key)) for line in lines)) for key in named]
+    return [
+        *_table(heads, rows),
+        "",
+        f"{settings['k']} answers a problem, temperature {settings['temperature']}, top-p {settings['top_p']}, at most "
+        f"{settings['max_response_length']} tokens; shares are of 1.",
+    ]
+
+
+def _source(source: Mapping[str, Any]) -> str:
+    if source["kind"] == "mixture":
+        weights = source["weights"] or dict.fromkeys(source["sources"], "all")
+        parts = (f"{weight} of {_source(source['sources'][name])}" for name, weight in weights.items())
+        return f"{source['num'] or 'all'} problems of a mixture: {'; '.join(parts)}"
+    if source["kind"] == "arithmetic":
+        return f"{source['num']} made problems of arithmetic, seed {source['seed']}"
+    return f"{source['hub'] or source['file']}, split {source['split']}"
+
+
+def _table(heads: Sequence[str], rows: Any) -> list[str]:
+    lines = [heads, ["---"] * len(heads), *rows]
+    return ["| " + " | ".join(each if each == "---" else _plain(each) for each in line) + " |" for line in lines]
+
+
+def _number(value: Any) -> str:
+    return f"{value:.4f}" if isinstance(value, int | float) else "missing"
+
+
+def _plain(text: Any) -> str:
+    """Text that Markdown and HTML leave as it is, on one line."""
+    return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

@@ -1,0 +1,68 @@
+"""What ran: code, packages, hardware. Nothing here imports torch."""
+
+import hashlib
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from opd.config import identity
+from opd.config.places import ROOT
+
+# Stands beside a copy of the code that a sweep submitted.
+SNAPSHOT = "snapshot.json"
+
+PACKAGES = ("opd", "torch", "transformers", "peft", "tokenizers", "vllm", "hydra-core", "math-verify", "numpy")
+
+
+def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[str, str]) -> dict[str, Any]:
+    """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary."""
+    commit, dirty = git_state()
+    return {
+        "run_id": identity.run_id(config),
+        "config_hash": identity.config_hash(config),
+        "git_commit": commit,
+        "git_dirty": dirty,
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "python": platform.python_version(),
+        "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
+        "world_size": world_size,
+        "tokenizers": dict(tokenizers),
+    }
+
+
+def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
+    """SHA-256 over the sorted token-id pairs: equal for tokenizers that read ids alike."""
+    return hashlib.sha256(repr(sorted(vocabulary.items())).encode()).hexdigest()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state() -> tuple[str | None, bool | None]:
+    """The commit that this code stands at and whether it was edited since; (None, None) where git does not keep it.
+
+    A copy of the code that a sweep submitted has it in writing: what lies around the copy may have moved on.
+    """
+    if (ROOT / SNAPSHOT).exists():
+        taken = json.loads((ROOT / SNAPSHOT).read_text())
+        return taken["git_commit"], taken["git_dirty"]
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie inside a repository of others
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
+    except (OSError, subprocess.SubprocessError):
+        return None, None

@@ -1,0 +1,49 @@
+"""How far a sampling engine is from the learner: both score the same samples."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from opd.data.batch import Rollout, Sampling
+from opd.model.forward import MicroBatch, micro_batches
+from opd.model.sharded import Root
+from opd.rollout.choice import truncate
+
+ROWS = 16  # responses that are compared; few, so that the check costs little beside the rollout
+TOKENS = 8192  # of a micro-batch
+CHUNK = 256  # tokens whose logits exist at once
+APART = 10.0  # the most that a token counts: one that only the sampler could draw is infinitely far
+
+
+@torch.no_grad()
+def mean_drift(learner: Root, rollout: Rollout, sampling: Sampling) -> float:
+    """Mean over tokens of |rollout_logp - the learner's log-prob|, both after temperature, top-k and top-p.
+
+    Of some responses of each rank, evenly spread. A token counts `APART` at most; NaN where the learner's log-probs
+    are, or where no rank has a token. All ranks must ask, also those without a response.
+    """
+    part = _some(rollout)
+    total = {"apart": 0.0, "tokens": 0.0}
+    for micro in micro_batches(part, max_tokens=TOKENS, agreed=learner.ranks.most):
+
+        def apart(hidden: Tensor, head: Tensor, micro: MicroBatch = micro) -> float:
+            theirs = part.rollout_logp[micro.rows][micro.response].to(hidden.device)
+            tokens, found = micro.tokens.to(hidden.device), torch.zeros((), dtype=torch.float64, device=hidden.device)
+            for chunk in torch.arange(len(tokens)).split(CHUNK):
+                logits = truncate((hidden[chunk] @ head.T).float(), sampling)
+                ours = logits.log_softmax(-1).gather(-1, tokens[chunk, None])[:, 0]
+                found += (theirs[chunk] - ours).abs().clamp(max=APART).double().sum()
+            return float(found)
+
+        total["apart"] += learner(micro, apart)
+        total["tokens"] += len(micro.tokens)
+    total = learner.ranks.total(total)
+    return total["apart"] / total["tokens"] if total["tokens"] else math.nan
+
+
+def _some(rollout: Rollout) -> Rollout:
+    if len(rollout) <= ROWS:
+        return rollout
+    rows = torch.linspace(0, len(rollout) - 1, ROWS).long()
+    return Rollout(**{name: value[rows] for name, value in vars(rollout).items()})

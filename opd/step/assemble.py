@@ -1,0 +1,224 @@
+"""From a checked config to the things a run is made of: models, prompts, stages."""
+
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd.check.config import BUILT_BY_THE_RUN
+from opd.checkpoint.background import Background
+from opd.checkpoint.store import Learned
+from opd.config.schema import Arithmetic, Dataset, Mixture, RunConfig
+from opd.config.steps import steps
+from opd.data import arithmetic, control, mixture, prompts
+from opd.data.arithmetic import Problem
+from opd.data.batch import Prompt, Sampling
+from opd.data.control import Control
+from opd.errors import UserError
+from opd.model.load import end_with, load_model, load_tokenizer, max_positions, stop_token_ids
+from opd.model.lora import add_adapters
+from opd.model.optim import Optimizer
+from opd.model.policy import Policy
+from opd.model.sharded import Root, spread_over
+from opd.model.texts import Reading
+from opd.objective.filter import eligible
+from opd.objective.support import Support
+from opd.ranks.dist import Ranks
+from opd.recipes.make import locate, make_models
+from opd.records.run_dir import RunDir
+from opd.rollout.sampler import Sampler
+from opd.step import ready
+from opd.step.learn import Exact, PolicyGradient
+from opd.step.methods import bind, bound_ensemble
+from opd.step.run import Run
+from opd.step.stages import Anchor, Rewards, WholeReference, sampled_reference
+from opd.teacher.load import build_teachers, load_anchor, whole
+from opd.watch.pages import Pages
+from opd.watch.throughput import Meter
+
+
+def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence[Reading] | None = None) -> Run:
+    """Loads and builds everything that `config` names; the student has its starting weights.
+
+    `readings`: what `ready.readings` gives, where that was asked before.
+
+    Raises:
+        UserError: for a model or prompt set that is missing, damaged or does not fit the others.
+    """
+    if config.mini_batch_size % ranks.size:
+        raise UserError(
+            f"mini_batch_size={config.mini_batch_size}: must be a multiple of the {ranks.size} ranks, which share its "
+            "prompts evenly"
+        )
+    ranks.lead(lambda: make_models(config))
+    texts = ready.check(config, ranks, readings)
+    tokenizer = texts.tokenizer
+    student = load_student(config, tokenizer)
+    training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
+    tokens = control_tokens(config, tokenizer)
+    fits("max_response_length", config.max_response_length, training, student, before=tokens.longest)
+    num_steps = steps(config, len(training))
+    support: Support = bind("support", config.support)()
+    benchmarks, allowed = load_benchmarks(config, tokenizer, student), _eligible(config, student, tokenizer)
+    if config.student.lora is not None:
+        add_adapters(student, config.student.lora, seed=config.seed)
+    root = spread_over(student, ranks, config.compute, learns=True)
+    policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
+    longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
+    teachers = build_teachers(config, texts, ranks, longest=longest)
+    return Run(
+        config=config,
+        folder=folder,
+        num_steps=num_steps,
+        prompts=training,
+        benchmarks=benchmarks,
+        learned=Learned(
+            student,
+            base=locate("self", config)[0],
+            tokenizer=tokenizer,
+            optimizer=Optimizer(student, config.optim, num_steps=num_steps),
+        ),
+        policy=policy,
+        teachers=teachers,
+        sampler=build_sampler(config, root, tokenizer),
+        rollout=Sampling(
+            num_samples=config.samples_per_prompt,
+            max_tokens=config.max_response_length,
+            temperature=config.rollout["temperature"],
+            top_p=config.rollout["top_p"],
+            top_k=config.rollout["top_k"],
+        ),
+        control=tokens,
+        divergence=bind("divergence", config.divergence)(),
+        ensemble=bound_ensemble(config),
+        reference=WholeReference(whole(policy, teachers)) if config.uses_vocabulary else sampled_reference,
+        eligible=allowed,
+        filter=bind("filter", config.filter),
+        rollout_correction=bind("rollout_correction", config.rollout_correction),
+        anchor=Anchor(load_anchor(config, ranks) if config.shaping.uses_anchor else None),
+        reward=Rewards(config.shaping, tokenizer, config.evaluate.grading_timeout),
+        learner=PolicyGradient(config, policy)
+        if support.kind == "sampled"
+        else Exact(config, whole(policy, teachers), support),
+        divisor=bind("loss", config.loss),
+        ranks=ranks,
+        meter=Meter(student, ranks, config.compute.dtype),
+        pages=Pages(folder, tokenizer, config.rollouts, main=ranks.main),
+        background=Background(asynchronous=config.checkpoint.asynchronous),
+        beside=ranks.apart(timeout=config.compute.rank_timeout),
+    )
+
+
+def load_student_tokenizer(config: RunConfig) -> PreTrainedTokenizerBase:
+    """The student's tokenizer; recipes that are not built yet are."""
+    path, revision = locate("self", config)
+    return load_tokenizer(path, revision=revision, key="student.model")
+
+
+def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+    """The student with its starting weights, in float32; its texts end as the config says.
+
+    From here on torch computes on `config.threads` threads.
+    """
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    path, revision = locate("self", config)
+    model = load_model(path, revision=revision, dtype="float32", key="student.model")
+    end_with(model, tokenizer, config.student.stop_tokens)
+    return model
+
+
+def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+    """The engine that samples responses from the learner `root`."""
+    built = {"root": root, "stop_ids": stop_token_ids(root.model, tokenizer), "pad_id": tokenizer.pad_token_id}
+    assert built.keys() == BUILT_BY_THE_RUN
+    return bind("rollout", config.rollout)(**built)
+
+
+def control_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Control:
+    """What the ensemble puts before the student's prompts: mostly nothing."""
+    return control.encode(bound_ensemble(config).prefixes(), tokenizer)
+
+
+def _eligible(config: RunConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Any]:
+    """Which response tokens may be learned at all, as the filter's common knobs say."""
+    size, ids = student.get_input_embeddings().weight.shape[0], set(config.filter["exclude_ids"])  # pyright: ignore
+    if unknown := sorted(index for index in ids if not 0 <= index < size):
+        raise UserError(f"filter.exclude_ids: {unknown[0]} is no token of the student, whose ids are 0 to {size - 1}")
+    if config.filter["exclude_special"]:
+        ids |= set(tokenizer.all_special_ids)
+    return partial(eligible, token_ids=sorted(ids), prefix=config.filter["prefix_length"])
+
+
+def load_problems(source: Arithmetic | Dataset | Mixture, config: RunConfig, *, key: str) -> list[Problem]:
+    """The problems of `source`; `key` is the config key to name in a refusal."""
+    if isinstance(source, Mixture):
+        sets = {name: load_problems(each, config, key=f"{key}.sources.{name}") for name, each in source.sources.items()}
+        try:
+            return mixture.mix(sets, weights=source.weights, num=source.num, seed=source.seed)
+        except UserError as error:
+            raise UserError(f"{key}.{error}") from error
+    if isinstance(source, Arithmetic):
+        return arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
+    data = None if config.paths.data is None else Path(config.paths.data)
+    try:
+        return prompts.load_problems(source, data_dir=data)
+    except UserError as error:
+        raise UserError(f"{key}: {error}") from error
+
+
+def load_prompts(
+    source: Arithmetic | Dataset | Mixture, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, key: str
+) -> list[Prompt]:
+    """The problems of `source`, shown as `config.prompts` says; `key` is the config key to name in a refusal."""
+    problems = load_problems(source, config, key=key)
+    encoded, dropped = prompts.encode(
+        problems,
+        tokenizer,
+        template=config.prompts.template,
+        system=config.prompts.system,
+        prefix=config.prompts.prefix,
+        suffix=config.prompts.suffix,
+        max_prompt_length=config.prompts.max_prompt_length,
+    )
+    if dropped:
+        print(
+            f"opd: {len(dropped)} of {len(problems)} prompts are longer than prompts.max_prompt_length="
+            f"{config.prompts.max_prompt_length} and are left out, the first of them {dropped[0]}",
+            file=sys.stderr,
+        )
+    return encoded
+
+
+def load_benchmarks(
+    config: RunConfig, tokenizer: PreTrainedTokenizerBase, student: PreTrainedModel
+) -> dict[str, list[Prompt]]:
+    """Every benchmark that `evaluate.benchmarks` names."""
+    benchmarks = {
+        name: load_prompts(config.evaluate.sources[name], config, tokenizer, key=f"evaluate.sources.{name}")
+        for name in config.evaluate.benchmarks
+    }
+    examined = control_tokens(config, tokenizer).examined
+    benchmarks = {name: examined(problems) for name, problems in benchmarks.items()}
+    for shown in benchmarks.values():
+        fits("evaluate.max_response_length", config.evaluate.max_response_length, shown, student)
+    return benchmarks
+
+
+def fits(key: str, length: int, shown: list[Prompt], student: PreTrainedModel, before: int = 0) -> None:
+    """Refuses responses for which the student has no positions left after the longest prompt and `before` tokens.
+
+    Raises:
+        UserError: with the length that would fit.
+    """
+    positions, longest = max_positions(student), before + max(len(prompt.token_ids) for prompt in shown)
+    if positions is not None and longest + length > positions:
+        raise UserError(
+            f"{key}={length}: with the longest prompt ({longest} tokens) it is more than the student's "
+            f"{positions} positions; at most {positions - longest} fits"
+        )

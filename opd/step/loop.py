@@ -1,0 +1,242 @@
+"""The step, then the loop.
+
+prompts → rollout → teacher scores → ensemble → divergence → filter → rollout_correction → loss → optimizer
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from torch import Tensor
+
+from opd.checkpoint import store as checkpoint
+from opd.data.batch import Prompt, Sampling
+from opd.data.prompts import batch_indices
+from opd.errors import UserError
+from opd.objective.divergence import share_beyond
+from opd.objective.filter import TokenSignals
+from opd.objective.filter import metrics as kept
+from opd.objective.mixture import Mixture, Rows
+from opd.objective.rollout_correction import metrics as mismatch
+from opd.step.benchmarks import answer_benchmarks, summarize
+from opd.step.learn import Batch
+from opd.step.run import Run
+from opd.step.scored import Scored, own_positions, routed_rows
+
+
+def step(run: Run, number: int) -> dict[str, float]:
+    """One batch, the `number`-th (from 1), sampled from the newest student and learned; returns its metrics."""
+    config, progress, key = run.config, (number - 1) / run.num_steps, (run.config.seed, number)
+    indices = batch_indices(len(run.prompts), batch_size=config.batch_size, step=number - 1, seed=config.seed)
+    prompts = [run.prompts[index] for index in indices]
+    routed = run.ensemble.assign([prompt.domain for prompt in prompts], key)
+    own, rewarded = score(run, prompts, routed, progress, key)
+    scored = own.joined(run.ranks, own_positions(len(prompts), run.num_updates, run.ranks))
+
+    rollout, student = scored.rollout, scored.student
+    mixture = mix(run, scored, routed, progress)
+    log_ratio = student.logp - scored.reference_logp
+    allowed = run.eligible(rollout.mask, rollout.tokens)
+    signals = TokenSignals(log_ratio, student.entropy, scored.reference_entropy, scored.exact_kl)
+    filtered = run.filter(signals, allowed, rollout.group)
+    weight, matched = run.rollout_correction(student.logp, rollout.rollout_logp, rollout.mask)
+    divergence = run.divergence.at(filtered.inside, scored.reference_entropy).clamped(config.shaping.log_ratio_clamp)
+    batch, prepared = run.learner.prepare(
+        Batch(
+            own=own.rollout,
+            rollout=rollout,
+            student=student,
+            teachers=scored.teachers,
+            mixture=mixture,
+            divergence=divergence,
+            weight=weight * scored.prompt_weight,
+            keep=filtered.keep & matched,
+            count=filtered.count & matched,
+            anchor_logp=scored.anchor_logp,
+            reward=scored.reward,
+        ),
+        progress,
+    )
+    metrics = update(run, batch, number) | prepared | rewarded
+    with run.clock("rollout"):
+        run.sampler.sync()
+    run.meter.learns(own.rollout)
+    run.pages.write(number, prompts, rollout, batch.signal(log_ratio), batch.keep, log_ratio)
+
+    metrics |= {
+        "divergence/reverse_kl": _mean(log_ratio, rollout.mask),
+        "divergence/value": _mean(divergence.value(log_ratio), rollout.mask),
+        "divergence/clamped": share_beyond(log_ratio, rollout.mask, config.shaping.log_ratio_clamp),
+        "entropy/student": _mean(student.entropy, rollout.mask),
+        "entropy/teacher": _mean(scored.reference_entropy, rollout.mask),
+        "response/length": float(rollout.mask.sum(1).float().mean()),
+        "response/truncated": float(rollout.truncated.float().mean()),
+        "response/tokens": float(rollout.mask.sum()),
+    }
+    shares = kept(rollout.mask, allowed, filtered, matched)
+    correction = mismatch(student.logp, rollout.rollout_logp, rollout.mask, weight, matched)
+    metrics |= {f"filter/{name}": value for name, value in shares.items()}
+    return metrics | {f"rollout_correction/{name}": value for name, value in correction.items()}
+
+
+def score(
+    run: Run, prompts: Sequence[Prompt], routed: Sequence[int] | None, progress: float, key: tuple[int, ...]
+) -> tuple[Scored, dict[str, float]]:
+    """Samples this rank's share of the prompts and asks everyone about the responses; also the rewards' metrics."""
+    positions = own_positions(len(prompts), run.num_updates, run.ranks)
+    own = [prompts[position] for position in positions]
+    mine = None if routed is None else [routed[position] for position in positions]
+    with run.clock("rollout"):
+        rollout = run.sampler.sample(run.control.shown(own, mine), run.rollout, key=key)
+        rollout = rollout.widened(run.ranks.most(rollout.tokens.shape[1]))
+    with run.clock("teacher"):
+        asked = run.teachers.ask(run.control.asked(rollout, own), run.ensemble.needed(progress))
+        anchor_logp = run.anchor(rollout)
+    with run.clock("student"):
+        student = run.policy.scores(rollout)
+    with run.clock("reward"):
+        reward, prompt_weight, rewarded = run.reward(rollout, own)
+    with run.clock("teacher"):
+        teachers = asked()
+    scored = Scored(
+        rollout=rollout,
+        student=student,
+        teachers=teachers,
+        reference_logp=student.logp,
+        reference_entropy=student.entropy,
+        exact_kl=None,
+        anchor_logp=anchor_logp,
+        reward=reward,
+        prompt_weight=prompt_weight,
+    )
+    with run.clock("teacher"):
+        reference_logp, entropy, exact_kl = run.reference(rollout, teachers, mix(run, scored, mine, progress))
+    rewarded = {name: total / run.ranks.size for name, total in run.ranks.total(rewarded).items()}
+    return replace(scored, reference_logp=reference_logp, reference_entropy=entropy, exact_kl=exact_kl), rewarded
+
+
+def mix(run: Run, scored: Scored, routed: Sequence[int] | None, progress: float) -> Mixture:
+    """The ensemble's weights for these responses."""
+    rollout, teachers = scored.rollout, scored.teachers
+    teacher = routed_rows(routed, rollout.group)
+    return run.ensemble.mixture(progress, Rows(teacher, rollout.group, rollout.mask, teachers.logp, teachers.entropy))
+
+
+def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
+    """The optimizer's updates of step `number`, one for each `mini_batch_size` prompts; metrics are their means.
+
+    Raises:
+        UserError: where a loss or gradient is not a finite number; that update was not made.
+    """
+    found: list[dict[str, float]] = []
+    for part in batch.parts(run.num_updates, run.ranks, run.divisor):
+        with run.clock("backward"):
+            metrics = run.learner.backward(part)
+        with run.clock("optimizer"):
+            metrics |= run.optimizer.step(number)
+        for name in ("loss", "grad_norm"):
+            if not math.isfinite(metrics[name]):
+                raise UserError(
+                    f"step {number}: {name} is {metrics[name]}, so the student was left as it was before this update; "
+                    "lower optim.lr, or choose a rollout_correction or divergence that bounds the weights"
+                )
+        found.append(metrics)
+    return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+
+
+def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Callable[[], bool], say: Callable) -> bool:
+    """Steps `start`…num_steps with their evaluations, records and checkpoints.
+
+    Records of a step are written before its checkpoint, so that a checkpoint never outruns its records. Returns
+    whether the run came to its end (False: `stopping` asked it to leave; it saved first).
+    """
+    config, began = run.config, time.time()
+
+    def record(number: int, metrics: dict[str, float]) -> dict[str, Any]:
+        line = {"step": number, "time": time.time() - began, **metrics, **run.seconds}
+        if run.ranks.main:
+            run.folder.append_metrics(line)
+            run.folder.update_status(step=number)
+        return line
+
+    if start == 1 and config.evaluate.at_start and run.benchmarks:
+        with run.clock("evaluate"):
+            metrics, _ = examine(run, 0)
+        say(run, 0, record(0, metrics))
+    for number in range(start, run.num_steps + 1):
+        run.seconds.clear()
+        run.meter.begin()
+        metrics = step(run, number)
+        metrics |= run.meter.metrics(metrics["response/tokens"], run.seconds)
+        last, better = number == run.num_steps, False
+        leaving = run.ranks.any(stopping() or run.background.failed)
+        if run.benchmarks and (last or (config.evaluate.every and number % config.evaluate.every == 0)):
+            with run.clock("evaluate"):
+                scores, mean = examine(run, number)
+            metrics |= scores
+            if better := mean > best[1]:
+                best = (number, mean)
+        line = record(number, metrics)
+        if last or leaving or better or (config.checkpoint.every and number % config.checkpoint.every == 0):
+            save(run, number, best)
+        say(run, number, line)
+        if leaving and not last:
+            return False
+    return True
+
+
+def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
+    """Evaluates the student after step `number` and records every sample; returns the scores and the mean@k."""
+    settings, ranks = run.config.evaluate, run.ranks
+    sampling = Sampling(
+        num_samples=settings.k,
+        max_tokens=settings.max_response_length,
+        temperature=settings.temperature,
+        top_p=settings.top_p,
+        top_k=settings.top_k,
+    )
+    own = answer_benchmarks(
+        run.sampler,
+        {name: problems[ranks.rank :: ranks.size] for name, problems in run.benchmarks.items()},
+        sampling,
+        run.tokenizer,
+        key=(run.config.seed, number, 1),
+        grading_timeout=settings.grading_timeout,
+        texts=settings.texts,
+        clock=run.clock,
+    )
+    order = {name: {p.id: place for place, p in enumerate(problems)} for name, problems in run.benchmarks.items()}
+    names = list(run.benchmarks)
+    answered = sorted(
+        (problem for part in ranks.collect(own) for problem in part),
+        key=lambda problem: (names.index(problem.benchmark), order[problem.benchmark][problem.problem_id]),
+    )
+    samples = [sample for problem in answered for sample in problem.samples]
+    if ranks.main:
+        run.folder.write_samples(number, samples, b"".join(problem.texts for problem in answered))
+    scores = summarize(samples)
+    return scores, scores[f"evaluate/mean@{settings.k}"]
+
+
+def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
+    """The checkpoint of step `number`, begun; older ones leave as `checkpoint.keep` says once it is written.
+
+    Raises:
+        OSError: where the checkpoint before it could not be written.
+    """
+    folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
+    run.ranks.together(run.background.wait)  # one copy of the weights at a time
+    state = {"step": number, "best_step": best[0], "best_score": None if best[0] is None else best[1]}
+    write = checkpoint.resumable(run.learned, state, run.ranks)
+
+    def make() -> None:
+        write(checkpoint.step_folder(folder, number), run.beside)
+        run.beside.lead(lambda: checkpoint.prune(folder, keep=keep, best=best[0]))
+
+    run.ranks.together(lambda: run.background.do(make))
+
+
+def _mean(values: Tensor, mask: Tensor) -> float:
+    return float(values[mask].double().mean())

@@ -1,0 +1,134 @@
+"""What is checked before any weights are loaded: texts that student and teachers read and end alike, memory enough."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import PreTrainedConfig
+
+from opd.config.schema import RunConfig
+from opd.errors import UserError
+from opd.model.load import load_config, load_tokenizer, same_vocabulary
+from opd.model.memory import Machine, Models, Plan, plan, remedies
+from opd.model.shapes import shape
+from opd.model.texts import Reading, Texts, end_alike, read
+from opd.ranks.dist import Ranks
+from opd.recipes.make import locate
+from opd.step.methods import bound_ensemble
+
+# Models of so few numbers always find room, and a plan of them takes longer than their first step.
+SMALL = 2**24
+
+
+def check(config: RunConfig, ranks: Ranks, found: Sequence[Reading] | None = None) -> Texts:
+    """Refuses a run whose teachers read or end texts otherwise than its student, or that this machine cannot hold.
+
+    `found` is what `readings` gives, where that was asked before: a large vocabulary takes seconds to read.
+
+    Raises:
+        UserError: with the knob to turn.
+    """
+    student, *others = found or readings(config)
+    for warning in compare(config, student, *others):
+        if ranks.main:
+            print(f"opd: warning: {warning}", file=sys.stderr)
+    models = model_configs(config)
+    if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
+        machine = this_machine(ranks)
+        memory_suffices(config, models, plan(config, models, machine, config.prompts.max_prompt_length))
+    return Texts(student.tokenizer, frozenset(reading.key for reading in others))
+
+
+def compare(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:
+    """Warnings about teachers whose texts differ from the student's.
+
+    Raises:
+        UserError: where they cannot teach it.
+    """
+    warnings = []
+    for teacher in teachers:
+        same_vocabulary(student.tokenizer, teacher.tokenizer, key=f"{teacher.key}={teacher.model!r}")
+        warnings += end_alike(student, teacher, explicit=config.student.stop_tokens is not None)
+    return warnings
+
+
+def readings(config: RunConfig) -> list[Reading]:
+    """How the student, the teachers and the anchor read and end texts."""
+    named = {"student.model": "self"} | {f"teacher.models.{i}": model for i, model in enumerate(config.teacher.models)}
+    if config.shaping.uses_anchor:
+        named["shaping.anchor"] = config.shaping.anchor
+    found, tokenizers = [], {}
+    for key, model in named.items():
+        if key == "student.model" or model != "self":
+            path, revision = place = locate(model, config)
+            stops = config.student.stop_tokens if key == "student.model" else None
+            shown = config.student.model if key == "student.model" else model
+            try:
+                if place not in tokenizers:
+                    tokenizers[place] = load_tokenizer(path, revision=revision, key=key)
+                found.append(read(tokenizers[place], path, revision=revision, key=key, model=shown, stop_tokens=stops))
+            except UserError:
+                # What a server calls a model need not be a name that can be loaded here.
+                if not key.startswith("teacher.") or config.teacher.engine != "server":
+                    raise
+    return found
+
+
+def model_configs(config: RunConfig, load: Any = load_config) -> Models:
+    """The configs of the run's models, without weights; `load` is what loads one."""
+
+    def of(model: str, key: str) -> PreTrainedConfig:
+        path, revision = locate(model, config)
+        return load(path, revision=revision, key=key)
+
+    bound, own = bound_ensemble(config), [] if config.teacher.engine == "server" else config.teacher.models
+    return Models(
+        student=of("self", "student.model"),
+        teachers=[of(model, f"teacher.models.{index}") for index, model in enumerate(own)],
+        anchor=of(config.shaping.anchor, "shaping.anchor") if config.shaping.uses_anchor else None,
+        together=sorted({bound.needed(step / 200) for step in range(201)}) if own else [()],
+    )
+
+
+def memory_suffices(config: RunConfig, models: Models, made: Plan) -> None:
+    """Refuses a plan that does not fit its machine.
+
+    Raises:
+        UserError: with settings under which it would, where there are any.
+    """
+    if made.fits:
+        return
+    machine = made.machine
+    turned = remedies(config, models, machine, config.prompts.max_prompt_length)
+    advice = f"set {' '.join(turned)}, or start more ranks" if turned else "start more ranks, or choose smaller models"
+    raise UserError(
+        f"memory: {made.worst} takes {made.total(made.worst) / 2**30:.1f} GiB of each of {machine.ranks} ranks, which "
+        f"has {machine.usable / 2**30:.1f}; {advice} (preflight=true shows what takes it)"
+    )
+
+
+def this_machine(ranks: Ranks) -> Machine:
+    """What a rank of this run has: its GPU, or its share of the memory that is free here."""
+    kind: Literal["cuda", "cpu"] = "cuda" if ranks.device.type == "cuda" else "cpu"
+    if kind == "cuda":
+        return Machine(kind, ranks.size, torch.cuda.get_device_properties(ranks.device).total_memory)
+    here = int(os.environ.get("LOCAL_WORLD_SIZE") or os.environ.get("SLURM_NTASKS_PER_NODE") or ranks.size)
+    return Machine(kind, ranks.size, free_memory() // max(1, min(here, ranks.size)))
+
+
+def free_memory() -> int:
+    """Bytes that this machine, or the control group that we are in, can still give."""
+    try:
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):  # not Linux
+        free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        group = Path("/sys/fs/cgroup")
+        free = min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):  # no such group, or one without a limit
+        pass
+    return free

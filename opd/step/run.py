@@ -1,0 +1,95 @@
+"""What a run is made of: everything that a step uses."""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from opd.checkpoint.background import Background
+from opd.checkpoint.store import Learned
+from opd.config.schema import RunConfig
+from opd.data.batch import Prompt, Rollout, Sampling, TeacherScores
+from opd.data.control import Control
+from opd.model.optim import Optimizer
+from opd.model.policy import Policy
+from opd.objective.divergence import Divergence, Mixed
+from opd.objective.mixture import BoundEnsemble, Mixture
+from opd.ranks.dist import Ranks
+from opd.records.run_dir import RunDir
+from opd.rollout.sampler import Sampler
+from opd.step.learn import Learner
+from opd.teacher.local import Teachers
+from opd.watch.pages import Pages
+from opd.watch.throughput import Meter
+
+
+@dataclass
+class Run:
+    """Everything that a step uses. The method's stages carry the names of their config groups.
+
+    `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
+    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it. What `background`
+    does beside the training talks to the other ranks through `beside`. Each of `entering` is told of every stage that
+    begins, and holds while it lasts.
+    """
+
+    config: RunConfig
+    folder: RunDir
+    num_steps: int
+    prompts: Sequence[Prompt]
+    benchmarks: dict[str, list[Prompt]]
+    learned: Learned
+    policy: Policy
+    teachers: Teachers
+    sampler: Sampler
+    rollout: Sampling
+    control: Control
+    divergence: Divergence | Mixed
+    ensemble: BoundEnsemble
+    reference: Callable[[Rollout, TeacherScores, Mixture], tuple[Tensor, Tensor, Tensor | None]]
+    eligible: Callable[[Tensor, Tensor], Tensor]
+    filter: Callable
+    rollout_correction: Callable
+    anchor: Callable[[Rollout], Tensor | None]
+    reward: Callable[[Rollout, Sequence[Prompt]], tuple[Tensor | None, Tensor, dict[str, float]]]
+    divisor: Callable[..., Tensor]
+    learner: Learner
+    ranks: Ranks
+    meter: Meter
+    pages: Pages
+    background: Background
+    beside: Ranks
+    seconds: dict[str, float] = field(default_factory=dict)
+    entering: list[Callable[[str], AbstractContextManager[Any]]] = field(default_factory=list)
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        return self.learned.tokenizer
+
+    @property
+    def optimizer(self) -> Optimizer:
+        return self.learned.optimizer
+
+    @property
+    def num_updates(self) -> int:
+        """Optimizer updates of a step."""
+        return self.config.batch_size // self.config.mini_batch_size
+
+    def close(self) -> None:
+        """Give back what sampler and teachers hold: an engine in this process outlives the run otherwise."""
+        self.sampler.close()
+        self.teachers.close()
+
+    @contextmanager
+    def clock(self, stage: str) -> Iterator[None]:
+        """Adds the wall time of the block to `time/<stage>` of this step."""
+        start = time.perf_counter()
+        with ExitStack() as watching:
+            for enter in self.entering:
+                watching.enter_context(enter(stage))
+            yield
+        self.seconds[f"time/{stage}"] = self.seconds.get(f"time/{stage}", 0.0) + time.perf_counter() - start

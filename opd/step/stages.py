@@ -1,0 +1,76 @@
+"""What a step asks of a rollout beyond its stages' own functions: the anchor, the rewards, the reference."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from opd.config.schema import Shaping
+from opd.data.batch import Prompt, Rollout, TeacherScores
+from opd.model.policy import Scorer
+from opd.objective import shaping
+from opd.objective.mixture import Mixture
+from opd.step.benchmarks import grade_rollout
+from opd.teacher.whole import Whole
+
+PerToken = Float[Tensor, "batch time"]
+PerResponse = Float[Tensor, " batch"]
+
+
+@dataclass(frozen=True)
+class Anchor:
+    """The model that the student is kept near, or led away from; None where neither is asked for."""
+
+    scorer: Scorer | None
+
+    def __call__(self, rollout: Rollout) -> PerToken | None:
+        """The anchor's log-probs of the sampled tokens."""
+        return None if self.scorer is None else self.scorer.scores(rollout).logp
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Responses graded against their prompts' answers, where `shaping` asks for rewards or pass rates."""
+
+    shaping: Shaping
+    tokenizer: PreTrainedTokenizerBase
+    grading_timeout: float
+
+    def __call__(
+        self, rollout: Rollout, prompts: Sequence[Prompt]
+    ) -> tuple[PerResponse | None, Float[Tensor, "batch 1"], dict[str, float]]:
+        """Each response's reward (1 if its answer is right, less the mean of its prompt's responses if so configured),
+        the weight of its prompt, and metrics.
+        """
+        if not self.shaping.uses_reward:
+            return None, torch.ones(len(rollout), 1), {}
+        grades = grade_rollout(rollout, prompts, self.tokenizer, timeout=self.grading_timeout)
+        correct = torch.tensor([grade.correct for grade in grades])
+        reward, everyone = correct.float()[:, None], torch.ones(len(correct), 1, dtype=torch.bool)
+        reward = shaping.subtract_baseline(reward, everyone, rollout.group, baseline=self.shaping.reward_baseline)
+        weight = shaping.pass_rate_weight(correct, rollout.group, power=self.shaping.pass_rate_power)
+        metrics = {"reward/mean": float(correct.float().mean()), "reward/prompt_weight": float(weight.mean())}
+        return reward[:, 0], weight[:, None], metrics
+
+
+def sampled_reference(
+    rollout: Rollout, teachers: TeacherScores, mixture: Mixture
+) -> tuple[PerToken, PerToken, PerToken | None]:
+    """The ensemble's log-probs of the sampled tokens and its entropies (the teachers' mean), no exact KL."""
+    return mixture.reference(teachers.logp), mixture.entropy(teachers.entropy), None
+
+
+@dataclass(frozen=True)
+class WholeReference:
+    """As `sampled_reference`, from whole distributions: normalised ensembles, their own entropies, the exact KL."""
+
+    whole: Whole
+
+    def __call__(
+        self, rollout: Rollout, teachers: TeacherScores, mixture: Mixture
+    ) -> tuple[PerToken, PerToken, PerToken | None]:
+        found = self.whole.statistics(rollout, teachers, mixture)
+        return found["reference_logp"], found["reference_entropy"], found["reverse_kl"]

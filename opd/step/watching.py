@@ -1,0 +1,31 @@
+"""Everything that looks on while a run goes: progress, tracker, profiler. None of it changes a number."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from opd.step.run import Run
+from opd.watch.profile import profiled
+from opd.watch.progress import shown
+from opd.watch.tracker import Tracker
+
+
+@contextmanager
+def watching(run: Run, tracker: Tracker) -> Iterator[Callable[[Run, int, Mapping[str, Any]], None]]:
+    """While it holds, the run is watched; what it gives is to be called with every line of metrics that is recorded."""
+    tell: list[Callable[[Run, int, Mapping[str, Any]], None]] = []
+    with ExitStack() as held:
+        if run.config.profile:
+            after = held.enter_context(profiled(run.entering, run.ranks, run.folder.trace_file(run.ranks.rank)))
+            tell.append(lambda run, number, line: after() if number else None)
+        if run.ranks.main:
+            progress = held.enter_context(shown(run.num_steps, run.config.evaluate.every))
+            run.entering.append(progress.entering)
+            run.pages.listeners.append(tracker.page)
+            tell += [progress.say, lambda run, number, line: tracker.log(line)]
+
+        def say(run: Run, number: int, line: Mapping[str, Any]) -> None:
+            for each in tell:
+                each(run, number, line)
+
+        yield say

@@ -1,0 +1,156 @@
+"""From a checked config to the models that score: the teachers, on the engine that is named, and the anchor."""
+
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict
+
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from opd.config.schema import RunConfig
+from opd.errors import UserError
+from opd.model.int8 import hold_in_int8
+from opd.model.load import load_model, load_tokenizer, same_vocabulary
+from opd.model.policy import Policy, Scorer
+from opd.model.sharded import spread_over
+from opd.model.texts import Texts
+from opd.ranks.dist import Ranks
+from opd.recipes.make import locate
+from opd.teacher.local import LocalTeachers, Teachers
+from opd.teacher.whole import Whole
+
+
+def build_teachers(config: RunConfig, texts: Texts, ranks: Ranks, *, longest: int) -> Teachers:
+    """The run's teachers; `longest` is the most tokens that a prompt and its response have.
+
+    `texts` is what `opd.step.ready` has found. Vocabularies that could not be read before a server was asked are
+    compared here.
+
+    Raises:
+        UserError: one is missing, cannot be reached, or does not fit the student or the engine.
+    """
+    return ENGINES[config.teacher.engine](config, texts, ranks, longest)
+
+
+def whole(policy: Policy, teachers: Teachers) -> Whole:
+    """Student and teachers, able to compare whole distributions, or what the teachers give of them."""
+    return Whole(policy, teachers if isinstance(teachers, LocalTeachers) else None)
+
+
+def _likeliest(config: RunConfig) -> int:
+    """How many tokens of each position the teachers are to name beside the sampled one."""
+    return config.support["k"] if config.method("support") == "topk" else 0
+
+
+def _local(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+    return LocalTeachers(
+        [scorer_loader(model, config, ranks, key) for key, model in _named(config)],
+        keep_hidden=config.uses_vocabulary or config.method("support") != "sampled",
+    )
+
+
+def _on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+    from opd.teacher.replicas import Replicas
+    from opd.teacher.server import Server, ServerTeachers, ask
+
+    settings = config.teacher.server
+    assert settings is not None
+    if ranks.size > 1 and settings.patience + settings.timeout >= config.compute.rank_timeout:
+        raise UserError(
+            f"teacher.server.patience={settings.patience:g} and teacher.server.timeout={settings.timeout:g}: together "
+            f"they must be below compute.rank_timeout={config.compute.rank_timeout:g}, which the other ranks wait"
+        )
+    key = None if settings.api_key_env is None else os.environ.get(settings.api_key_env)
+    if settings.api_key_env is not None and not key:
+        raise UserError(
+            f"teacher.server.api_key_env={settings.api_key_env}: that environment variable is not set; set it to the "
+            "servers' key, or set teacher.server.api_key_env=null"
+        )
+    servers = [
+        Server(
+            model=locate(model, config)[0],
+            replicas=Replicas(
+                urls, name=f"teacher.server.urls.{index}", timeout=settings.timeout, patience=settings.patience, key=key
+            ),
+            longest=longest,
+            responses_per_request=settings.responses_per_request,
+            concurrency=settings.concurrency,
+            likeliest=_likeliest(config),
+        )
+        for index, (model, urls) in enumerate(zip(config.teacher.models, settings.urls, strict=True))
+    ]
+    loaded_from = ask([server.check() for server in servers], ranks)()
+    for (key, model), server, roots in zip(_named(config), servers, loaded_from, strict=True):
+        if model != "self" and key not in texts.alike:
+            _compare_vocabulary(texts.tokenizer, [server.model, *roots], key=f"{key}={model!r}", say=ranks.main)
+    return ServerTeachers(servers, ranks)
+
+
+def _on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+    from opd.teacher.vllm import VllmScorer, VllmTeachers
+
+    settings = config.teacher.vllm
+    assert settings is not None
+
+    def loader(key: str, model: str) -> Callable[[], VllmScorer]:
+        source, revision = locate(model, config)
+        knobs = {"dtype": config.teacher.dtype, "likeliest": _likeliest(config), **asdict(settings)}
+        return lambda: VllmScorer(source, revision=revision, longest=longest, key=key, **knobs)
+
+    return VllmTeachers([loader(key, model) for key, model in _named(config)], ranks)
+
+
+# By `teacher.dtype`: the precision of products, and what is done to the weights.
+PRECISIONS: dict[str, tuple[str, Callable[[PreTrainedModel], None]]] = {
+    "float32": ("float32", lambda model: None),
+    "bfloat16": ("bfloat16", lambda model: None),
+    "int8": ("bfloat16", hold_in_int8),
+}
+
+
+# By `teacher.engine`.
+ENGINES: dict[str, Callable[[RunConfig, Texts, Ranks, int], Teachers]] = {
+    "local": _local,
+    "server": _on_servers,
+    "vllm": _on_vllm,
+}
+
+
+def load_anchor(config: RunConfig, ranks: Ranks) -> Scorer:
+    """The model of `shaping.anchor`, always held in this process."""
+    return scorer_loader(config.shaping.anchor, config, ranks, "shaping.anchor")()
+
+
+def _named(config: RunConfig) -> list[tuple[str, str]]:
+    """The teachers, each with its config key."""
+    return [(f"teacher.models.{index}", model) for index, model in enumerate(config.teacher.models)]
+
+
+def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Callable[[], Scorer]:
+    """What loads `model` as a teacher into this process; `key` is the config key to name in a refusal."""
+    path, revision = locate(model, config)
+
+    def load() -> Scorer:
+        dtype, held = PRECISIONS[config.teacher.dtype]
+        loaded = load_model(path, revision=revision, dtype=dtype, key=key).requires_grad_(False)
+        held(loaded)
+        root = spread_over(loaded, ranks, config.compute, learns=False)
+        return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))
+
+    return load
+
+
+def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, key: str, say: bool) -> None:
+    """Compares the student's vocabulary with that at the first of `places` which can be loaded here."""
+    for place in dict.fromkeys(places):
+        try:
+            theirs = load_tokenizer(place, revision=None, key=key)
+        except UserError:
+            continue
+        return same_vocabulary(student, theirs, key=key)
+    if say:
+        print(
+            f"opd: warning: {key}: its tokenizer cannot be loaded here, so its vocabulary is not compared with the "
+            "student's",
+            file=sys.stderr,
+        )

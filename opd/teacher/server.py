@@ -1,0 +1,221 @@
+"""Teachers on servers: anything that speaks vLLM's OpenAI-compatible API, asked for `prompt_logprobs` by token ids."""
+
+import asyncio
+import math
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx2 as httpx
+import torch
+
+from opd.data.batch import Rollout, TeacherScores, TopTokens
+from opd.errors import UserError
+from opd.ranks.dist import Ranks
+from opd.teacher.local import Teachers, finite, response_tokens, sampled, sequences, table
+from opd.teacher.replicas import Replica, Replicas, Unavailable
+
+# vLLM has no way to write -inf and says this.
+NO_PROBABILITY = -9999.0
+
+
+@dataclass(frozen=True)
+class Server:
+    """One teacher on its servers.
+
+    Args:
+        model: what it must serve: a name, or the directory or hub id that a server has loaded it from.
+        longest: the tokens of the longest sequence that it will be asked about.
+        responses_per_request: how many sequences go in one request.
+        concurrency: how many requests wait for an answer at a time.
+        likeliest: how many tokens of each position it is to name beside the sequence's own.
+    """
+
+    model: str
+    replicas: Replicas
+    longest: int
+    responses_per_request: int
+    concurrency: int
+    likeliest: int = 0
+
+    async def check(self) -> list[str]:
+        """What is loaded behind its names, at the servers that answer; the others are asked when they are needed.
+
+        Raises:
+            UserError: none answers, or one serves another model, or too short sequences.
+        """
+        found, reason = [], ""
+        async with self.replicas.client() as client:
+            for replica in self.replicas.all:
+                try:
+                    async with asyncio.timeout(self.replicas.timeout):
+                        found.append(await self._greet(client, replica))
+                except (Unavailable, TimeoutError) as error:
+                    reason = str(error) or f"no answer within {self.replicas.timeout:g} s"
+        if not found:
+            urls = " and ".join(replica.url for replica in self.replicas.all)
+            raise UserError(
+                f"{self.replicas.name}: {urls} cannot be reached ({reason}); start it with `vllm serve {self.model}`, "
+                "or give the URL at which it is"
+            )
+        return found
+
+    async def score(self, rows: Sequence[list[int]]) -> list[TopTokens]:
+        """What it says of all tokens of each row but the first, after those before it, at temperature 1."""
+        size, turns = self.responses_per_request, asyncio.Semaphore(self.concurrency)
+        async with self.replicas.client() as client:
+
+            async def part(start: int) -> list[TopTokens]:
+                async with turns:
+                    asked = rows[start : start + size]
+                    return await self.replicas.ask(lambda replica: self._complete(client, replica, asked))
+
+            parts = await together([part(start) for start in range(0, len(rows), size)])
+        return [row for part in parts for row in part]
+
+    async def _complete(
+        self, client: httpx.AsyncClient, replica: Replica, rows: Sequence[list[int]]
+    ) -> list[TopTokens]:
+        if replica.served is None:
+            await self._greet(client, replica)
+        body = {
+            "model": replica.served,
+            "prompt": list(rows),
+            "max_tokens": 1,
+            "temperature": 1.0,
+            "prompt_logprobs": self.likeliest,
+        }
+        answer = await self.replicas.post(client, replica, "/v1/completions", body)
+        try:
+            choices = sorted(answer["choices"], key=lambda choice: choice["index"])
+            return [
+                _top(row, choice["prompt_logprobs"], self.likeliest) for row, choice in zip(rows, choices, strict=True)
+            ]
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"{self.replicas.name}: {replica.url} does not answer with prompt_logprobs of the {len(rows)} "
+                "sequences that it was asked about; serve the teacher with vLLM 0.32"
+            ) from None
+
+    async def _greet(self, client: httpx.AsyncClient, replica: Replica) -> str:
+        """Asks which model it serves, and for what length; returns where it was loaded from."""
+        answer = await self.replicas.get(client, replica, "/v1/models")
+        try:
+            cards = {card["id"]: card for card in answer["data"]}
+            roots = {name: card.get("root") or name for name, card in cards.items()}
+            lengths = {name: int(card.get("max_model_len") or self.longest + 1) for name, card in cards.items()}
+        except (LookupError, TypeError, ValueError, AttributeError):
+            raise UserError(
+                f"{self.replicas.name}: {replica.url} does not say which models it serves; serve the teacher with vLLM"
+            ) from None
+        served = [name for name in cards if _same(name, self.model) or _same(roots[name], self.model)]
+        if not served:
+            raise UserError(
+                f"{self.replicas.name}: {replica.url} serves {' and '.join(sorted(cards)) or 'nothing'}, not "
+                f"{self.model}; name that in teacher.models, or start the server with --served-model-name {self.model}"
+            )
+        if lengths[served[0]] < self.longest + 1:
+            raise UserError(
+                f"{self.replicas.name}: {replica.url} takes {lengths[served[0]]} tokens, and the longest prompt, "
+                f"max_response_length and one more are {self.longest + 1}; start it with --max-model-len "
+                f"{self.longest + 1}, or set shorter responses"
+            )
+        replica.served = served[0]
+        return roots[served[0]]
+
+
+class ServerTeachers(Teachers):
+    """Teachers on servers; every rank asks about its own responses."""
+
+    def __init__(self, servers: Sequence[Server], ranks: Ranks):
+        self._servers, self._ranks = servers, ranks
+
+    def __len__(self) -> int:
+        return len(self._servers)
+
+    def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
+        """See `Teachers.score`; there are no entropies."""
+        return self.ask(rollout, needed)()
+
+    def ask(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
+        rows = sequences(rollout)
+        answers = ask([self._servers[index].score(rows) for index in needed], self._ranks)
+
+        def scores() -> TeacherScores:
+            top = {index: response_tokens(rollout, answer) for index, answer in zip(needed, answers(), strict=True)}
+            found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
+            return table(rollout, len(self), found, top=top)
+
+        return scores
+
+    def close(self) -> None:
+        pass
+
+
+def ask(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable[[], list[Any]]:
+    """Asks beside this thread; what is returned waits for the answers, and every rank must call it.
+
+    Raises:
+        UserError: when waited for, on all ranks, what a question of any of them raised.
+    """
+    answers: Future[list[Any]] = Future()
+
+    def work() -> None:
+        try:
+            answers.set_result(asyncio.run(together(questions)))
+        except BaseException as error:
+            answers.set_exception(error)
+
+    # A daemon: whoever leaves in the meantime does not stay for an answer.
+    Thread(target=work, daemon=True).start()
+
+    def wait() -> list[Any]:
+        found, said = [], None
+        try:
+            found = answers.result()
+        except UserError as error:
+            said = str(error)
+        if refusals := [each for each in ranks.collect(said) if each is not None]:
+            raise UserError(refusals[0])
+        return found
+
+    return wait
+
+
+async def together(questions: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The answers in order; with the first that fails the others end."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(question) for question in questions]
+    except BaseExceptionGroup as several:
+        raise several.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def _top(row: list[int], positions: list[dict[str, Any] | None], likeliest: int) -> TopTokens:
+    """The numbers of the row's own tokens, and of the likeliest at each position.
+
+    Raises:
+        LookupError, TypeError, ValueError: they are not those of these tokens.
+    """
+    ids, logp = [], []
+    for token, position in zip(row[1:], positions[1:], strict=True):
+        found = {int(name): float(each["logprob"]) for name, each in (position or {}).items()}
+        others = sorted(((number, name) for name, number in found.items() if name != token), reverse=True)[:likeliest]
+        if len(others) < likeliest - 1:
+            raise ValueError
+        # Where the token is one of the likeliest it stands for itself.
+        numbers = [(found[token], token), *others, *[(found[token], token)] * (likeliest - len(others))]
+        ids.append([name for _, name in numbers])
+        logp.append([-math.inf if number <= NO_PROBABILITY else number for number, _ in numbers])
+    if positions[0] is not None:
+        raise ValueError
+    shape = (len(row) - 1, likeliest + 1)
+    return TopTokens(torch.tensor(ids, dtype=torch.long).reshape(shape), torch.tensor(logp).reshape(shape))
+
+
+def _same(name: str, model: str) -> bool:
+    return name == model or (Path(name).is_dir() and Path(model).is_dir() and Path(name).samefile(model))

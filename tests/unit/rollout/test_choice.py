@@ -1,0 +1,134 @@
+"""Truncation against transformers' own warpers, the draw against its probabilities, and where randomness comes from."""
+
+import hashlib
+
+import numpy as np
+import pytest
+import scipy.stats
+import torch
+
+from opd.data.batch import Prompt, Sampling
+from opd.rollout.choice import HEAD, SORTED, choose, truncate, uniforms
+from tests.unit.rollout.families import warp
+
+SETTINGS = [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.0, 0.9, 0), (1.0, 1.0, 5), (0.7, 0.8, 0), (1.3, 0.6, 4), (1.0, 1e-6, 0)]
+
+
+def sampling(temperature: float, top_p: float, top_k: int) -> Sampling:
+    return Sampling(num_samples=1, max_tokens=1, temperature=temperature, top_p=top_p, top_k=top_k)
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize("vocab", [2, 13, SORTED, SORTED + 1, 500])
+def test_truncate_is_what_transformers_keeps(setting: tuple[float, float, int], vocab: int):
+    generator = torch.Generator().manual_seed(vocab)
+    # Peaked and flat rows, so that the nucleus of some lies within the first HEAD tokens and of others does not.
+    spread = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.3, 0.01]).repeat(20)[:, None]
+    logits = torch.randn(120, vocab, generator=generator, dtype=torch.float64) * spread
+    ours = truncate(logits, sampling(*setting))
+    theirs = warp(logits, sampling(*setting))
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    if vocab == 500 and setting == (1.0, 0.9, 0):
+        kept = (ours > -torch.inf).sum(1)
+        assert kept.min() < HEAD < kept.max()
+
+
+def test_tokens_that_tie_with_the_last_one_kept_stay():
+    logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
+    assert (truncate(logits, sampling(1.0, 1.0, 2)) > -torch.inf).tolist() == [[True, True, True, False]]
+    assert (truncate(logits, sampling(1.0, 0.6, 0)) > -torch.inf).tolist() == [[True, True, True, False]]
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_draw_inverts_the_cumulative_distribution(setting: tuple[float, float, int]):
+    generator = torch.Generator().manual_seed(3)
+    count = 20_000
+    logits = torch.randn(1, 13, generator=generator, dtype=torch.float64)
+    probability = warp(logits, sampling(*setting)).softmax(-1)[0]
+    # Every stratum of [0, 1) once: the share of a token is its probability to within one stratum at either end.
+    uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
+    token, logp = choose(logits, torch.zeros(count, dtype=torch.long), uniform, sampling(*setting))
+    share = torch.bincount(token, minlength=13) / count
+    assert (share - probability).abs().max() <= 1 / count
+    torch.testing.assert_close(logp, probability.log()[token], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_rows_draw_from_their_own_branch(temperature: float):
+    generator = torch.Generator().manual_seed(5)
+    logits, branch = torch.randn(4, 30, generator=generator), torch.randint(0, 4, (50,), generator=generator)
+    uniform, how = torch.rand(50, generator=generator), sampling(temperature, 0.9, 20)
+    together = choose(logits, branch, uniform, how)
+    apart = choose(logits[branch], torch.arange(50), uniform, how)
+    assert torch.equal(together[0], apart[0])
+    assert torch.equal(together[1], apart[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_draw_at_the_ends_of_the_unit_interval_has_a_probability(dtype: torch.dtype):
+    largest = 1 - torch.finfo(dtype).eps / 2
+    uniform = torch.tensor([0.0, largest], dtype=dtype)
+    logits = torch.full((2, 200), -torch.inf, dtype=dtype)
+    logits[:, 50:150] = torch.randn(100, generator=torch.Generator().manual_seed(0)).to(dtype)
+    token, logp = choose(logits, torch.arange(2), uniform, sampling(1.0, 1.0, 0))
+    assert token.tolist() == [50, 149]
+    assert logp.isfinite().all()
+
+
+def test_greedy_takes_the_largest_and_says_0():
+    token, logp = choose(
+        torch.tensor([[0.0, 3.0, -1.0]]), torch.tensor([0, 0]), torch.tensor([0.99, 0.01]), sampling(0.0, 0.5, 1)
+    )
+    assert token.tolist() == [1, 1]
+    assert logp.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("top_p", [1.0, 0.9])
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_broken_logits_show_in_logp(temperature: float, top_p: float, broken: float):
+    logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
+    logits[1, 7] = broken
+    logits[2] = -torch.inf
+    token, logp = choose(logits, torch.arange(3), torch.full((3,), 0.5), sampling(temperature, top_p, 0))
+    assert logp.isfinite().tolist() == [True, False, False]
+    assert (token < 100).all()
+
+
+def prompt(name: str) -> Prompt:
+    return Prompt(id=name, problem="", answer="", domain="", token_ids=(1,))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_uniforms_belong_to_key_prompt_and_sample(dtype: torch.dtype):
+    a, b, c = prompt("a"), prompt("b"), prompt("c")
+    table = uniforms((7, 1), [a, b], 3, 50, dtype)
+    assert table.dtype == dtype
+    assert table.shape == (6, 50)
+    assert torch.equal(uniforms((7, 1), [c, b, a], 2, 20, dtype)[[4, 5, 2, 3]], table[[0, 1, 3, 4], :20])
+    assert len({tuple(row) for row in table.tolist()}) == 6
+    assert not torch.equal(uniforms((7, 2), [a, b], 3, 50, dtype), table)
+    again = uniforms((7, 1), [a, a], 3, 50, dtype)
+    assert torch.equal(again[:3], table[:3])
+    assert not torch.equal(again[3:], table[:3])
+
+
+def test_uniforms_are_philox_streams():
+    # The hash is spelt out: a run that resumes under another version repeats its numbers only while this holds.
+    table = uniforms((3, 1), [prompt("a"), prompt("b")], 2, 5, torch.float64)
+    name = hashlib.blake2b(b"((3, 1), 'b', 0, 1)", digest_size=16).digest()
+    fresh = np.random.Generator(np.random.Philox(key=int.from_bytes(name, "little")))
+    assert table[3].tolist() == fresh.random(5).tolist()
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+def test_uniforms_are_uniform_along_prompts_and_positions(axis: int):
+    table = uniforms((5,), [prompt(str(index)) for index in range(500)], 2, 30, torch.float64).numpy()
+    assert table.min() >= 0 and table.max() < 1
+    assert scipy.stats.kstest(table.ravel(), "uniform").pvalue > 1e-3
+    # Neighbours, of one row or of one prompt, are not related.
+    first, second = (
+        np.take(table, range(table.shape[axis] - 1), axis),
+        np.take(table, range(1, table.shape[axis]), axis),
+    )
+    assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / np.sqrt(first.size)

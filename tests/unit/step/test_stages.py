@@ -1,0 +1,56 @@
+"""Rewards: graded, less their prompt's mean where that is asked for, and the weights of prompts."""
+
+from dataclasses import replace
+from functools import cache
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from opd import cli
+from opd.check import config as check
+from opd.config.schema import CONF, Shaping
+from opd.data.batch import Prompt, Rollout
+from opd.recipes.tokenizer import build_tokenizer
+from opd.step.stages import Rewards
+from tests.unit.small import rollout_of
+
+PROMPTS = [Prompt(str(answer), "", str(answer), "addition", (11,)) for answer in (1, 2, 3)]
+TOKENIZER = build_tokenizer()
+
+
+@cache
+def shaping() -> Shaping:
+    cli.register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        plain = ["student.model=a", "teacher.models=[b]"]
+        return check.prepare(cli.resolved(compose("config", overrides=plain))).shaping
+
+
+def answers() -> Rollout:
+    """Two responses a prompt, one of them empty. Of the first prompt both are right, of the second one."""
+    texts = ["#### 1", "#### 1", "#### 2", "#### 7", "#### 9", ""]
+    rollout = rollout_of([[11]] * 6, [TOKENIZER.encode(text) for text in texts])
+    return replace(rollout, group=torch.tensor([0, 0, 1, 1, 2, 2]))
+
+
+def rewarded(**knobs) -> tuple[torch.Tensor | None, torch.Tensor, dict[str, float]]:
+    return Rewards(replace(shaping(), **knobs), TOKENIZER, 5.0)(answers(), PROMPTS)
+
+
+@pytest.mark.parametrize(("baseline", "expected"), [("none", [1, 1, 1, 0, 0, 0]), ("group", [0, 0, 0.5, -0.5, 0, 0])])
+def test_a_reward_is_less_its_prompts_mean_where_that_is_the_baseline(baseline: str, expected: list[float]):
+    reward, weight, metrics = rewarded(reward_weight=[1.0, 1.0], reward_baseline=baseline)
+    assert reward is not None and reward.tolist() == expected
+    assert weight.tolist() == [[1.0]] * 6 and metrics == {"reward/mean": 0.5, "reward/prompt_weight": 1.0}
+
+
+def test_a_prompt_weighs_by_its_pass_rate():
+    reward, weight, metrics = rewarded(pass_rate_power=2.0)
+    assert reward is not None and weight[:, 0].tolist() == [0, 0, 1, 1, 0, 0]
+    assert metrics == pytest.approx({"reward/mean": 0.5, "reward/prompt_weight": 1 / 3})
+
+
+def test_nothing_is_graded_where_no_knob_asks():
+    reward, weight, metrics = rewarded()
+    assert reward is None and weight.tolist() == [[1.0]] * 6 and metrics == {}
