@@ -55,7 +55,7 @@ TOPICS = (
         ("evaluate.max_response_length",),
         axis="max_response_length",
     ),
-    Topic("entropy_bonus", "Entropy bonus", f"{_ADVENTURES}, section 4", ("entropy_coef",), axis="entropy_coef"),
+    Topic("entropy_bonus", "Entropy bonus", f"{_ADVENTURES}, section 4", ("signal.entropy",), axis="signal.entropy"),
     Topic("teacher_size", "Teacher", f"{_ADVENTURES}, section 4", ("teacher.models",), axis="teacher.models"),
     Topic("gamma", "Discount γ", f"{_ADVENTURES}, section 4", ("gamma",), axis="gamma"),
     Topic(

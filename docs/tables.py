@@ -1,4 +1,4 @@
-"""`python -m docs.tables` writes methods.md and refusals.md from the config, the functions' docstrings and REFUSALS."""
+"""`python -m docs.tables` writes methods.md and refusals.md from the config, the functions' docstrings and RULES."""
 
 import inspect
 import re
@@ -10,11 +10,13 @@ from typing import Any
 import yaml
 
 from opd.check import config as check
-from opd.check.method_rules import BIASED
-from opd.check.refusals import REFUSALS
+from opd.check.objective_rules import BIASED
+from opd.check.refusals import RULES
 from opd.config.schema import CONF, Clip, Shaping
 from opd.objective import advantage, divergence, loss, shaping
 from opd.objective.filter import eligible
+from opd.step import terms
+from opd.step.terms import Term
 
 DOCS = Path(__file__).parent
 GROUPS = ("divergence", "support", "ensemble", "filter", "rollout_correction", "loss")
@@ -38,20 +40,20 @@ SOURCE = re.compile(rf"(?:{NAMED})\b(?:,? (?:section|Eq\.|Table|idea) \d+)*")
 # Where nothing but the source is said, the column of its own says it.
 ASIDE = re.compile(rf" \((?:{SOURCE.pattern})\)|(?<=[.:]) (?:{SOURCE.pattern})(?:, {SOURCE.pattern})*\.(?= |$)")
 
+TERMS = {name: found for name, found in vars(terms).items() if isinstance(found, Term)}
+
 # Knobs of a run that no group's function has: what does it, and the default run's value.
 KNOBS: dict[str, tuple[Callable[..., Any], Any]] = {
     "gamma": (advantage.discounted_return, 0.0),
     "credit": (shaping.sequence_return, "reward_to_go"),
     "whitening": (advantage.whiten, "batch"),
-    "entropy_coef": (loss.entropy_bonus, 0.0),
+    **{f"signal.{name}": (term.function, float(name == "divergence")) for name, term in TERMS.items()},
     "clip.low, clip.high": (loss.clipped_policy_gradient, None),
     "shaping.log_ratio_clamp": (divergence.Divergence.clamped, None),
     "shaping.baseline": (shaping.subtract_baseline, "none"),
     "shaping.advantage_clip": (shaping.clip, None),
     "shaping.prefix_strength": (shaping.prefix_weight, 0.0),
-    "shaping.kl_coef": (shaping.stay_near, 0.0),
     "shaping.extrapolation": (shaping.extrapolate, 1.0),
-    "shaping.reward_weight": (shaping.add_reward, [0.0, 0.0]),
     "shaping.pass_rate_power": (shaping.pass_rate_weight, 0.0),
     "filter.exclude_special, filter.exclude_ids, filter.prefix_length": (eligible, False),
 }
@@ -166,7 +168,7 @@ def methods() -> str:
 def refusals() -> str:
     """The page of refusals."""
     keys_of: dict[str, list[str]] = {}
-    for refusal in REFUSALS:
+    for refusal in RULES:
         keys_of.setdefault(refusal.reason, []).append(" with ".join(f"`{key}`" for key in refusal.keys))
     rows = [(", ".join(keys), reason) for reason, keys in keys_of.items()]
     return "\n".join([REFUSALS_INTRODUCTION, table(("keys", "why"), rows), REFUSALS_REST])

@@ -15,7 +15,8 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from opd.check import signatures
 from opd.check.credentials import refuse_credentials
 from opd.check.ensemble_rules import refuse_teachers
-from opd.check.refusals import REFUSALS
+from opd.check.refusals import RULES
+from opd.check.signal import declared, uses_anchor
 from opd.check.teacher_rules import with_own_settings
 from opd.config.parsing import parse
 from opd.config.recipe import Positive
@@ -58,9 +59,11 @@ def check(config: RunConfig) -> None:
     ensemble = config.ensemble["_target_"]
     bounds = {name: signatures.trait(ensemble, name) for name in ("at_least", "at_most")}
     refuse_teachers(config.method("ensemble"), len(config.teacher.models), config.ensemble, **bounds)
-    for refusal in REFUSALS:
-        if remedy := refusal.when(config):
-            raise UserError(f"{' and '.join(refusal.keys)}: {refusal.reason}; {remedy}")
+    for name in config.signal:
+        declared(name)
+    for rule in RULES:
+        if refusal := rule.refusal(config):
+            raise UserError(refusal)
     if (most := most_prompts(config.prompts.source)) is not None:
         steps(config, most)
 
@@ -83,7 +86,7 @@ def selected(config: RunConfig) -> RunConfig:
     for key, model in [
         ("student.model", config.student.model),
         *(("teacher.models", m) for m in config.teacher.models),
-        *([("shaping.anchor", config.shaping.anchor)] if config.shaping.uses_anchor else []),
+        *([("shaping.anchor", config.shaping.anchor)] if uses_anchor(config) else []),
     ]:
         if model.startswith("sft:"):
             name = model.removeprefix("sft:")

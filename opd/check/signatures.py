@@ -50,6 +50,24 @@ def trait(target: str, name: str) -> Any:
         return getattr(imported(target), name)
 
 
+def returns(target: str) -> str:
+    """The name of the type that it is annotated to return."""
+    return ast.unparse(_definition(target).returns or ast.Constant(None)).rpartition(".")[2]
+
+
+def decorated(module: str, decorator: str) -> list[str]:
+    """The functions of a module that a call of `decorator` decorates, in order."""
+    return [
+        name
+        for name, found in _declared(module).items()
+        if isinstance(found, ast.FunctionDef)
+        and any(
+            isinstance(each, ast.Call) and isinstance(each.func, ast.Name) and each.func.id == decorator
+            for each in found.decorator_list
+        )
+    ]
+
+
 def imported(target: str) -> Any:
     """The method itself."""
     module, _, name = target.rpartition(".")

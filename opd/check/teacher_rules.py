@@ -1,4 +1,4 @@
-"""What a teacher's engine can and cannot give: its settings, and the rules of `opd.check.refusals` on it."""
+"""Rules on teachers: what their engine can and cannot give, and its settings."""
 
 from dataclasses import asdict, replace
 from functools import cache
@@ -7,14 +7,14 @@ from urllib.parse import urlsplit
 
 import yaml
 
+from opd.check.engines import ENGINES, engine
+from opd.check.rule import rule
+from opd.check.signal import uses_anchor
 from opd.config.schema import CONF, RunConfig, Teacher, method_names
 from opd.errors import UserError
 
 # Ensembles whose likeliest tokens are one teacher's.
 ONE_AT_A_TIME = ("single", "hard_switch")
-
-# Engines with settings of their own, in `teacher.<engine>`.
-WITH_SETTINGS = ("server", "vllm")
 
 
 def with_own_settings(teacher: Teacher) -> Teacher:
@@ -23,17 +23,18 @@ def with_own_settings(teacher: Teacher) -> Teacher:
     Raises:
         UserError: the engine's own are missing, or another's were changed, which would do nothing.
     """
-    for name in WITH_SETTINGS:
+    others = [name for name, one in ENGINES.items() if one.settings and name != teacher.engine]
+    if engine(teacher).settings and getattr(teacher, teacher.engine) is None:
+        key = f"teacher.{teacher.engine}"
+        raise UserError(f"{key}: is null, and teacher.engine={teacher.engine} needs it; leave it as it was")
+    for name in others:
         settings = getattr(teacher, name)
-        if name == teacher.engine:
-            if settings is None:
-                raise UserError(f"teacher.{name}: is null, and teacher.engine={name} needs it; leave it as it was")
-        elif settings is not None and (changed := _changed(asdict(settings), _usual(name))):
+        if settings is not None and (changed := _changed(asdict(settings), _usual(name))):
             raise UserError(
                 f"teacher.{name}.{changed} and teacher.engine: teacher.engine={teacher.engine} does not use it; set "
                 f"teacher.engine={name}, or leave it out"
             )
-    return replace(teacher, **{name: None for name in WITH_SETTINGS if name != teacher.engine})
+    return replace(teacher, **dict.fromkeys(others))
 
 
 @cache
@@ -45,12 +46,18 @@ def _changed(settings: dict[str, Any], usual: dict[str, Any]) -> str | None:
     return next((key for key, value in settings.items() if value != usual[key]), None)
 
 
-# ---- rules: each returns what would be right, or None
+# ---- what the engine gives
 
 
+@rule(
+    "teacher.engine",
+    "support",
+    "ensemble",
+    "filter",
+    reason="this engine gives the log-probs of sampled tokens and of a teacher's likeliest, and no full distributions",
+)
 def distributions(config: RunConfig) -> str | None:
-    """Only the local engine has hidden states, from which whole distributions are made; vLLM names likeliest tokens."""
-    if config.teacher.engine == "local":
+    if engine(config).distributions:
         return None
     if config.method("support") == "full":
         return "set support=topk or sampled, or teacher.engine=local"
@@ -63,9 +70,15 @@ def distributions(config: RunConfig) -> str | None:
     return None
 
 
+@rule(
+    "teacher.engine",
+    "filter",
+    "divergence",
+    "ensemble",
+    reason="this engine gives the log-probs of the sampled tokens and no entropies",
+)
 def entropies(config: RunConfig) -> str | None:
-    """Only the local engine has entropies."""
-    if config.teacher.engine == "local":
+    if engine(config).entropies:
         return None
     if config.filter.get("score") == "teacher_entropy":
         return "set filter=student_entropy or filter=kl, or teacher.engine=local"
@@ -76,9 +89,13 @@ def entropies(config: RunConfig) -> str | None:
     return None
 
 
+@rule(
+    "teacher.engine",
+    "teacher.temperature",
+    reason="this engine gives the log-probs of given tokens at temperature 1",
+)
 def temperature(config: RunConfig) -> str | None:
-    """vLLM's `prompt_logprobs` are at temperature 1."""
-    if config.teacher.engine == "local" or config.teacher.temperature == 1:
+    if engine(config).temperatures or config.teacher.temperature == 1:
         return None
     return (
         f"set rollout.temperature=1.0, which teacher.temperature (now {config.teacher.temperature}) follows, or "
@@ -86,31 +103,38 @@ def temperature(config: RunConfig) -> str | None:
     )
 
 
+@rule("teacher.engine", "teacher.dtype", reason="a server has loaded its model already, in a precision of its own")
 def precision(config: RunConfig) -> str | None:
-    """A server has loaded its model already; the anchor alone is loaded here."""
-    if config.teacher.engine != "server" or config.teacher.dtype == "float32" or config.shaping.uses_anchor:
-        return None
+    if engine(config).loads != "elsewhere" or config.teacher.dtype == "float32" or uses_anchor(config):
+        return None  # the anchor is loaded here
     return f"leave out teacher.dtype={config.teacher.dtype}, and give it to the server"
 
 
+@rule("teacher.engine", "teacher.dtype", reason="this engine loads 8-bit weights only from a checkpoint that has them")
 def eight_bits(config: RunConfig) -> str | None:
-    """Only the local engine rounds weights itself."""
-    if config.teacher.engine != "vllm" or config.teacher.dtype != "int8":
+    if engine(config).loads != "engine" or engine(config).rounds or config.teacher.dtype != "int8":
         return None
     return "set teacher.dtype=bfloat16, or teacher.engine=local"
 
 
+@rule("teacher.dtype", "compute.offload", reason="8-bit weights stay on the device that computes with them")
 def eight_bits_offloaded(config: RunConfig) -> str | None:
-    """FSDP offloads what it shards, and it shards no integers."""
+    # FSDP offloads what it shards, and it does not shard integers.
     if not config.compute.offload or config.teacher.dtype != "int8":
         return None
     return "set teacher.dtype=bfloat16, or compute.offload=false"
 
 
+# ---- settings
+
+
+@rule(
+    "teacher.engine",
+    "teacher.server.urls",
+    reason="each teacher has servers of its own, whose URLs are recorded",
+)
 def urls(config: RunConfig) -> str | None:
-    """As many servers as teachers, by URLs that hold no secret."""
-    if config.teacher.server is None:
-        return None
+    assert config.teacher.server is not None
     given, num = config.teacher.server.urls, len(config.teacher.models)
     if len(given) != num:
         return f"teacher.server.urls has {len(given)} entries for {num} teachers; give [[URL]] or [[URL,URL],…]"
@@ -135,9 +159,14 @@ def _is_plain(url: str) -> bool:
     return bool(wanted) and not any((parts.username, parts.password, parts.query, parts.fragment)) and "@" not in url
 
 
+@rule(
+    "teacher.vllm.kv_cache_bytes",
+    "teacher.vllm.gpu_memory_utilization",
+    reason="an engine has one bound of its memory",
+)
 def engine_memory(config: RunConfig) -> str | None:
-    """vLLM takes one bound of memory."""
     settings = config.teacher.vllm
-    if settings is None or (settings.kv_cache_bytes is None) != (settings.gpu_memory_utilization is None):
+    assert settings is not None
+    if (settings.kv_cache_bytes is None) != (settings.gpu_memory_utilization is None):
         return None
     return "give one of the two, and null for the other"

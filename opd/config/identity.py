@@ -11,7 +11,7 @@ its `_target_` at first, or its `kind`.
 import hashlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 # A method's import path when it first came → today's.
@@ -21,12 +21,34 @@ MOVED: dict[str, str] = {
 }
 
 # A key when it first came → today's. One that leaves its section has no `*` and no `:`.
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    "entropy_coef": "signal.entropy",
+    "shaping.kl_coef": "signal.near_start",
+    "shaping.reward_weight": "signal.reward",
+}
 
 # A key that came after the first version, by its name when it came → its neutral value, at which it is not hashed and
 # with which an older record is read: what a run did before there was such a key. Sections before what is in them.
 LATER: dict[str, Any] = {
+    "signal": {"divergence": 1.0},
     "evaluate.texts": 0,
+}
+
+
+def _one(weight: Any) -> Any:
+    """A weight that is the same at the start and the end of training, as one number."""
+    return weight[0] if isinstance(weight, list) and len(weight) == 2 and weight[0] == weight[1] else weight
+
+
+def _pair(weight: Any) -> Any:
+    return weight if isinstance(weight, list) else [weight, weight]
+
+
+# A renamed key, by its first name, whose value is written in another form now: its first form, and today's.
+REWRITTEN: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
+    "entropy_coef": (_one, _one),
+    "shaping.kl_coef": (_one, _one),
+    "shaping.reward_weight": (_pair, _one),
 }
 
 # What changes where a run is kept and what of it, how it is watched or repeated, or whom it asks, and no number of it.
@@ -78,6 +100,7 @@ def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
         for section in _sections(found, path):
             section.setdefault(name, _copied(neutral))
     for first, now in RENAMED.items():
+        _rewrite(found, first, form=1)
         _rename(found, first, now)
     _retarget(found, MOVED)
     return found
@@ -109,6 +132,7 @@ def _named_as_first(config: Mapping[str, Any]) -> dict[str, Any]:
     _retarget(found, {now: first for first, now in MOVED.items()})
     for first, now in reversed(RENAMED.items()):
         _rename(found, now, first)
+        _rewrite(found, first, form=0)
     return found
 
 
@@ -148,6 +172,15 @@ def _rename(config: dict[str, Any], old: str, new: str) -> None:
                     return
         if new_name not in goal:
             goal[new_name] = section.pop(name)
+
+
+def _rewrite(config: dict[str, Any], first: str, form: int) -> None:
+    """Writes the value under a key's first name, in place, in its first form (0) or today's (1)."""
+    if first in REWRITTEN:
+        *path, name = first.split(".")
+        for section in _sections(config, path):
+            if name in section:
+                section[name] = REWRITTEN[first][form](section[name])
 
 
 def _renamed(key: str, first: str, now: str) -> str:

@@ -80,7 +80,7 @@ def _sentence(first: Any, config: Mapping[str, Any]) -> str:
         return no_such_key(key)
     if first["type"] in _MISSING:
         return f"{key}: is missing; give it a value"
-    right = first["msg"].replace("Input should be", "should be", 1)
+    right = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be", 1)
     shown = "" if isinstance(first["input"], Mapping) else f"={reprlib.repr(first['input'])}"
     return f"{key}{shown}: {right[0].lower()}{right[1:]}"
 

@@ -7,7 +7,7 @@ A method node (`divergence`, `support`, `ensemble`, `filter`, `rollout_correctio
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, PlainValidator
 from pydantic.dataclasses import dataclass
 
 from opd.config.places import CONF as CONF
@@ -17,6 +17,17 @@ from opd.config.worlds import Domain
 Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+
+
+def _weight(value: Any) -> float | list[float]:
+    numbers: list[Any] = value if isinstance(value, list) and len(value) == 2 else [value]
+    if not all(type(each) in (int, float) and 0 <= each < float("inf") for each in numbers):
+        raise ValueError("should be a number that is at least 0, or [first, last] along training")
+    return [float(each) for each in numbers] if isinstance(value, list) else float(value)
+
+
+# The weight of a term of `signal`.
+Weight = Annotated[float | list[float], PlainValidator(_weight)]
 
 # A method node: `_target_` and that function's knobs.
 Node = dict[str, Any]
@@ -205,9 +216,8 @@ class Clip:
 class Shaping:
     """What is done to the signal between divergence and loss; see `opd.objective.shaping`.
 
-    `anchor` (a model, or `self` for the student's own starting weights) is what `kl_coef` keeps the student near and
-    what `extrapolation` leads away from. `reward_weight` is that of a response's verifiable reward at the start and at
-    the end of training.
+    `anchor` (a model, or `self` for the student's own starting weights) is what `signal.near_start` keeps the student
+    near and what `extrapolation` leads away from.
     """
 
     log_ratio_clamp: Positive | None
@@ -215,19 +225,9 @@ class Shaping:
     advantage_clip: Positive | None
     prefix_strength: NonNegative
     anchor: Text
-    kl_coef: NonNegative
     extrapolation: Positive
-    reward_weight: Annotated[list[NonNegative], Field(min_length=2, max_length=2)]
     reward_baseline: Literal["none", "group"]
     pass_rate_power: NonNegative
-
-    @property
-    def uses_anchor(self) -> bool:
-        return self.kl_coef > 0 or self.extrapolation != 1
-
-    @property
-    def uses_reward(self) -> bool:
-        return any(self.reward_weight) or self.pass_rate_power > 0
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -331,7 +331,8 @@ class MachinePlan:
 class RunConfig:
     """One run, whole. `num_steps` stops it before the end of `epochs`; null runs them all.
 
-    A batch is learned in updates of `mini_batch_size` prompts. `credit` says which tokens answer for a token's signal:
+    `signal` gives each term of what is learned its weight; see `opd.step.terms`. A batch is learned in updates of
+    `mini_batch_size` prompts. `credit` says which tokens answer for a token's signal:
     it and, discounted by `gamma`, those before it (reward_to_go), or all of the response (sequence).
     `allow_heuristic` lets through what is no gradient of anything, with a warning.
 
@@ -355,9 +356,9 @@ class RunConfig:
     gamma: Annotated[float, Field(ge=0, le=1)]
     allow_heuristic: bool
     whitening: Literal["none", "sample", "group", "batch"]
-    entropy_coef: NonNegative
     threads: Count | None
     clip: Clip
+    signal: dict[Text, Weight]
     shaping: Shaping
     divergence: Node
     support: Node

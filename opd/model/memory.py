@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedConfig
 
+from opd.check.engines import engine
+from opd.check.signal import has_weight
 from opd.config.schema import RunConfig
 from opd.model.shapes import Saved, Shape, saved, shape
 
@@ -217,7 +219,7 @@ def _logits(config: RunConfig, model: Shape, work: Pass, kind: str, *, learns: b
     if config.method("support") != "sampled" and learns:
         buffers = 2 if len(config.teacher.models) == 1 else 3
         return 4 * chunk * (buffers + 2 * (kind == "cuda"))  # on a GPU a chunk is worked on whole
-    copies = 1 + (kind == "cuda") * (2 if config.entropy_coef and learns else 1)
+    copies = 1 + (kind == "cuda") * (2 if learns and has_weight(config.signal.get("entropy", 0.0)) else 1)
     return 4 * chunk * copies
 
 
@@ -254,7 +256,7 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
     size = BYTES[products]
     shapes = [shape(teacher) for teacher in models.teachers]
 
-    sharded = grouped and config.teacher.engine == "local"
+    sharded = grouped and engine(config).loads == "here"
 
     def held(model: Shape) -> int:
         ranks = machine.ranks if sharded else 1
@@ -266,11 +268,11 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
     together = max(models.together, key=lambda some: sum(held(shapes[index]) for index in some))
     most = sum(held(shapes[index]) for index in together)
     items = [Item(f"teachers' weights ({dtype}), {len(together)} at once", most, ALWAYS, host)]
-    if (engine := config.teacher.vllm) is not None:
-        cache = engine.kv_cache_bytes
-        share = int((engine.gpu_memory_utilization or 0) * machine.memory)
+    if (settings := config.teacher.vllm) is not None:
+        cache = settings.kv_cache_bytes
+        share = int((settings.gpu_memory_utilization or 0) * machine.memory)
         items.append(Item("teachers' keys and values", max(0, share - most) if cache is None else cache, ALWAYS))
-    scorers = list(shapes) if config.teacher.engine == "local" else []
+    scorers = list(shapes) if engine(config).loads == "here" else []
     if models.anchor is not None:
         scorers.append(shape(models.anchor))
         items.append(Item(f"anchor's weights ({dtype})", held(scorers[-1]), ALWAYS, host))

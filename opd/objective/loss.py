@@ -70,26 +70,13 @@ def clipped_policy_gradient(
     return -(torch.where(keep, weight.detach(), 0) * gain / _as(num_tokens, student_logp)).sum()
 
 
-def entropy_bonus(
-    student_entropy: Float[Tensor, "batch time"],
-    count: Bool[Tensor, "batch time"],
-    num_tokens: Float[Tensor, "batch 1"] | float | int,
-    *,
-    entropy_coef: Annotated[float | int, Ge(0)],
-) -> Float[Tensor, ""]:
-    """-entropy_coef · Σ_count entropy / num_tokens: minimising it keeps the student broad. Adventures section 4."""
-    return -entropy_coef * (torch.where(count, student_entropy, 0) / _as(num_tokens, student_entropy)).sum()
-
-
-def direct(
-    divergence: Float[Tensor, "batch time"],
-    weight: Float[Tensor, "batch time"],
-    keep: Bool[Tensor, "batch time"],
+def summed(
+    loss: Float[Tensor, "batch time"],
+    over: Bool[Tensor, "batch time"],
     num_tokens: Float[Tensor, "batch 1"] | float | int,
 ) -> Float[Tensor, ""]:
-    """Σ_keep weight · D / num_tokens, for an exact divergence, which is differentiated itself."""
-    scale = torch.where(keep, weight.detach(), 0).to(divergence.dtype)
-    return (scale * torch.where(keep, divergence, 0) / _as(num_tokens, divergence)).sum()
+    """Σ_over loss / num_tokens, for a loss of each token that is differentiated itself."""
+    return (torch.where(over, loss, 0) / _as(num_tokens, loss)).sum()
 
 
 def _as(num_tokens: Tensor | float | int, like: Tensor) -> Tensor | float:

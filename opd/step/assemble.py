@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.check.config import BUILT_BY_THE_RUN
+from opd.check.signal import has_weight, uses_anchor, uses_grades
 from opd.checkpoint.background import Background
 from opd.checkpoint.store import Learned
 from opd.config.schema import Arithmetic, Dataset, Mixture, RunConfig
@@ -32,12 +33,13 @@ from opd.ranks.dist import Ranks
 from opd.recipes.make import locate, make_models
 from opd.records.run_dir import RunDir
 from opd.rollout.sampler import Sampler
-from opd.step import ready
-from opd.step.learn import Exact, PolicyGradient
+from opd.step import ready, terms
+from opd.step.learn import Exact, Signal
 from opd.step.methods import bind, bound_ensemble
 from opd.step.run import Run
 from opd.step.stages import Anchor, Rewards, WholeReference, sampled_reference
 from opd.teacher.load import build_teachers, load_anchor, whole
+from opd.teacher.local import Teachers
 from opd.watch.pages import Pages
 from opd.watch.throughput import Meter
 
@@ -63,7 +65,6 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     tokens = control_tokens(config, tokenizer)
     fits("max_response_length", config.max_response_length, training, student, before=tokens.longest)
     num_steps = steps(config, len(training))
-    support: Support = bind("support", config.support)()
     benchmarks, allowed = load_benchmarks(config, tokenizer, student), _eligible(config, student, tokenizer)
     if config.student.lora is not None:
         add_adapters(student, config.student.lora, seed=config.seed)
@@ -100,11 +101,9 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         eligible=allowed,
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
-        anchor=Anchor(load_anchor(config, ranks) if config.shaping.uses_anchor else None),
-        reward=Rewards(config.shaping, tokenizer, config.evaluate.grading_timeout),
-        learner=PolicyGradient(config, policy)
-        if support.kind == "sampled"
-        else Exact(config, whole(policy, teachers), support),
+        anchor=Anchor(load_anchor(config, ranks) if uses_anchor(config) else None),
+        reward=Rewards(uses_grades(config), config.shaping, tokenizer, config.evaluate.grading_timeout),
+        learner=build_learner(config, policy, teachers),
         divisor=bind("loss", config.loss),
         ranks=ranks,
         meter=Meter(student, ranks, config.compute.dtype),
@@ -138,6 +137,17 @@ def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerB
     built = {"root": root, "stop_ids": stop_token_ids(root.model, tokenizer), "pad_id": tokenizer.pad_token_id}
     assert built.keys() == BUILT_BY_THE_RUN
     return bind("rollout", config.rollout)(**built)
+
+
+def build_learner(config: RunConfig, policy: Policy, teachers: Teachers) -> Signal:
+    """What learns the terms that `signal` weighs; a divergence over the vocabulary is learned by a pass of its own."""
+    support: Support = bind("support", config.support)()
+    weights = {name: weight for name, weight in config.signal.items() if has_weight(weight)}
+    sampled = support.kind == "sampled"
+    of_tokens = {name: getattr(terms, name) for name in weights if sampled or name != "divergence"}
+    return Signal(
+        config, policy, of_tokens, weights, None if sampled else Exact(config, whole(policy, teachers), support)
+    )
 
 
 def control_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Control:

@@ -1,91 +1,31 @@
-"""From a scored batch to gradients: on the sampled tokens by policy gradient, or through whole distributions.
+"""From a scored batch to gradients: its terms' policy gradient and losses, and the divergence over the vocabulary.
 
-A learner prepares a batch whole, because baselines, whitening and counts are the batch's, and then learns from it part
-by part, an optimizer update each.
+The batch is prepared as one, because baselines, whitening and counts are the batch's, and then learned part by part, an
+optimizer update each.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from torch import Tensor
 
 from opd.config.schema import RunConfig
-from opd.data.batch import Rollout, TeacherScores, TokenScores
+from opd.data.batch import TokenScores
 from opd.model.policy import Policy
 from opd.objective import shaping
 from opd.objective.advantage import discounted_return, whiten
-from opd.objective.divergence import Chosen
-from opd.objective.loss import clipped_policy_gradient, entropy_bonus, policy_gradient
-from opd.objective.mixture import Mixture
+from opd.objective.loss import clipped_policy_gradient, policy_gradient, summed
 from opd.objective.support import Support
-from opd.ranks.dist import Ranks
+from opd.step.batch import Batch
+from opd.step.terms import Advantage, Loss, Term
 from opd.teacher.whole import Whole
 
+Weight = float | Sequence[float]  # of a term: one, or its first and last along training
 PerToken = Float[Tensor, "batch time"]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """All ranks' responses of a step and what was found of them; `own` are this rank's.
-
-    `divergence` is each token's; `keep` gets a gradient, `count` stays in the denominator, which is `num_tokens` once
-    the batch is cut into the `parts` that are learned. `anchor_logp` and `reward` are None where nothing asks for them.
-    """
-
-    own: Rollout
-    rollout: Rollout
-    student: TokenScores
-    teachers: TeacherScores
-    mixture: Mixture
-    divergence: Chosen
-    weight: PerToken
-    keep: Bool[Tensor, "batch time"]
-    count: Bool[Tensor, "batch time"]
-    anchor_logp: PerToken | None
-    reward: Float[Tensor, " batch"] | None
-    advantage: PerToken | None = None
-    num_tokens: Float[Tensor, "batch 1"] | None = None
-
-    def parts(self, num_parts: int, ranks: Ranks, divisor: Callable[..., Tensor]) -> "Iterator[Batch]":
-        """This rank's share of each part of the batch, its denominators those of the part over all ranks."""
-        size, before = len(self.rollout) // num_parts, 0
-        share = size // ranks.size
-        for part in range(num_parts):
-            count = self.count[part * size : (part + 1) * size]
-            num_tokens = divisor(count, int(count.sum()), int(count.any(1).sum()))
-            here = slice(part * share, (part + 1) * share)
-            after = before + int(self.own.mask[here].sum())
-            mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
-            among = slice(part * size + mine.start, part * size + mine.stop)
-            yield replace(self._rows(among, self.own.rows(here), slice(before, after)), num_tokens=num_tokens[mine])
-            before = after
-
-    def signal(self, log_ratio: PerToken) -> PerToken:
-        """Each token's advantage: as prepared, or, where the divergence itself is differentiated, its own."""
-        return self.divergence.advantage(log_ratio) if self.advantage is None else self.advantage
-
-    def _rows(self, rows: slice, own: Rollout, tokens: slice) -> "Batch":
-        hidden = {index: states[tokens] for index, states in self.teachers.hidden.items()}
-        top = {index: likeliest.rows(tokens) for index, likeliest in self.teachers.top.items()}
-        return replace(
-            self,
-            own=own,
-            rollout=own,
-            student=TokenScores(self.student.logp[rows], self.student.entropy[rows]),
-            teachers=TeacherScores(self.teachers.logp[:, rows], self.teachers.entropy[:, rows], hidden, top),
-            mixture=self.mixture.rows(rows),
-            divergence=self.divergence.rows(rows),
-            weight=self.weight[rows],
-            keep=self.keep[rows],
-            count=self.count[rows],
-            anchor_logp=None,
-            reward=None,
-            advantage=None if self.advantage is None else self.advantage[rows],
-        )
 
 
 @runtime_checkable
@@ -102,55 +42,86 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
-class PolicyGradient:
-    """support=sampled: the sampled tokens' log-probs, weighted by their advantage."""
+class Signal(Learner):
+    """Learns the terms of `signal`, `terms[name]` each with `weights[name]`.
+
+    Advantages become one policy gradient; losses are added to it. `exact` is the divergence where it is a sum over the
+    vocabulary, with the weight of the term `divergence`, which is then not among `terms`.
+    """
 
     config: RunConfig
     policy: Policy
+    terms: Mapping[str, Term]
+    weights: Mapping[str, Weight]
+    exact: "Exact | None"
 
     def prepare(self, batch: Batch, progress: float) -> tuple[Batch, dict[str, float]]:
-        """Divergence → anchor → credit → reward → baseline → clip → whitening, in this order."""
-        config, knobs = self.config, self.config.shaping
-        keep, group, student_logp = batch.keep, batch.rollout.group, batch.student.logp
-        anchor_logp = student_logp if batch.anchor_logp is None else batch.anchor_logp
-
-        def advantage_of(log_ratio: Tensor) -> Tensor:
-            return batch.divergence.advantage(
-                shaping.extrapolate(log_ratio, student_logp, anchor_logp, coefficient=knobs.extrapolation)
-            )
-
-        signal = batch.mixture.advantage(advantage_of, student_logp, batch.teachers.logp)
-        signal = shaping.stay_near(signal, student_logp, anchor_logp, kl_coef=knobs.kl_coef)
+        """Terms of tokens → credit → terms of responses → baseline → clip → whitening, in this order."""
+        weights = {name: at(weight, progress) for name, weight in self.weights.items()}
+        batch = replace(batch, weights=weights)
+        config, knobs, keep = self.config, self.config.shaping, batch.keep
+        advantages = [(weight, term(batch).values) for weight, term in self._weighed(Advantage, weights)]
+        if not advantages:
+            return batch, {}
+        of_tokens = [weight * values for weight, values in advantages if values.ndim == 2]
+        signal = sum(of_tokens, start=torch.zeros_like(batch.student.logp))
         early = shaping.prefix_weight(signal, keep, strength=knobs.prefix_strength)
         advantage = CREDIT[config.credit](signal, keep, config.gamma)
-        if batch.reward is not None:
-            advantage = shaping.add_reward(advantage, batch.reward, keep, progress, reward_weight=knobs.reward_weight)
-        advantage = shaping.subtract_baseline(advantage, keep, group, baseline=knobs.baseline)
+        for weight, values in advantages:
+            if values.ndim == 1:
+                advantage = shaping.add_reward(advantage, values, keep, progress, reward_weight=(weight, weight))
+        advantage = shaping.subtract_baseline(advantage, keep, batch.rollout.group, baseline=knobs.baseline)
         advantage, clipped = shaping.clip(advantage, keep, limit=knobs.advantage_clip)
-        advantage, mean, std = whiten(advantage, keep, config.whitening, group)
+        advantage, mean, std = whiten(advantage, keep, config.whitening, batch.rollout.group)
         metrics = {"whitening/mean": float(mean), "whitening/std": float(std), "shaping/clipped": clipped}
         return replace(batch, advantage=advantage, weight=batch.weight * early), metrics
 
     def backward(self, batch: Batch) -> dict[str, float]:
-        """Of the whole part at once: its loss is a function of [batch, time] scores, so no split into micro-batches
-        can change a denominator.
+        """Adds the gradients of the policy gradient and the losses, then that of the divergence over the vocabulary.
+
+        The first are functions of [batch, time] scores, so no split into micro-batches can change a denominator.
         """
-        config = self.config
+        loss, grad_logp, grad_entropy = self._of_scores(batch)
+        ranks = self.policy.ranks
+        metrics = ranks.total({"loss": loss})
+        if self.exact is None or ranks.any(bool(grad_logp.any())):
+            by_entropy = grad_entropy if self.exact is None and grad_entropy.any() else None
+            self.policy.backward(batch.rollout, grad_logp, by_entropy)
+        if self.exact is None:
+            return metrics
+        # The pass over the vocabulary has each token's distribution at hand, and takes the entropy's gradient too.
+        entropy_weight = -grad_entropy if self._weighed(Loss, batch.weights) else None
+        measured = self.exact.backward(batch, batch.weights.get("divergence", 0.0), entropy_weight)
+        return measured | {"loss": metrics["loss"] + measured["loss"]}
+
+    def _of_scores(self, batch: Batch) -> tuple[float, PerToken, PerToken]:
+        """The policy gradient's and the losses' sum, and its derivatives by the tokens' log-probs and entropies."""
+        assert batch.num_tokens is not None
+        config, losses = self.config, self._weighed(Loss, batch.weights)
+        if batch.advantage is None and not losses:
+            nothing = torch.zeros_like(batch.student.logp)
+            return 0.0, nothing, nothing
         several = config.mini_batch_size < config.batch_size
         now = self.policy.scores(batch.rollout) if several else batch.student
         logp, entropy = now.logp.clone().requires_grad_(), now.entropy.clone().requires_grad_()
-        assert batch.advantage is not None and batch.num_tokens is not None
-        learned = batch.advantage, batch.weight, batch.keep, batch.num_tokens
-        if several:
-            loss = clipped_policy_gradient(
-                logp, batch.student.logp, *learned, clip_low=config.clip.low, clip_high=config.clip.high
-            )
-        else:
-            loss = policy_gradient(logp, *learned)
-        loss = loss + entropy_bonus(entropy, batch.count, batch.num_tokens, entropy_coef=config.entropy_coef)
-        grad_logp, grad_entropy = torch.autograd.grad(loss, [logp, entropy])
-        self.policy.backward(batch.rollout, grad_logp, grad_entropy if config.entropy_coef else None)
-        return self.policy.ranks.total({"loss": float(loss.detach())})
+        loss = torch.zeros((), dtype=logp.dtype)
+        if batch.advantage is not None:
+            learned = batch.advantage, batch.weight, batch.keep, batch.num_tokens
+            if several:
+                bounds = {"clip_low": config.clip.low, "clip_high": config.clip.high}
+                loss = loss + clipped_policy_gradient(logp, batch.student.logp, *learned, **bounds)
+            else:
+                loss = loss + policy_gradient(logp, *learned)
+        here = replace(batch, student=TokenScores(logp, entropy))
+        for weight, term in losses:
+            found = term(here)
+            assert isinstance(found, Loss)
+            loss = loss + weight * summed(found.values, found.over, batch.num_tokens)
+        grad_logp, grad_entropy = torch.autograd.grad(loss, [logp, entropy], materialize_grads=True)
+        return float(loss.detach()), grad_logp, grad_entropy
+
+    def _weighed(self, kind: type, weights: Mapping[str, float]) -> list[tuple[float, Term]]:
+        return [(weights[name], term) for name, term in self.terms.items() if term.kind is kind and weights[name]]
 
 
 @dataclass(frozen=True)
@@ -161,14 +132,13 @@ class Exact:
     whole: Whole
     support: Support
 
-    def prepare(self, batch: Batch, progress: float) -> tuple[Batch, dict[str, float]]:
-        return batch, {}
-
-    def backward(self, batch: Batch) -> dict[str, float]:
+    def backward(self, batch: Batch, coefficient: float, entropy_weight: PerToken | None) -> dict[str, float]:
+        """Adds the gradient of Σ coefficient · weight · D / num_tokens - Σ entropy_weight · H(student) to the student's
+        parameters; returns the first sum as `loss`, and metrics.
+        """
         assert batch.num_tokens is not None
-        coefficient, num_tokens = self.config.entropy_coef, batch.num_tokens.to(batch.weight)
-        weight = torch.where(batch.keep, batch.weight, 0) / num_tokens
-        entropy_weight = coefficient * batch.count / num_tokens if coefficient else None
+        num_tokens = batch.num_tokens.to(batch.weight)
+        weight = coefficient * torch.where(batch.keep, batch.weight, 0) / num_tokens
         measured = self.whole.backward(
             batch.rollout,
             batch.teachers,
@@ -181,8 +151,6 @@ class Exact:
         )
         learned = weight != 0  # a rollout correction may keep a token and weigh it 0
         loss = (torch.where(learned, measured["divergence"], 0) * weight).double().sum()
-        if entropy_weight is not None:
-            loss = loss - (torch.where(batch.count, measured["student_entropy"], 0) * entropy_weight).double().sum()
         sums = {"loss": float(loss), "tokens": float(learned.sum())}
         sums |= {name: float(torch.where(learned, measured[name], 0).double().sum()) for name in MEASURED}
         sums = self.whole.policy.ranks.total(sums)
@@ -190,6 +158,12 @@ class Exact:
         means = {f"support/{shown}": sums[name] / tokens for name, shown in MEASURED.items()}
         # What this support, or no clamp, does not measure is not a number.
         return {"loss": sums["loss"]} | {name: mean for name, mean in means.items() if not math.isnan(mean)}
+
+
+def at(weight: Weight, progress: float) -> float:
+    """A term's weight at a point of training, `progress` in [0, 1]."""
+    first, last = weight if isinstance(weight, Sequence) else (weight, weight)
+    return first + (last - first) * progress
 
 
 CREDIT: dict[str, Callable[[Tensor, Tensor, float], Tensor]] = {

@@ -20,8 +20,8 @@ from opd.objective.filter import TokenSignals
 from opd.objective.filter import metrics as kept
 from opd.objective.mixture import Mixture, Rows
 from opd.objective.rollout_correction import metrics as mismatch
+from opd.step.batch import Batch
 from opd.step.benchmarks import answer_benchmarks, summarize
-from opd.step.learn import Batch
 from opd.step.run import Run
 from opd.step.scored import Scored, own_positions, routed_rows
 
@@ -56,6 +56,7 @@ def step(run: Run, number: int) -> dict[str, float]:
             count=filtered.count & matched,
             anchor_logp=scored.anchor_logp,
             reward=scored.reward,
+            extrapolation=config.shaping.extrapolation,
         ),
         progress,
     )

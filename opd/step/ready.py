@@ -9,6 +9,8 @@ from typing import Any, Literal
 import torch
 from transformers import PreTrainedConfig
 
+from opd.check.engines import engine
+from opd.check.signal import uses_anchor
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.model.load import load_config, load_tokenizer, same_vocabulary
@@ -58,7 +60,7 @@ def compare(config: RunConfig, student: Reading, *teachers: Reading) -> list[str
 def readings(config: RunConfig) -> list[Reading]:
     """How the student, the teachers and the anchor read and end texts."""
     named = {"student.model": "self"} | {f"teacher.models.{i}": model for i, model in enumerate(config.teacher.models)}
-    if config.shaping.uses_anchor:
+    if uses_anchor(config):
         named["shaping.anchor"] = config.shaping.anchor
     found, tokenizers = [], {}
     for key, model in named.items():
@@ -72,7 +74,7 @@ def readings(config: RunConfig) -> list[Reading]:
                 found.append(read(tokenizers[place], path, revision=revision, key=key, model=shown, stop_tokens=stops))
             except UserError:
                 # What a server calls a model need not be a name that can be loaded here.
-                if not key.startswith("teacher.") or config.teacher.engine != "server":
+                if not key.startswith("teacher.") or engine(config).loads != "elsewhere":
                     raise
     return found
 
@@ -84,11 +86,11 @@ def model_configs(config: RunConfig, load: Any = load_config) -> Models:
         path, revision = locate(model, config)
         return load(path, revision=revision, key=key)
 
-    bound, own = bound_ensemble(config), [] if config.teacher.engine == "server" else config.teacher.models
+    bound, own = bound_ensemble(config), [] if engine(config).loads == "elsewhere" else config.teacher.models
     return Models(
         student=of("self", "student.model"),
         teachers=[of(model, f"teacher.models.{index}") for index, model in enumerate(own)],
-        anchor=of(config.shaping.anchor, "shaping.anchor") if config.shaping.uses_anchor else None,
+        anchor=of(config.shaping.anchor, "shaping.anchor") if uses_anchor(config) else None,
         together=sorted({bound.needed(step / 200) for step in range(201)}) if own else [()],
     )
 

@@ -35,6 +35,7 @@ class Anchor:
 class Rewards:
     """Responses graded against their prompts' answers, where `shaping` asks for rewards or pass rates."""
 
+    asked: bool
     shaping: Shaping
     tokenizer: PreTrainedTokenizerBase
     grading_timeout: float
@@ -45,7 +46,7 @@ class Rewards:
         """Each response's reward (1 if its answer is right, less the mean of its prompt's responses if so configured),
         the weight of its prompt, and metrics.
         """
-        if not self.shaping.uses_reward:
+        if not self.asked:
             return None, torch.ones(len(rollout), 1), {}
         grades = grade_rollout(rollout, prompts, self.tokenizer, timeout=self.grading_timeout)
         correct = torch.tensor([grade.correct for grade in grades])

@@ -7,6 +7,8 @@ from dataclasses import asdict
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from opd.check.engines import engine
+from opd.check.signatures import imported
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.model.int8 import hold_in_int8
@@ -29,7 +31,7 @@ def build_teachers(config: RunConfig, texts: Texts, ranks: Ranks, *, longest: in
     Raises:
         UserError: one is missing, cannot be reached, or does not fit the student or the engine.
     """
-    return ENGINES[config.teacher.engine](config, texts, ranks, longest)
+    return imported(engine(config).build)(config, texts, ranks, longest)
 
 
 def whole(policy: Policy, teachers: Teachers) -> Whole:
@@ -42,14 +44,16 @@ def _likeliest(config: RunConfig) -> int:
     return config.support["k"] if config.method("support") == "topk" else 0
 
 
-def _local(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+def local(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+    """Models in this process; see `build_teachers`."""
     return LocalTeachers(
         [scorer_loader(model, config, ranks, key) for key, model in _named(config)],
         keep_hidden=config.uses_vocabulary or config.method("support") != "sampled",
     )
 
 
-def _on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+def on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+    """Models on vLLM's OpenAI-compatible servers; see `build_teachers`."""
     from opd.teacher.replicas import Replicas
     from opd.teacher.server import Server, ServerTeachers, ask
 
@@ -86,7 +90,8 @@ def _on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> 
     return ServerTeachers(servers, ranks)
 
 
-def _on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+def on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
+    """vLLM engines in this process; see `build_teachers`."""
     from opd.teacher.vllm import VllmScorer, VllmTeachers
 
     settings = config.teacher.vllm
@@ -105,14 +110,6 @@ PRECISIONS: dict[str, tuple[str, Callable[[PreTrainedModel], None]]] = {
     "float32": ("float32", lambda model: None),
     "bfloat16": ("bfloat16", lambda model: None),
     "int8": ("bfloat16", hold_in_int8),
-}
-
-
-# By `teacher.engine`.
-ENGINES: dict[str, Callable[[RunConfig, Texts, Ranks, int], Teachers]] = {
-    "local": _local,
-    "server": _on_servers,
-    "vllm": _on_vllm,
 }
 
 

@@ -61,7 +61,7 @@ KNOBS = [
     *("support.tail=bucket", "support.tail=sampled", "support.tail=drop", "support.of=student", "support.of=union"),
     *("rollout_correction.level=sequence", "rollout_correction.level=geometric"),
     *("shaping.log_ratio_clamp=0.3", "shaping.baseline=group", "shaping.baseline=batch", "shaping.advantage_clip=0.4"),
-    *("mini_batch_size=2", "entropy_coef=0.1"),
+    *("mini_batch_size=2", "signal.entropy=0.1"),
 ]
 CHOICES = [f"{group}={name}" for group in START for name in files(group) if name != START[group]] + KNOBS
 
@@ -98,13 +98,11 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     (EXACT | {"whitening": "sample|group|batch"}, "support and whitening: "),
     ({"credit": "sequence", "gamma": "0.5"}, "credit and gamma: "),
     ({"credit": "sequence", "whitening": "sample"}, "credit and whitening: "),
-    ({"shaping": "reward_augmented", "whitening": "sample"}, "shaping.reward_weight and whitening: "),
+    ({"shaping": "reward_augmented", "whitening": "sample"}, "signal and whitening: "),
     ({"shaping.log_ratio_clamp": ".+", "divergence": "total_variation"}, "shaping.log_ratio_clamp and divergence: "),
     (EXACT | {"gamma": "0.5|1.0"}, "support and gamma: "),
-    (EXACT | {"shaping": "near_start"}, "support and shaping.kl_coef: "),
     (EXACT | {"shaping": "extrapolated"}, "support and shaping.extrapolation: "),
     (EXACT | {"shaping": "prefix_weighted"}, "support and shaping.prefix_strength: "),
-    (EXACT | {"shaping": "reward_augmented"}, "support and shaping.reward_weight: "),
     (EXACT | {"shaping.baseline": "group|batch"}, "support and shaping.baseline: "),
     (EXACT | {"shaping.advantage_clip": ".+"}, "support and shaping.advantage_clip: "),
     (EXACT | {"divergence": "k2_naive|k3_naive|value_weighted"}, "divergence and support: "),
@@ -121,7 +119,7 @@ REFUSED: list[tuple[dict[str, str], str]] = [
     ({"filter": "partition", "filter.denominator": ".+"}, "partition has no such knob"),
 ]
 # A student that is its own teacher has a gradient of exactly zero, unless one of these teaches it something else.
-BESIDE_THE_TEACHER = ({"shaping": "near_start|extrapolated|reward_augmented"}, {"entropy_coef": ".+"})
+BESIDE_THE_TEACHER = ({"shaping": "near_start|extrapolated|reward_augmented"}, {"signal.entropy": ".+"})
 # Pairs in which one of the two does nothing, and why that is so here and need not be elsewhere.
 IDENTITIES = {
     ("ensemble=advantage_mean", "teacher=ladder"): "for reverse KL this is the geometric mean that the ladder has here",
@@ -175,13 +173,18 @@ class World:
         self._keep(monkeypatch)
 
     def _node(self, group: str, name: str) -> dict[str, Any]:
+        """What a choice sets, by the sections that it sets it in: its group's, or others too."""
         node = OmegaConf.create({})
-        raw = OmegaConf.load(CONF / group / f"{name}.yaml")
+        raw = OmegaConf.load(file := CONF / group / f"{name}.yaml")
         for base in raw.pop("defaults", []):
-            node = OmegaConf.merge(node, OmegaConf.load(CONF / group / f"{base}.yaml"))
+            node = OmegaConf.merge(node, OmegaConf.load(CONF / group / f"{base.partition('@')[0]}.yaml"))
+        everywhere = file.read_text().startswith("# @package _global_")
+        found = OmegaConf.merge({group: node}, raw if everywhere else {group: raw})
         whole = copy.copy(self.start)
-        whole[group] = OmegaConf.merge(node, raw)
-        return OmegaConf.to_container(whole, resolve=True)[group]
+        for section, values in found.items():
+            whole[section] = values if section == group else OmegaConf.merge(self.start[section], values)
+        resolved = OmegaConf.to_container(whole, resolve=True)
+        return {section: resolved[section] for section in found}
 
     def _keep(self, monkeypatch: pytest.MonkeyPatch) -> None:
         loaded: dict[Any, Any] = {}
@@ -237,7 +240,7 @@ class World:
         plain = copy.deepcopy(self.plain)
         for key, value in sorted(given.items(), key=lambda item: "." in item[0]):
             if key in START:
-                plain[key] = copy.deepcopy(self.nodes[f"{key}={value}"])
+                plain |= copy.deepcopy(self.nodes[f"{key}={value}"])
                 continue
             *above, last = key.split(".")
             node = plain

@@ -34,8 +34,8 @@ def read(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     [
         ("", ["large", "student"]),
         (LADDER, ["large", "medium", "small", "student"]),
-        ("teacher=self shaping.kl_coef=0.1", ["student"]),
-        ("shaping.kl_coef=0.1 shaping.anchor=STUDENT scale.teacher=STUDENT", ["student"]),
+        ("teacher=self signal.near_start=0.1", ["student"]),
+        ("signal.near_start=0.1 shaping.anchor=STUDENT scale.teacher=STUDENT", ["student"]),
         ("preflight=true", ["large", "student"]),
         (f"preflight=true {LADDER}", ["large", "medium", "small", "student"]),
     ],

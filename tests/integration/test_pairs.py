@@ -25,7 +25,7 @@ BARE = {
     "filter=kl filter.scope=sequence filter.prefix_length=3": "filter.p_min and filter.scope: ",
     "credit=sequence": "set gamma=1.0 instead of 0.0",
     "mini_batch_size=2": "set clip.low and clip.high",
-    "shaping.anchor=x": "nothing asks the anchor",
+    "shaping.anchor=x": "no term uses the anchor",
 }
 
 

@@ -186,7 +186,7 @@ def test_another_teacher_temperature_is_a_choice(command: Command):
 
 
 REFUSED = {
-    "plan.ranks=8": "the machine that a plan is for has both",
+    "plan.ranks=8": "a plan needs both to describe a machine",
     "plan.ranks=8 plan.gpu_gib=80": "set preflight=true",
     "plan.ranks=0 plan.gpu_gib=80 preflight=true": "plan.ranks=0",
     "student.stop_tokens=[]": "student.stop_tokens",

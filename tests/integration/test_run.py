@@ -133,7 +133,7 @@ METHODS = [
     f"support=full whitening=none {LADDER} ensemble=geometric ensemble.normalize=true",
     f"support=topk support.tail=bucket whitening=none {LADDER} ensemble=advantage_mean",
     "filter=exact_kl", "filter.exclude_special=true filter.exclude_ids=[20]", "filter.prefix_length=3",
-    "mini_batch_size=2 clip.low=0.2 clip.high=0.2", "support=full whitening=none mini_batch_size=1 entropy_coef=0.1",
+    "mini_batch_size=2 clip.low=0.2 clip.high=0.2", "support=full whitening=none mini_batch_size=1 signal.entropy=0.1",
     "credit=sequence gamma=1.0", "shaping.log_ratio_clamp=1.0", "shaping.baseline=group whitening=batch",
     "shaping.advantage_clip=1.0", "shaping=near_start", "shaping=extrapolated", "shaping=prefix_weighted",
     "filter=kl", "filter=kl filter.scope=sequence filter.denominator=kept", "filter=signed_kl",
@@ -186,7 +186,7 @@ def test_a_rounded_sampler_disagrees_with_the_learner_and_mis_masks_what_is_far_
 
 
 @pytest.mark.parametrize(
-    "knob", ["gamma=0.5", "whitening=none", "whitening=group", "entropy_coef=0.1", "loss=sequence_mean"]
+    "knob", ["gamma=0.5", "whitening=none", "whitening=group", "signal.entropy=0.1", "loss=sequence_mean"]
 )
 def test_every_shaping_knob_acts(run, plain: RunDir, knob: str):
     assert steps(plain)[1]["loss"] != steps(run("num_steps=2", "evaluate.benchmarks=[]", knob))[1]["loss"]
@@ -199,7 +199,7 @@ def test_the_first_steps_of_a_shorter_run_are_those_of_a_longer_one(run, plain: 
 
 def test_the_entropy_bonus_keeps_the_student_broader(run):
     settings = ("num_steps=8", "optim.lr=0.02", "evaluate.every=0")
-    plain, bonus = run(*settings), run(*settings, "entropy_coef=5.0")
+    plain, bonus = run(*settings), run(*settings, "signal.entropy=5.0")
     assert steps(bonus)[-1]["entropy/student"] > steps(plain)[-1]["entropy/student"] + 0.05
 
 

@@ -68,7 +68,7 @@ def test_a_top_k_from_the_server_is_that_of_a_local_teacher(tail: str, serve: Ca
         "support.k=6",
         f"support.tail={tail}",
         "whitening=none",
-        "entropy_coef=0.01",
+        "signal.entropy=0.01",
         "num_steps=2",
     ]
     knobs += ["mini_batch_size=2"]

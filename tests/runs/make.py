@@ -51,7 +51,7 @@ RUNS = {
     ],
     "ensemble": ["teacher=ladder", "ensemble=soft_switch", "gamma=0.5", "whitening=group"],
     "adapters": ["lora=all_linear", "student.lora.rank=2", "support=topk", "divergence=skew_kl", "whitening=none"],
-    "two_ranks": ["loss=sequence_mean", "rollout_correction=tis", "entropy_coef=0.01"],
+    "two_ranks": ["loss=sequence_mean", "rollout_correction=tis", "signal.entropy=0.01"],
     "from_recipe": [
         "student.model=sft:student",
         f"recipes.student.architecture={SMALL}",

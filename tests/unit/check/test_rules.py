@@ -6,8 +6,9 @@ from typing import Any
 
 import pytest
 
-from opd.check import refusals
-from opd.check.method_rules import clip_and_updates, too_few_to_rank
+from opd.check.objective_rules import too_few_to_rank
+from opd.check.run_rules import endless_stream
+from opd.check.signal_rules import clip_and_updates
 from opd.config.schema import Dataset, RunConfig
 from tests.integration.conftest import composed
 
@@ -33,7 +34,7 @@ def start() -> RunConfig:
 def test_a_range_that_no_rank_falls_in_is_refused(start: RunConfig, low: int, high: int, tokens: int, refused: bool):
     narrow = {**start.filter, "p_min": low, "p_max": high, "scope": "sequence", "prefix_length": None}
     config = replace(start, filter=narrow, max_response_length=tokens)
-    assert bool(too_few_to_rank(config)) is refused
+    assert bool(too_few_to_rank.refusal(config)) is refused
     ranked = any(
         low * tokens <= 100 * rank < high * tokens for tokens in range(1, tokens + 1) for rank in range(tokens)
     )
@@ -57,7 +58,7 @@ def test_several_updates_are_clipped_on_both_sides_and_one_on_none(
 ):
     clip = replace(start.clip, low=low, high=high)
     config = replace(start, clip=clip, mini_batch_size=start.batch_size // updates)
-    assert bool(clip_and_updates(config)) is refused
+    assert bool(clip_and_updates.refusal(config)) is refused
 
 
 @pytest.mark.parametrize("place", ["prompts", "benchmark"])
@@ -70,7 +71,6 @@ def test_a_stream_without_an_end_is_refused_wherever_it_stands(start: RunConfig,
         "prompts": lambda source: replace(start, prompts=replace(start.prompts, source=source)),
         "benchmark": lambda source: replace(start, evaluate=replace(start.evaluate, sources={"b": source})),
     }
-    (rule,) = [each for each in refusals.REFUSALS if "prompts.source.streaming" in each.keys]
-    assert "set the limit of " in (rule.when(put[place](stream)) or "")
-    assert rule.when(put[place](replace(stream, limit=9))) is None
-    assert rule.when(put[place](replace(stream, streaming=False))) is None
+    assert "set the limit of " in (endless_stream.refusal(put[place](stream)) or "")
+    assert endless_stream.refusal(put[place](replace(stream, limit=9))) is None
+    assert endless_stream.refusal(put[place](replace(stream, streaming=False))) is None

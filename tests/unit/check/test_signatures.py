@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from opd.check import config as check
-from opd.check import signatures
+from opd.check import signal, signatures
+from opd.step import terms
+from opd.step.terms import Term
 
 TARGETS = [(group, target) for group in check.MODULES for target in sorted(check.targets(group))]
 
@@ -93,3 +95,11 @@ def test_what_is_not_declared_plainly_is_asked_of_the_method_itself(name: str, t
         assert signatures.trait(target, "at_least") == getattr(module, name).at_least
     monkeypatch.delitem(sys.modules, "unusual")
     signatures._declared.cache_clear()
+
+
+def test_what_a_term_declares_is_read():
+    found = {name: each for name, each in vars(terms).items() if isinstance(each, Term)}
+    assert signatures.decorated(signal.MODULE, "term") == list(found)
+    for name, term in found.items():
+        read = signal.declared(name)
+        assert (read.kind, read.needs, read.constant) == (term.kind.__name__, term.needs, term.constant)

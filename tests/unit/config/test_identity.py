@@ -158,6 +158,26 @@ def test_what_is_read_and_hashed_is_left_as_it_was(later):
     assert (earlier, now) == (EARLIER, NOW) and LATER["signal"] == {"divergence": 1.0}
 
 
+@pytest.mark.parametrize(
+    ("earlier", "now"),
+    [
+        ({"entropy_coef": 0.1}, {"signal": {"divergence": 1.0, "entropy": 0.1}}),
+        ({"shaping": {"kl_coef": 0.2}}, {"signal": {"divergence": 1.0, "near_start": [0.2, 0.2]}, "shaping": {}}),
+        ({"shaping": {"reward_weight": [1.0, 1.0]}}, {"signal": {"divergence": 1.0, "reward": 1.0}, "shaping": {}}),
+        (
+            {"shaping": {"reward_weight": [1.0, 0.0]}},
+            {"signal": {"divergence": 1.0, "reward": [1.0, 0.0]}, "shaping": {}},
+        ),
+    ],
+)
+def test_weights_of_the_signal_are_hashed_as_the_coefficients_that_they_were(earlier: dict, now: dict):
+    assert config_hash(earlier) == config_hash(now)
+    assert as_first(now) == earlier and as_first(as_today(earlier)) == earlier
+    assert as_today(now) == as_today(earlier)
+    changed = {**now, "signal": {**now["signal"], "divergence": 0.5}}
+    assert config_hash(changed) != config_hash(now)
+
+
 def test_a_key_given_by_both_names_is_not_lost(later):
     both = as_today({**NOW, "entropy_coef": 0.3})
     assert {both["signal"].get("entropy"), both.get("entropy_coef")} == {0.1, 0.3}

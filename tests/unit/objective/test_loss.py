@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opd.objective.loss import clipped_policy_gradient, direct, divisor, entropy_bonus, policy_gradient
+from opd.objective.loss import clipped_policy_gradient, divisor, policy_gradient, summed
 
 LOGP = torch.tensor([[-1.0, -2.0, -3.0], [-4.0, -5.0, -6.0]])
 ADVANTAGE = torch.tensor([[1.0, -1.0, 2.0], [0.5, 0.0, 7.0]])
@@ -53,9 +53,7 @@ def test_an_empty_batch_can_still_run_backward():
         divisor(nothing, 0, 0, aggregation="token_mean"),
         divisor(nothing, 0, 0, aggregation="sequence_mean"),
     ):
-        loss = policy_gradient(logp, ADVANTAGE, WEIGHT, nothing, by) + entropy_bonus(
-            logp, nothing, by, entropy_coef=1.0
-        )
+        loss = policy_gradient(logp, ADVANTAGE, WEIGHT, nothing, by) + summed(logp, nothing, by)
         assert loss.item() == 0
         assert (torch.autograd.grad(loss, logp)[0] == 0).all()
 
@@ -101,20 +99,11 @@ def test_padding_does_not_change_the_loss(width):
     torch.testing.assert_close(loss(width), loss(0))
 
 
-def test_entropy_bonus_rewards_entropy():
-    entropy = torch.tensor([[1.0, 2.0, 9.0]], requires_grad=True)
-    count = torch.tensor([[True, True, False]])
-    loss = entropy_bonus(entropy, count, 2, entropy_coef=0.1)
-    assert math.isclose(loss.item(), -0.1 * 1.5, rel_tol=1e-6)
-    torch.testing.assert_close(torch.autograd.grad(loss, entropy)[0], torch.tensor([[-0.05, -0.05, 0.0]]))
-
-
-def test_direct_weighs_and_divides():
-    divergence = torch.tensor([[1.0, 4.0, math.nan]], requires_grad=True)
-    keep = torch.tensor([[True, True, False]])
-    loss = direct(divergence, torch.tensor([[1.0, 0.5, 1.0]]), keep, 2)
-    assert loss.item() == 1.5
-    assert torch.autograd.grad(loss, divergence)[0].tolist() == [[0.5, 0.25, 0.0]]
+def test_a_loss_is_summed_over_its_tokens_and_divided():
+    loss = torch.tensor([[1.0, 4.0, math.nan]], requires_grad=True)
+    total = summed(loss, torch.tensor([[True, True, False]]), 2)
+    assert total.item() == 2.5
+    assert torch.autograd.grad(total, loss)[0].tolist() == [[0.5, 0.5, 0.0]]
 
 
 def test_clipping_by_hand():

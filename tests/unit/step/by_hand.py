@@ -73,6 +73,7 @@ def shares(config: RunConfig, progress: float, prompt: int) -> list[float]:
 def by_hand(config: RunConfig, number: int, num_steps: int, rows: Sequence[Row]) -> Step:
     progress, knobs, method = (number - 1) / num_steps, config.shaping, config.method("rollout_correction")
     every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.tokens))]
+    weights = {name: w if isinstance(w, list) else [w, w] for name, w in config.signal.items()}
     prompts = sorted({row.prompt for row in rows})
     student = {(i, t): rows[i].student[t][0] for i, t in every}
     anchor = {(i, t): rows[i].anchor[t] for i, t in every}
@@ -144,11 +145,11 @@ def by_hand(config: RunConfig, number: int, num_steps: int, rows: Sequence[Row])
         x: sum(s * advantage_to(x, p) for s, p, _ in of_each[x]) if alone else advantage_to(x, reference[x])
         for x in every
     }
-    signal = {x: a - knobs.kl_coef * (student[x] - anchor[x]) for x, a in signal.items()}
+    signal = {x: a - weights["near_start"][0] * (student[x] - anchor[x]) for x, a in signal.items()}
     rewards = [float(row.right) for row in rows]
     rates = [statistics.mean(r for r, other in zip(rewards, rows, strict=True) if other.prompt == row.prompt)
              for row in rows]  # fmt: skip
-    from_reward, to_reward = knobs.reward_weight
+    from_reward, to_reward = weights["reward"]
     advantage, early = {}, {}
     for i, t in learned:
         mine = of_response(i, learned)
@@ -222,7 +223,7 @@ def by_hand(config: RunConfig, number: int, num_steps: int, rows: Sequence[Row])
         "whitening/std": statistics.mean(std for _, std in removed),
         "shaping/clipped": clipped,
     }
-    if any(knobs.reward_weight) or knobs.pass_rate_power:
+    if any(weights["reward"]) or knobs.pass_rate_power:
         metrics |= {"reward/mean": statistics.mean(rewards), "reward/prompt_weight": statistics.mean(lesson)}
     return Step(advantage, weight, learned, counted, divisor, part, student, metrics)
 
@@ -241,5 +242,5 @@ def loss_by_hand(config: RunConfig, step: Step, part: int, logp: Mapping[At, Ten
             loss = loss - step.weight[x] * gain / step.divisor[x]
     for x in sorted(step.counted):
         if step.part[x] == part:
-            loss = loss - config.entropy_coef * entropy[x] / step.divisor[x]
+            loss = loss - config.signal["entropy"] * entropy[x] / step.divisor[x]
     return loss

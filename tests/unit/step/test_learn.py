@@ -13,7 +13,8 @@ from transformers import PreTrainedModel
 
 from opd import cli
 from opd.check import config as check
-from opd.check.method_rules import BIASED
+from opd.check.objective_rules import BIASED
+from opd.check.signal import has_weight
 from opd.config.schema import CONF, Clip, RunConfig
 from opd.data.batch import Rollout, TeacherScores, TokenScores
 from opd.model.policy import Policy, Scorer
@@ -21,8 +22,11 @@ from opd.objective import divergence, loss, support
 from opd.objective.divergence import Divergence, Mixed, share_beyond
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
+from opd.step import terms
 from opd.step.assemble import bind
-from opd.step.learn import Batch, Exact, Learner, PolicyGradient
+from opd.step.batch import Batch
+from opd.step.learn import Exact, Learner, Signal
+from opd.step.terms import Advantage, Loss, Term, term
 from opd.teacher.local import LocalTeachers
 from opd.teacher.whole import Whole
 from tests.covering import covering
@@ -56,8 +60,9 @@ def base() -> RunConfig:
         return check.prepare(cli.resolved(compose("config", overrides=plain)))
 
 
-def config(shaping: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
-    return replace(base(), shaping=replace(base().shaping, **(shaping or {})), **changes)
+def config(shaping: dict[str, Any] | None = None, signal: dict[str, Any] | None = None, **changes: Any) -> RunConfig:
+    changed = {"shaping": replace(base().shaping, **(shaping or {})), "signal": {**base().signal, **(signal or {})}}
+    return replace(base(), **changed, **changes)
 
 
 # ---- PolicyGradient.prepare by hand: two responses, of two tokens and of one; what is masked holds anything
@@ -88,7 +93,9 @@ U, ANCHOR = [[1.0, -2.0], [-3.0, 0.0]], [[0.5, -1.0], [-1.0, 0.0]]
 
 
 def prepared(batch: Batch, progress: float = 0.0, shaping: dict[str, Any] | None = None, **changes: Any):
-    return PolicyGradient(config(shaping, **changes), World().policy).prepare(batch, progress)
+    given = config(shaping, **changes)
+    batch = replace(batch, extrapolation=given.shaping.extrapolation)
+    return World().learner(given).prepare(batch, progress)
 
 
 def valid(values: Tensor | None) -> list[float]:
@@ -101,11 +108,11 @@ STAGES = [
     # -u
     ({}, [-1, 2, 3]),
     # - 2 · log(student / anchor)
-    ({"kl_coef": 2.0}, [-2, 4, 5]),
+    ({"near_start": 2.0}, [-2, 4, 5]),
     # the first token of the first response answers for half of the second's
     ({"gamma": 0.5}, [0, 4, 5]),
     # halfway from 2 to 4 the weight is 3; the rewards are 1 and -1
-    ({"reward_weight": [2.0, 4.0]}, [3, 7, 2]),
+    ({"reward": [2.0, 4.0]}, [3, 7, 2]),
     # their mean is 4
     ({"baseline": "batch"}, [-1, 3, -2]),
     ({"advantage_clip": 2.0}, [-1, 2, -2]),
@@ -118,8 +125,9 @@ STAGES = [
 def test_the_stages_act_in_their_order(last: int):
     knobs = {key: value for stage, _ in STAGES[: last + 1] for key, value in stage.items()}
     top = {key: knobs.pop(key) for key in ("gamma", "whitening") if key in knobs}
-    reward = torch.tensor([1.0, -1.0]) if "reward_weight" in knobs else None
-    batch, metrics = prepared(by_hand(U, ANCHOR, reward=reward), 0.5, knobs, **top)
+    signal = {key: knobs.pop(key) for key in ("near_start", "reward") if key in knobs}
+    reward = torch.tensor([1.0, -1.0]) if "reward" in signal else None
+    batch, metrics = prepared(by_hand(U, ANCHOR, reward=reward), 0.5, knobs, signal=signal, **top)
     assert valid(batch.advantage) == pytest.approx(STAGES[last][1], abs=1e-6)
     clipped, whitened = "advantage_clip" in knobs, "whitening" in top
     assert metrics["shaping/clipped"] == pytest.approx(clipped / 3)
@@ -130,8 +138,9 @@ def test_the_stages_act_in_their_order(last: int):
 def test_early_disagreements_weigh_more_by_the_signal_before_credit():
     weight = torch.tensor([[1.0, 3.0], [0.5, 9.0]])
     batch, _ = prepared(
-        by_hand(U, ANCHOR, weight=weight), 0.0, {"kl_coef": 2.0, "prefix_strength": 1.0}, gamma=1.0, whitening="batch"
-    )
+        by_hand(U, ANCHOR, weight=weight), 0.0, {"prefix_strength": 1.0},
+        signal={"near_start": 2.0}, gamma=1.0, whitening="batch",
+    )  # fmt: skip
     # The signal is [-2, 4] and [5]: a third of the first response's lies before its second token.
     assert valid(batch.weight) == pytest.approx([2, 5, 1])
 
@@ -151,7 +160,7 @@ def test_tokens_that_are_not_kept_have_no_part_in_returns_means_and_spread():
 
 
 def test_without_an_anchor_the_student_stands_for_itself():
-    batch, _ = prepared(replace(by_hand(U, ANCHOR), anchor_logp=None), 0.0, {"kl_coef": 2.0, "extrapolation": 2.0})
+    batch, _ = prepared(replace(by_hand(U, ANCHOR), anchor_logp=None), 0.0, {"extrapolation": 2.0})
     assert valid(batch.advantage) == [-2, 4, 6]
 
 
@@ -235,9 +244,10 @@ class World:
         self.teachers = LocalTeachers([lambda one=one: one for one in scorers], keep_hidden=True)
 
     def learner(self, given: RunConfig, where: Support | None = None) -> Learner:
-        if where is None:
-            return PolicyGradient(given, self.policy)
-        return Exact(given, Whole(self.policy, self.teachers), where)
+        weights = {name: weight for name, weight in given.signal.items() if has_weight(weight)}
+        chosen = {name: getattr(terms, name) for name in weights if where is None or name != "divergence"}
+        exact = None if where is None else Exact(given, Whole(self.policy, self.teachers), where)
+        return Signal(given, self.policy, chosen, weights, exact)
 
     def batch(self, rollout: Rollout, one: Divergence | Mixed, mixture: Mixture = SINGLE, **fields: Any) -> Batch:
         hidden = self.teachers.score(rollout, range(len(self.models))).hidden
@@ -326,7 +336,7 @@ def test_the_entropy_bonus_is_the_only_gradient_of_a_student_that_is_its_own_tea
     world = World(0)
     # What a filter leaves out keeps its entropy.
     batch = world.batch(rollout, divergence.reverse_kl(), keep=rollout.mask & (rollout.tokens % 2 == 0))
-    found, gradients = world.learn(world.learner(config(entropy_coef=0.1), LEARNERS[name]), batch)
+    found, gradients = world.learn(world.learner(config(signal={"entropy": 0.1}), LEARNERS[name]), batch)
     entropies = [-(log_p.exp() * log_p).sum() for log_p in distributions(world.student, rollout)]
     expected = -0.1 * torch.stack(entropies).sum() / rollout.mask.sum()
     expected.backward()
@@ -359,7 +369,7 @@ CHANGES = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_how_a_batch_lies_in_memory_changes_nothing(change: str, learner: str, rollout: Rollout):
     shaped = {"whitening": "sample", "gamma": 0.5} if learner == "sampled" else {}
-    given = config(entropy_coef=0.1, **shaped)
+    given = config(signal={"entropy": 0.1}, **shaped)
     rearrange, memory = CHANGES[change]
     results = []
     for world, lies in ((World(1, 2), rollout), (World(1, 2, **memory), rearrange(rollout))):
@@ -430,7 +440,9 @@ def test_the_entropy_bonus_has_the_same_gradient_in_both_learners():
     bonus = {}
     for name, where in LEARNERS.items():
         batch = every if where is None else each
-        with_it, without = (world.learn(world.learner(config(entropy_coef=c), where), batch)[1] for c in (0.3, 0.0))
+        with_it, without = (
+            world.learn(world.learner(config(signal={"entropy": c}), where), batch)[1] for c in (0.3, 0.0)
+        )
         bonus[name] = [a - b for a, b in zip(with_it, without, strict=True)]
     entropies = torch.stack([-(log_p.exp() * log_p).sum() for log_p in distributions(world.student, one_each())])
     (-0.3 * entropies.mean()).backward()
@@ -445,7 +457,7 @@ def test_a_penalty_on_the_anchor_is_in_expectation_the_gradient_of_its_divergenc
     batch = world.batch(
         rollout, divergence.hellinger(), weight=probability, anchor_logp=scores_of(anchor, rollout).logp
     )
-    near, free = (world.learn(world.learner(config({"kl_coef": c})), batch)[1] for c in (0.4, 0.0))
+    near, free = (world.learn(world.learner(config(signal={"near_start": c})), batch)[1] for c in (0.4, 0.0))
     mine, theirs = (torch.cat(distributions(each, one_each())) for each in (world.student, anchor))
     (0.4 * divergence.reverse_kl().exact(mine, theirs.detach()).mean()).backward()
     agree_in_expectation([a - b for a, b in zip(near, free, strict=True)], world.gradients())
@@ -458,7 +470,7 @@ def test_an_extrapolated_reference_is_in_expectation_the_one_past_the_teacher():
     batch = world.batch(
         rollout, divergence.hellinger(), weight=probability, anchor_logp=scores_of(anchor, rollout).logp
     )
-    _, found = world.learn(world.learner(config({"extrapolation": c})), batch)
+    _, found = world.learn(world.learner(config()), replace(batch, extrapolation=c))
     mine, teacher, start = (
         torch.cat(distributions(each, one_each())) for each in (world.student, world.models[0], anchor)
     )
@@ -475,7 +487,7 @@ def test_a_clamp_acts_on_the_exact_gradient_and_its_mass_is_a_metric(where: str,
     batch = replace(batch, divergence=batch.divergence.clamped(clamp))
     learner = world.learner(config({"log_ratio_clamp": clamp}), support.topk(k=VOCABULARY, of="union", tail="drop")
                             if where != "full" else support.full())  # fmt: skip
-    metrics = learner.backward(whole(batch))
+    metrics = learner.backward(whole(learner.prepare(batch, 0.0)[0]))
     found = world.gradients()
     mine, theirs = (torch.cat(distributions(each, rollout)) for each in (world.student, world.models[0]))
     ratio, p = (mine - theirs).detach(), mine.detach().exp()
@@ -489,7 +501,7 @@ def test_a_token_that_is_filtered_keeps_its_place_in_the_denominator_and_its_ent
     world, one = World(1), divergence.jensen_shannon()
     keep = rollout.mask & (rollout.tokens % 2 == 0)
     batch = world.batch(rollout, one, keep=keep)
-    found, gradients = world.learn(world.learner(config(entropy_coef=0.1), SUPPORTS["full"]), batch)
+    found, gradients = world.learn(world.learner(config(signal={"entropy": 0.1}), SUPPORTS["full"]), batch)
     mine, theirs = (torch.cat(distributions(each, rollout)) for each in (world.student, world.models[0]))
     learned = (one.exact(mine, theirs.detach()) * keep[rollout.mask]).sum()
     expected = (learned + 0.1 * (mine.exp() * mine).sum()) / rollout.mask.sum()
@@ -583,7 +595,7 @@ def test_the_first_update_is_the_plain_policy_gradient_of_its_part(rollout: Roll
 def test_a_later_update_is_clipped_where_the_ratio_has_left_the_range(rollout: Rollout):
     world = World(1)
     rollout = grouped(rollout)
-    learner = world.learner(config(entropy_coef=0.1, **SEVERAL))
+    learner = world.learner(config(signal={"entropy": 0.1}, **SEVERAL))
     # What the student was when it sampled: away from what it is now, by both sides of the range and less.
     generator, shape = torch.Generator().manual_seed(0), rollout.mask.shape
     moved = torch.tensor([-0.5, -0.1, 0.0, 0.1, 0.5]).double()[torch.randint(5, shape, generator=generator)]
@@ -592,6 +604,7 @@ def test_a_later_update_is_clipped_where_the_ratio_has_left_the_range(rollout: R
         batch,
         student=TokenScores(batch.student.logp - moved, batch.student.entropy),
         advantage=torch.randn(shape, generator=generator, dtype=torch.float64),
+        weights={"entropy": 0.1},
     )
     assert batch.advantage is not None
     mask, a = rollout.mask, batch.advantage[rollout.mask]
@@ -608,3 +621,65 @@ def test_a_later_update_is_clipped_where_the_ratio_has_left_the_range(rollout: R
     gain = torch.minimum(ratio * a, ratio.clamp(0.8, 1.3) * a).mean()
     entropy = -(mine.exp() * mine).sum().detach() / mask.sum()
     assert metrics["loss"] == pytest.approx(-float(gain) - 0.1 * float(entropy), rel=1e-5)
+
+
+# ---- the seam: terms of any origin, by doubles
+
+
+def scripted(values: Tensor) -> Term:
+    """An advantage that says what it is told to."""
+
+    @term()
+    def said(batch: Batch) -> Advantage:
+        return Advantage(values)
+
+    return said
+
+
+@term()
+def squared(batch: Batch) -> Loss:
+    """A loss that is no linear function of the log-probs, over half of the tokens."""
+    return Loss(batch.student.logp**2 + batch.student.entropy, batch.count & (batch.rollout.tokens % 2 == 0))
+
+
+def test_advantages_of_tokens_go_through_credit_and_those_of_responses_do_not():
+    plain = by_hand(U, ANCHOR)
+    of_tokens, of_responses = torch.tensor([[1.0, 2.0], [4.0, torch.nan]]), torch.tensor([10.0, -10.0])
+    terms = {"a": scripted(of_tokens), "b": scripted(of_responses), "absent": scripted(of_tokens / 0)}
+    learner = Signal(config(gamma=0.5), World().policy, terms, {"a": [1.0, 3.0], "b": 0.5, "absent": [0.0, 0.0]}, None)
+    batch, _ = learner.prepare(plain, 0.5)
+    assert valid(batch.advantage) == [2 * (1 + 0.5 * 2) + 5, 2 * 2 + 5, 2 * 4 - 5]
+    assert batch.weights == {"a": 2.0, "b": 0.5, "absent": 0.0}
+
+
+@pytest.mark.parametrize("updates", [1, 2])
+@pytest.mark.parametrize("where", LEARNERS)
+def test_what_is_learned_is_the_sum_of_its_terms(where: str, updates: int, rollout: Rollout):
+    """Divergence (sampled or over the vocabulary), a reward's policy gradient and a loss, by plain autograd."""
+    world, four = World(1), grouped(rollout)
+    reward = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
+    several = SEVERAL if updates == 2 else {}
+    given, support = config(**several), LEARNERS[where]
+    exact = None if support is None else Exact(given, Whole(world.policy, world.teachers), support)
+    chosen = {"reward": scripted(reward), "squared": squared}
+    chosen |= {} if exact else {"divergence": terms.divergence}
+    learner = Signal(given, world.policy, chosen, {"divergence": 0.7, "reward": [0.0, 0.6], "squared": 0.2}, exact)
+    batch = world.batch(four, divergence.hellinger())
+    part = cut(learner.prepare(batch, 0.5)[0], updates)[0]
+    world.student.zero_grad(set_to_none=True)
+    found, gradients = learner.backward(part)["loss"], world.gradients()
+    here = part.rollout
+    mine, theirs = (torch.cat(distributions(each, here)) for each in (world.student, world.models[0]))
+    tokens, row = here.tokens[here.mask], torch.arange(len(here))[:, None].expand(here.mask.shape)[here.mask]
+    logp = mine.gather(1, tokens[:, None])[:, 0]
+    advantage, one = 0.3 * reward[row], divergence.hellinger()
+    if exact is None:
+        advantage = advantage + 0.7 * one.advantage((logp - theirs.gather(1, tokens[:, None])[:, 0]).detach())
+    loss = -(advantage * (logp if updates == 1 else (logp - logp.detach()).exp())).sum()
+    if support is not None:
+        loss = loss + 0.7 * support.exact(one, mine, theirs.detach(), tokens).sum()
+    entropy = -(mine.exp() * mine).sum(-1)
+    loss = (loss + 0.2 * ((logp**2 + entropy) * (tokens % 2 == 0)).sum()) / len(tokens)
+    loss.backward()
+    assert found == pytest.approx(float(loss.detach()), rel=1e-6)
+    agree(gradients, world.gradients(), 1e-6)

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import pytest
 import torch
@@ -34,13 +35,13 @@ def answers() -> Rollout:
     return replace(rollout, group=torch.tensor([0, 0, 1, 1, 2, 2]))
 
 
-def rewarded(**knobs) -> tuple[torch.Tensor | None, torch.Tensor, dict[str, float]]:
-    return Rewards(replace(shaping(), **knobs), TOKENIZER, 5.0)(answers(), PROMPTS)
+def rewarded(asked: bool = True, **knobs: Any) -> tuple[torch.Tensor | None, torch.Tensor, dict[str, float]]:
+    return Rewards(asked, replace(shaping(), **knobs), TOKENIZER, 5.0)(answers(), PROMPTS)
 
 
 @pytest.mark.parametrize(("baseline", "expected"), [("none", [1, 1, 1, 0, 0, 0]), ("group", [0, 0, 0.5, -0.5, 0, 0])])
 def test_a_reward_is_less_its_prompts_mean_where_that_is_the_baseline(baseline: str, expected: list[float]):
-    reward, weight, metrics = rewarded(reward_weight=[1.0, 1.0], reward_baseline=baseline)
+    reward, weight, metrics = rewarded(reward_baseline=baseline)
     assert reward is not None and reward.tolist() == expected
     assert weight.tolist() == [[1.0]] * 6 and metrics == {"reward/mean": 0.5, "reward/prompt_weight": 1.0}
 
@@ -52,5 +53,5 @@ def test_a_prompt_weighs_by_its_pass_rate():
 
 
 def test_nothing_is_graded_where_no_knob_asks():
-    reward, weight, metrics = rewarded()
+    reward, weight, metrics = rewarded(asked=False)
     assert reward is None and weight.tolist() == [[1.0]] * 6 and metrics == {}

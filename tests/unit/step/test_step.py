@@ -12,13 +12,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from opd.check.signal import uses_anchor
 from opd.config.schema import RunConfig
 from opd.data.batch import Prompt, Sampling
 from opd.data.prompts import batch_indices
 from opd.model.load import load_model
 from opd.records.run_dir import RunDir
 from opd.step.assemble import assemble
-from opd.step.learn import Batch, Learner
+from opd.step.batch import Batch
+from opd.step.learn import Learner
 from opd.step.loop import examine, step
 from opd.step.run import Run
 from tests.unit.small import ALONE
@@ -30,26 +32,26 @@ SIGN, ONE = 21, 12  # ids of + and 1
 CASES = {
     "ranked, matched and switched": [
         "ensemble=hard_switch", "filter=kl", "filter.p_min=30", "filter.p_max=90", f"filter.exclude_ids=[1,{SIGN}]",
-        "shaping.reward_weight=[2.0,0.0]", "shaping.reward_baseline=group", "entropy_coef=0.1",
+        "signal.reward=[2.0,0.0]", "shaping.reward_baseline=group", "signal.entropy=0.1",
         "optim.schedule=linear",
     ],
     "updates of sequences": [
         "mini_batch_size=2", "clip.low=0.05", "clip.high=0.1", "loss=sequence_mean", "rollout_correction=tis",
         "ensemble=soft_switch", "filter=signed_kl", "filter.p_min=0", "filter.p_max=60", "filter.scope=group",
-        f"filter.exclude_ids=[1,{ONE}]", "shaping.reward_weight=[0.0,1.5]", "shaping.reward_baseline=group",
-        "shaping.pass_rate_power=0.5", "entropy_coef=0.05", "whitening=none",
+        f"filter.exclude_ids=[1,{ONE}]", "signal.reward=[0.0,1.5]", "shaping.reward_baseline=group",
+        "shaping.pass_rate_power=0.5", "signal.entropy=0.05", "whitening=none",
     ],
     "all that shapes": [
         "mini_batch_size=1", "clip.low=0.2", "clip.high=0.3", "divergence=hellinger", "allow_heuristic=true",
         "gamma=0.5", "ensemble=advantage_mean", "filter=teacher_entropy", "filter.p_min=20", "filter.p_max=100",
         "filter.scope=sequence", "filter.denominator=kept", "filter.prefix_length=5", "rollout_correction=icepop",
-        "shaping.anchor=ANCHOR", "shaping.kl_coef=0.3", "shaping.extrapolation=1.2", "shaping.prefix_strength=1.0",
+        "shaping.anchor=ANCHOR", "signal.near_start=0.3", "shaping.extrapolation=1.2", "shaping.prefix_strength=1.0",
         "shaping.log_ratio_clamp=2.0", "shaping.baseline=group", "shaping.advantage_clip=1.0",
-        "shaping.reward_weight=[1.0,1.0]", "optim.grad_clip=0.05",
+        "signal.reward=[1.0,1.0]", "optim.grad_clip=0.05",
     ],
     "a divergence on each side": [
         "ensemble=control_token", "divergence=split", "filter=partition", "filter.p_min=40", "allow_heuristic=true",
-        "credit=sequence", "gamma=1.0", "whitening=group", "loss=sequence_mean", "entropy_coef=0.1",
+        "credit=sequence", "gamma=1.0", "whitening=group", "loss=sequence_mean", "signal.entropy=0.1",
         "shaping.pass_rate_power=1.0", f"filter.exclude_ids=[{ONE}]", "filter.exclude_special=true",
     ],
 }  # fmt: skip
@@ -133,7 +135,7 @@ def read_by_the_student(run: Run, place: int, prompt: Prompt) -> list[int]:
 def rows_of(run: Run, number: int) -> list[Row]:
     """The step's responses with everybody's numbers, before anything is learned."""
     knobs, anchor, found = run.config.shaping, run.policy.model, []
-    if knobs.uses_anchor:
+    if uses_anchor(run.config):
         anchor = load_model(knobs.anchor, revision=None, dtype="float32", key="shaping.anchor").double()
     for place, prompt in enumerate(prompts_of(run, number)):
         read = read_by_the_student(run, place, prompt)

@@ -20,12 +20,12 @@ METHODS = {
     "sampled": [
         "ensemble=soft_switch", "filter=kl", "filter.p_min=20", "filter.exclude_ids=[1]", "mini_batch_size=2",
         "clip.low=0.2", "clip.high=0.3", "loss=sequence_mean", "rollout_correction=tis", "gamma=0.5",
-        "shaping.anchor=ANCHOR", "shaping.kl_coef=0.1", "shaping.reward_weight=[1.0,0.0]",
-        "shaping.reward_baseline=group", "entropy_coef=0.01", "optim.warmup_steps=3", "optim.schedule=cosine",
+        "shaping.anchor=ANCHOR", "signal.near_start=0.1", "signal.reward=[1.0,0.0]",
+        "shaping.reward_baseline=group", "signal.entropy=0.01", "optim.warmup_steps=3", "optim.schedule=cosine",
     ],
     "exact": [
         "ensemble=hard_switch", "support=topk", "divergence=jensen_shannon", "whitening=none", "filter=student_entropy",
-        "filter.denominator=kept", "entropy_coef=0.01", "optim.weight_decay=0.1",
+        "filter.denominator=kept", "signal.entropy=0.01", "optim.weight_decay=0.1",
     ],
 }  # fmt: skip
 COST = ("time", "throughput/", "memory/")  # what a step took, and no number of the method

@@ -1,0 +1,62 @@
+"""Rules on optimizer, evaluation, prompts, checkpoints and the plan of a run."""
+
+from opd.check.rule import rule
+from opd.config.schema import Dataset, Mixture, RunConfig
+
+
+@rule("optim.warmup_steps", "num_steps", reason="the learning rate would never reach optim.lr")
+def no_warm_up(config: RunConfig) -> str | None:
+    if config.num_steps is None or config.optim.warmup_steps < config.num_steps:
+        return None
+    return f"warmup_steps={config.optim.warmup_steps} must be below num_steps={config.num_steps}"
+
+
+@rule("evaluate.k", "evaluate.temperature", reason="greedy answers are all alike")
+def greedy_answers(config: RunConfig) -> str | None:
+    if config.evaluate.temperature > 0 or config.evaluate.k == 1:
+        return None
+    return f"set evaluate.k=1 instead of {config.evaluate.k}, or a temperature above 0"
+
+
+@rule("evaluate.temperature", "evaluate.top_p", "evaluate.top_k", reason="greedy answers ignore top_p and top_k")
+def truncated_greedy(config: RunConfig) -> str | None:
+    truncates = config.evaluate.top_p < 1 or config.evaluate.top_k > 0
+    greedy = config.evaluate.temperature == 0
+    return "set top_p=1 and top_k=0, or a temperature above 0" if greedy and truncates else None
+
+
+@rule("prompts.source.weights", "prompts.source.sources", reason="every set of a mixture has a weight")
+def unweighed_sets(config: RunConfig) -> str | None:
+    source = config.prompts.source
+    if not isinstance(source, Mixture) or source.weights is None or source.weights.keys() == source.sources.keys():
+        return None
+    return f"give one to each of {', '.join(source.sources)}, not to {', '.join(source.weights) or 'none'}"
+
+
+@rule("prompts.source", "evaluate.sources", reason="a stream may have no end")
+def endless_stream(config: RunConfig) -> str | None:
+    source = config.prompts.source
+    named = source.sources if isinstance(source, Mixture) else {"prompts.source": source}
+    for name, each in [*named.items(), *config.evaluate.sources.items()]:
+        if isinstance(each, Dataset) and each.streaming and each.limit is None:
+            return f"set the limit of {name} (rows), or streaming=false"
+    return None
+
+
+@rule("plan.ranks", "plan.gpu_gib", reason="a plan needs both to describe a machine")
+def half_a_machine(config: RunConfig) -> str | None:
+    if (config.plan.ranks is None) == (config.plan.gpu_gib is None):
+        return None
+    return "give both, or null for both"
+
+
+@rule("plan", "preflight", reason="only a preflight plans for another machine")
+def plan_without_preflight(config: RunConfig) -> str | None:
+    return "set preflight=true" if config.plan.ranks is not None and not config.preflight else None
+
+
+@rule("checkpoint.every", "checkpoint.keep", reason="without periodic checkpoints there is only one to keep")
+def nothing_to_keep(config: RunConfig) -> str | None:
+    if config.checkpoint.every or config.checkpoint.keep == 1:
+        return None
+    return "set checkpoint.every above 0, or checkpoint.keep=1"

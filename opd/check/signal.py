@@ -1,0 +1,60 @@
+"""The terms of `signal` as their sources declare them. Nothing here imports torch."""
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from opd.check import signatures
+from opd.config.schema import RunConfig, Weight
+from opd.errors import UserError
+
+# The functions of this module that `@term` decorates are the terms.
+MODULE = "opd.step.terms"
+
+
+@dataclass(frozen=True)
+class Declared:
+    """A term: of which kind it is, what it needs, and whether all tokens of a response have the same."""
+
+    name: str
+    kind: Literal["Advantage", "Loss"]
+    needs: tuple[str, ...]
+    constant: bool
+
+
+def declared(name: str) -> Declared:
+    """The term of a name.
+
+    Raises:
+        UserError: where there is none.
+    """
+    known = signatures.decorated(MODULE, "term")
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        right = f"did you mean signal.{near[0]}?" if near else f"the terms are {', '.join(known)}"
+        raise UserError(f"signal.{name}: there is no such term; {right}")
+    target = f"{MODULE}.{name}"
+    kind = signatures.returns(target)
+    assert kind in ("Advantage", "Loss"), target
+    return Declared(name, kind, signatures.trait(target, "needs") or (), bool(signatures.trait(target, "constant")))
+
+
+def weighed(config: RunConfig) -> list[Declared]:
+    """The terms that have a weight at some point of training."""
+    return [declared(name) for name, weight in config.signal.items() if has_weight(weight)]
+
+
+def has_weight(weight: Weight) -> bool:
+    """Whether it is not 0 all along."""
+    return any(weight) if isinstance(weight, Sequence) else weight != 0
+
+
+def uses_anchor(config: RunConfig) -> bool:
+    """Whether the anchor is to score the responses."""
+    return config.shaping.extrapolation != 1 or any("anchor" in term.needs for term in weighed(config))
+
+
+def uses_grades(config: RunConfig) -> bool:
+    """Whether the responses are to be graded."""
+    return config.shaping.pass_rate_power > 0 or any("grade" in term.needs for term in weighed(config))
