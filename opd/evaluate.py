@@ -31,7 +31,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from opd.model.sharded import spread_over
     from opd.ranks import dist
     from opd.records.manifest import manifest, vocabulary_hash
-    from opd.step.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer
+    from opd.step.assemble import build_sampler, in_turns, load_benchmarks, load_student, load_student_tokenizer
     from opd.step.benchmarks import answer_benchmarks, summarize
 
     content, settings = check.as_dict(config), config.evaluate
@@ -52,7 +52,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     root = spread_over(model, ranks, config.compute, learns=False)
     with closing(build_sampler(config, root, tokenizer)) as sampler:
         answered = answer_benchmarks(
-            sampler,
+            in_turns(config, sampler, tokenizer, ranks),
             benchmarks,
             sampling,
             tokenizer,

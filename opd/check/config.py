@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from functools import cache
 from typing import Annotated, Any
 
+import yaml
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from opd.check import signatures
@@ -20,7 +21,7 @@ from opd.check.signal import declared, uses_anchor
 from opd.check.teacher_rules import with_own_settings
 from opd.config.parsing import parse
 from opd.config.recipe import Positive
-from opd.config.schema import CONF, Node, Probability, RunConfig
+from opd.config.schema import CONF, Mixture, Node, Probability, RunConfig
 from opd.config.steps import most_prompts, steps
 from opd.errors import UserError
 
@@ -33,6 +34,11 @@ MODULES = {
     "rollout_correction": ("opd.objective.rollout_correction",),
     "loss": ("opd.objective.loss",),
     "rollout": ("opd.rollout.sampler", "opd.rollout.vllm"),
+    "responses": ("opd.rollout.responses",),
+    "environment": ("opd.data.environment",),
+    "context": ("opd.teacher.context",),
+    "alignment": ("opd.teacher.alignment",),
+    "grader": ("opd.grading.grader",),
 }
 
 
@@ -55,7 +61,8 @@ def check(config: RunConfig) -> None:
         UserError: the first refusal, with the keys, the reason and what would be right.
     """
     for group in MODULES:
-        check_node(group, getattr(config, group))
+        for key, node in nodes(config, group).items():
+            check_node(group, node, key)
     ensemble = config.ensemble["_target_"]
     bounds = {name: signatures.trait(ensemble, name) for name in ("at_least", "at_most")}
     refuse_teachers(config.method("ensemble"), len(config.teacher.models), config.ensemble, **bounds)
@@ -99,18 +106,45 @@ def selected(config: RunConfig) -> RunConfig:
     return replace(config, evaluate=replace(evaluate, sources=sources), recipes=recipes, teacher=teacher)
 
 
+def nodes(config: RunConfig, group: str) -> dict[str, Node]:
+    """The nodes of a group, by their keys: one, or for graders one of each source."""
+    if group != "grader":
+        return {group: getattr(config, group)}
+    source = config.prompts.source
+    sources = {f"evaluate.sources.{name}": each for name, each in config.evaluate.sources.items()}
+    if isinstance(source, Mixture):
+        sources |= {f"prompts.source.sources.{name}": each for name, each in source.sources.items()}
+    else:
+        sources |= {"prompts.source": source}
+    return {f"{key}.grader": chosen("grader", each.grader, f"{key}.grader") for key, each in sources.items()}
+
+
+def chosen(group: str, choice: str | Node, key: str) -> Node:
+    """The node of a choice: itself, or the file of the group that has its name.
+
+    Raises:
+        UserError: where no file has it.
+    """
+    if isinstance(choice, dict):
+        return choice
+    files = {file.stem: file for file in (CONF / group).glob("*.yaml")}
+    if choice not in files:
+        raise UserError(f"{key}={choice}: there is no such {group}; the choices are {', '.join(sorted(files))}")
+    return yaml.safe_load(files[choice].read_text())
+
+
 def resolve(group: str, target: str) -> Callable[..., Any]:
     """The function that a node of `group` names: one of the group's modules that a file of the group names too."""
-    _refuse_target(group, target)
+    _refuse_target(group, target, group)
     return signatures.imported(target)
 
 
-def _refuse_target(group: str, target: str) -> None:
+def _refuse_target(group: str, target: str, at: str) -> None:
     allowed = targets(group)
     if target not in allowed:
         names = ", ".join(sorted(name.rpartition(".")[2] for name in allowed))
         raise UserError(
-            f"{group}._target_={target!r}: only functions of {' and '.join(MODULES[group])} may stand here: {names}"
+            f"{at}._target_={target!r}: only functions of {' and '.join(MODULES[group])} may stand here: {names}"
         )
 
 
@@ -125,25 +159,27 @@ def targets(group: str) -> frozenset[str]:
     return frozenset(name for name in found if name.rpartition(".")[0] in MODULES[group])
 
 
-def check_node(group: str, node: Node) -> None:
-    """Holds a node's knobs against the keyword-only parameters of its function: names, types and ranges.
+def check_node(group: str, node: Node, at: str | None = None) -> None:
+    """Holds a node's knobs against the keyword-only parameters of its function: names, types and ranges. `at` is the
+    node's key, where that is not the group.
 
     Raises:
         UserError: naming the knob, its value and what would be right.
     """
+    at = at or group
     if "_target_" not in node:
-        raise UserError(f"{group}: has no _target_; choose one with {group}=NAME")
+        raise UserError(f"{at}: has no _target_; choose one with {at}=NAME")
     target = node["_target_"]
-    _refuse_target(group, target)
+    _refuse_target(group, target, at)
     name, common = target.rpartition(".")[2], COMMON_KNOBS.get(group, {})
-    parameters = [*common, *(knob for knob in signatures.knobs(target) if knob not in BUILT_BY_THE_RUN)]
+    parameters = [*common, *(knob for knob in signatures.knobs(target) if knob not in BUILT_BY_THE_RUN.get(group, ()))]
     knobs = {key: value for key, value in node.items() if key not in ("_target_", "_partial_")}
     for key, value in knobs.items():
         if key not in parameters:
             near = difflib.get_close_matches(key, parameters, n=1)
             has = f"its knobs are {', '.join(parameters)}" if parameters else "it has no knobs"
             raise UserError(
-                f"{group}.{key}: {name} has no such knob; " + (f"did you mean {group}.{near[0]}?" if near else has)
+                f"{at}.{key}: {name} has no such knob; " + (f"did you mean {at}.{near[0]}?" if near else has)
             )
         if isinstance(value, Mapping) and "_target_" in value:
             check_node(group, dict(value))
@@ -153,13 +189,17 @@ def check_node(group: str, node: Node) -> None:
             TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
         except ValidationError as error:
             right = error.errors(include_url=False)[0]["msg"].replace("Input should be", "should be", 1)
-            raise UserError(f"{group}.{key}={value!r}: {right[0].lower()}{right[1:]} for {group}={name}") from None
+            raise UserError(f"{at}.{key}={value!r}: {right[0].lower()}{right[1:]} for {at}={name}") from None
     for key in [key for key in parameters if key not in knobs]:
-        raise UserError(f"{group}.{key}: is missing; {name} needs it")
+        raise UserError(f"{at}.{key}: is missing; {name} needs it")
 
 
 # Keyword-only parameters that the run itself fills in, not the config.
-BUILT_BY_THE_RUN = frozenset({"root", "stop_ids", "pad_id"})
+BUILT_BY_THE_RUN = {
+    "rollout": frozenset({"root", "stop_ids", "pad_id"}),
+    "responses": frozenset({"sampler"}),
+    "grader": frozenset({"timeout"}),
+}
 
 # Knobs of a group that the run itself reads, whatever the function: what is sampled is no matter of the engine, nor
 # what may be learned at all of the filter.

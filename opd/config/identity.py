@@ -31,6 +31,16 @@ RENAMED: dict[str, str] = {
 # with which an older record is read: what a run did before there was such a key. Sections before what is in them.
 LATER: dict[str, Any] = {
     "signal": {"divergence": 1.0},
+    "responses": {"_target_": "opd.rollout.responses.student"},
+    "environment": {"_target_": "opd.data.environment.single_turn"},
+    "context": {"_target_": "opd.teacher.context.same"},
+    "alignment": {"_target_": "opd.teacher.alignment.identity"},
+    "prompts.source:arithmetic.grader": "mathematics",
+    "prompts.source:dataset.grader": "mathematics",
+    "prompts.source:mixture.sources.*:arithmetic.grader": "mathematics",
+    "prompts.source:mixture.sources.*:dataset.grader": "mathematics",
+    "evaluate.sources.*:arithmetic.grader": "mathematics",
+    "evaluate.sources.*:dataset.grader": "mathematics",
     "evaluate.texts": 0,
 }
 

@@ -1,7 +1,7 @@
 """The typed schema of a run's config: types and ranges here, values in `conf/` alone. Nothing here imports torch.
 
-A method node (`divergence`, `support`, `ensemble`, `filter`, `rollout_correction`, `loss`) is a mapping with a
-`_target_`; its knobs are that function's keyword-only parameters, which `opd.check.config` checks.
+A method node (`divergence`, `filter`, `responses` and the other groups of `opd.check.config.MODULES`) is a mapping with
+a `_target_`; its knobs are that function's keyword-only parameters, which `opd.check.config` checks.
 """
 
 from collections.abc import Iterator
@@ -32,6 +32,9 @@ Weight = Annotated[float | list[float], PlainValidator(_weight)]
 # A method node: `_target_` and that function's knobs.
 Node = dict[str, Any]
 
+# A method that is not a group of its own: the name of one of the group's files, or a node.
+Choice = Text | Node
+
 
 @dataclass(config=STRICT, frozen=True)
 class Arithmetic:
@@ -42,6 +45,7 @@ class Arithmetic:
     num: Count
     seed: int
     mix: dict[Domain, Annotated[list[int], Field(min_length=1)]]
+    grader: Choice
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -63,6 +67,7 @@ class Dataset:
     id_field: Text | None
     domain: Text
     limit: Count | None
+    grader: Choice
 
 
 Source = Annotated[Arithmetic | Dataset, Field(discriminator="kind")]
@@ -362,6 +367,10 @@ class RunConfig:
     shaping: Shaping
     divergence: Node
     support: Node
+    responses: Node
+    environment: Node
+    context: Node
+    alignment: Node
     ensemble: Node
     filter: Node
     rollout_correction: Node

@@ -14,6 +14,7 @@ from typing import Literal
 
 from opd.config.worlds import Domain, check_mix
 from opd.errors import UserError
+from opd.grading.grader import MATHEMATICS
 
 Split = Literal["train", "test"]
 
@@ -34,6 +35,7 @@ class Problem:
     problem: str
     answer: str
     domain: str
+    grader: str = MATHEMATICS
 
 
 def load(split: Split, *, num: int, seed: int, mix: Mapping[Domain, Sequence[int]]) -> list[Problem]:

@@ -11,6 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad as pad_to
 
+from opd.grading.grader import MATHEMATICS
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -21,6 +23,7 @@ class Prompt:
     answer: str
     domain: str
     token_ids: tuple[int, ...]
+    grader: str = MATHEMATICS  # the node of its grader, as JSON
 
 
 @dataclass(frozen=True)
@@ -38,16 +41,18 @@ class Sampling:
 class Rollout:
     """Responses sampled from the student.
 
-    `prompt` is padded on the left, `tokens` on the right (both with the pad id, which the masks mark as absent). The
-    token that ends a response belongs to it: it is in `mask` and is learned. `rollout_logp` is the log-probability,
+    `prompt` is padded on the left, `tokens` on the right (both with the pad id, which the masks mark as absent). `mask`
+    is the response, with the token that ends it; `learned` are its tokens that get a signal: not what an environment
+    wrote, nor what `responses` gave it to begin with. `rollout_logp` is the log-probability,
     under the distribution really sampled from (after temperature, top-p and top-k, by the engine that sampled), of
-    each sampled token; 0 where `mask` is False.
+    each sampled token; 0 where it was not sampled.
     """
 
     prompt: Int[Tensor, "batch prompt_time"]
     prompt_mask: Bool[Tensor, "batch prompt_time"]
     tokens: Int[Tensor, "batch time"]
     mask: Bool[Tensor, "batch time"]
+    learned: Bool[Tensor, "batch time"]
     rollout_logp: Float[Tensor, "batch time"]
     group: Int[Tensor, " batch"]  # index of the row's prompt within the step
     truncated: Bool[Tensor, " batch"]  # stopped by `max_tokens`, not by a stop token
@@ -58,7 +63,7 @@ class Rollout:
     def widened(self, width: int) -> "Rollout":
         """The same responses with room for `width` tokens."""
         more = (0, width - self.tokens.shape[1])
-        wide = {name: pad_to(getattr(self, name), more) for name in ("tokens", "mask", "rollout_logp")}
+        wide = {name: pad_to(getattr(self, name), more) for name in ("tokens", "mask", "learned", "rollout_logp")}
         return replace(self, **wide)
 
     def rows(self, rows: slice) -> "Rollout":

@@ -6,7 +6,7 @@ import logging
 import math
 import re
 from collections.abc import Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,6 +16,7 @@ import numpy as np
 from opd.config.schema import Dataset
 from opd.data import hub
 from opd.data.arithmetic import Problem
+from opd.data.environment import Environment, Message
 from opd.errors import UserError
 from opd.grading.answer import plain
 
@@ -77,11 +78,13 @@ def encode(
     prefix: str,
     suffix: str,
     max_prompt_length: int,
+    environment: Environment,
 ) -> "tuple[list[Prompt], list[str]]":
     """Prompts as the student sees them, and the ids of the problems left out because theirs is too long.
 
-    `raw` continues prefix + problem + suffix; `chat` puts that text into a user's turn (after a system turn where
-    `system` is given) of the tokenizer's chat template, and opens the assistant's turn.
+    A conversation begins as `environment` says, with prefix and suffix around its last message. `raw` continues its
+    texts; `chat` puts them (after a system turn where `system` is given) into the tokenizer's chat template, and opens
+    the assistant's turn.
 
     Raises:
         UserError: where the tokenizer has no chat template or its template refuses the turns, `system` is given
@@ -89,13 +92,14 @@ def encode(
     """
     from opd.data.batch import Prompt
 
-    texts = [prefix + problem.problem + suffix for problem in problems]
+    begun = environment.start(problems)
+    begun = [[*turns[:-1], {**turns[-1], "content": prefix + turns[-1]["content"] + suffix}] for turns in begun]
     if template == "chat":
-        encoded = _chat(texts, tokenizer, system)
+        encoded = _chat(begun, tokenizer, system)
     elif system is not None:
         raise UserError("prompts.system: a raw prompt has no system turn; use prompts.template=chat or prompts.prefix")
     else:
-        encoded = tokenizer(texts)["input_ids"] if texts else []
+        encoded = tokenizer([_joined(turns) for turns in begun])["input_ids"] if begun else []
     prompts, dropped = [], []
     for problem, token_ids in zip(problems, encoded, strict=True):
         if not token_ids:
@@ -103,7 +107,7 @@ def encode(
         if len(token_ids) > max_prompt_length:
             dropped.append(problem.id)
         else:
-            prompts.append(Prompt(problem.id, problem.problem, problem.answer, problem.domain, tuple(token_ids)))
+            prompts.append(Prompt(**vars(problem), token_ids=tuple(token_ids)))
     if dropped and not prompts:
         shortest = min(len(token_ids) for token_ids in encoded)
         raise UserError(
@@ -263,11 +267,41 @@ def _text(row: dict[str, Any], place: str, key: str, source: Dataset, *, own: bo
     return text
 
 
-def _chat(texts: list[str], tokenizer: "PreTrainedTokenizerBase", system: str | None) -> list[list[int]]:
+def reply_ids(
+    before: Sequence[Message],
+    reply: Sequence[Message],
+    tokenizer: "PreTrainedTokenizerBase",
+    *,
+    template: Literal["chat", "raw"],
+) -> list[int]:
+    """The tokens of a reply after the conversation `before`, which ends with a turn of the model's; the chat template
+    closes that turn where it was left open, and opens the model's next one.
+
+    Raises:
+        UserError: where the chat template writes earlier turns differently once a later one is there.
+    """
+    if template == "raw":
+        return tokenizer(_joined(reply), add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+    text: Any = partial(tokenizer.apply_chat_template, tokenize=False)
+    # Sampled tokens end with the turn's end; what a template puts after that, mostly a line break, was not sampled.
+    closed = str(text([*before])).rstrip()
+    everything = str(text([*before, *reply], add_generation_prompt=True))
+    if not everything.startswith(closed):
+        raise UserError("prompts.template=chat: the chat template changes earlier turns when a reply is added")
+    return tokenizer(everything[len(closed) :], add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def _joined(turns: Sequence[Message]) -> str:
+    return "".join(turn["content"] for turn in turns)
+
+
+def _chat(
+    begun: Sequence[Sequence[Message]], tokenizer: "PreTrainedTokenizerBase", system: str | None
+) -> list[list[int]]:
     if tokenizer.chat_template is None:
         raise UserError("prompts.template=chat: the student's tokenizer has no chat template; use prompts.template=raw")
     before = [] if system is None else [{"role": "system", "content": system}]
-    conversations = [[*before, {"role": "user", "content": text}] for text in texts]
+    conversations = [[*before, *turns] for turns in begun]
     try:
         return tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
             conversations, add_generation_prompt=True, tokenize=True, return_dict=False

@@ -8,6 +8,7 @@ and send, lines of JSON.
 
 import atexit
 import json
+import math
 import os
 import signal
 import subprocess
@@ -15,17 +16,16 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from opd.errors import UserError
 from opd.grading.answer import Found, find_answer, find_gold, plain, same
 
 _Question = tuple[Found, Found]  # answer, gold
-Reason = Literal["equal", "different", "no answer", "timeout", "error"]
 
 # A worker ends itself at the time limit; one that has not, this much later, is ended from here.
 GRACE = 1.0
@@ -39,16 +39,21 @@ MOST_WORKERS = 4
 
 @dataclass(frozen=True)
 class Grade:
-    """The verdict on one response. `answer` is what was found in it, as text; None where nothing was."""
+    """The verdict on one response.
+
+    `answer` is what was found in it, as text; None where nothing was. `reason` is equal, different, no answer, timeout,
+    error, or what a grader of its own says. `score` in [0, 1] says how much of it is right: 1 or 0, as `correct` is,
+    unless it is given.
+    """
 
     correct: bool
     answer: str | None
-    reason: Reason
+    reason: str
+    score: float = math.nan
 
-    @property
-    def score(self) -> float:
-        """How much of it is right, in [0, 1]: an answer in mathematics is right or wrong."""
-        return float(self.correct)
+    def __post_init__(self) -> None:
+        if math.isnan(self.score):
+            object.__setattr__(self, "score", float(self.correct))
 
 
 def grade_many(
@@ -78,9 +83,20 @@ def grade_many(
             asked.setdefault((answer, gold), []).append(pair)
         else:
             grades[pair] = _grade(equal, answer.text if answer else None)
-    for question, grade in _ask(list(asked), timeout, workers or min(os.cpu_count() or 1, MOST_WORKERS)).items():
-        grades |= dict.fromkeys(asked[question], grade)
+    requests = {json.dumps({"answer": vars(answer), "gold": vars(gold)}): (answer, gold) for answer, gold in asked}
+    texts = {request: answer.text if answer.bare else None for request, (answer, _) in requests.items()}
+    for request, grade in _ask(texts, timeout, workers).items():
+        grades |= dict.fromkeys(asked[requests[request]], grade)
     return [grades[pair] for pair in pairs]
+
+
+def in_workers(requests: Sequence[str], timeout: float) -> dict[str, Grade]:
+    """The grades of requests that `opd.grading.worker` takes, as JSON; `timeout` is in seconds, of each.
+
+    Raises:
+        UserError: where no worker can be started.
+    """
+    return _ask(dict.fromkeys(requests), timeout, None)
 
 
 def stop_workers() -> None:
@@ -89,7 +105,7 @@ def stop_workers() -> None:
         _idle.pop().stop()
 
 
-def _grade(equal: bool | None, answer: str | None, reason: Reason | None = None) -> Grade:
+def _grade(equal: bool | None, answer: str | None, reason: str | None = None) -> Grade:
     reason = reason or ("no answer" if answer is None else "equal" if equal else "different")
     return Grade(reason == "equal", None if answer is None else plain(answer), reason)
 
@@ -97,8 +113,9 @@ def _grade(equal: bool | None, answer: str | None, reason: Reason | None = None)
 # ---- workers
 
 
-def _ask(questions: list[_Question], timeout: float, workers: int) -> dict[_Question, Grade]:
-    todo, grades, failures = deque(questions), {}, []
+def _ask(requests: Mapping[str, str | None], timeout: float, workers: int | None) -> dict[str, Grade]:
+    """Each request's grade; the answer that stands beside it is that of a worker which did not say."""
+    todo, grades, failures = deque(requests), {}, []
 
     def serve() -> None:
         worker = None
@@ -106,15 +123,16 @@ def _ask(questions: list[_Question], timeout: float, workers: int) -> dict[_Ques
             while todo:
                 worker = worker or _hire()
                 with suppress(IndexError):  # another thread took the last one
-                    question = todo.popleft()
-                    grades[question], worker = _judge(question, worker, timeout)
+                    request = todo.popleft()
+                    grades[request], worker = _judge(request, requests[request], worker, timeout)
         except Exception as failure:  # raised again below, in the caller's thread
             failures.append(failure)
         if worker:
             _idle.append(worker)
 
     # Daemons, and not joined when interrupted: each ends by itself within its time limit.
-    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(workers, len(questions)))]
+    most = workers or min(os.cpu_count() or 1, MOST_WORKERS)
+    threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(most, len(requests)))]
     try:
         for thread in threads:
             thread.start()
@@ -122,17 +140,16 @@ def _ask(questions: list[_Question], timeout: float, workers: int) -> dict[_Ques
             thread.join()
     finally:
         todo.clear()
-    if len(grades) < len(questions):
+    if len(grades) < len(requests):
         raise failures[0]
     return grades
 
 
-def _judge(question: _Question, worker: "_Worker", timeout: float) -> tuple[Grade, "_Worker | None"]:
+def _judge(request: str, answer: str | None, worker: "_Worker", timeout: float) -> tuple[Grade, "_Worker | None"]:
     """The grade, and the worker if it can go on. A worker that died of anything but its time is replaced once."""
-    answer = question[0].text if question[0].bare else None
     for last in (False, True):
         try:
-            verdict = worker.ask(question, timeout)
+            verdict = worker.ask(request, timeout)
         except _Died as death:
             worker.stop()
             if death.timed_out or last:
@@ -141,8 +158,18 @@ def _judge(question: _Question, worker: "_Worker", timeout: float) -> tuple[Grad
         else:
             if verdict["last"]:
                 worker.stop()
-            return _grade(verdict["equal"], verdict["answer"]), None if verdict["last"] else worker
+            return _said(verdict), None if verdict["last"] else worker
     raise AssertionError  # the loop returns
+
+
+def _said(verdict: Mapping[str, Any]) -> Grade:
+    """What a worker said, which a grader that went wrong may have made of anything."""
+    if "equal" in verdict:
+        return _grade(verdict["equal"], verdict["answer"])
+    score, answer, reason = verdict["score"], verdict["answer"], verdict["reason"]
+    if not (isinstance(score, int | float) and 0 <= score <= 1 and isinstance(reason, str)):
+        return _grade(False, None, "error")
+    return Grade(verdict["correct"] is True, answer if isinstance(answer, str) else None, reason, float(score))
 
 
 def _hire() -> "_Worker":
@@ -180,14 +207,12 @@ class _Worker:
             self.stop()
             raise UserError(f"the grading worker does not start: {why}")
 
-    def ask(self, question: _Question, timeout: float) -> dict[str, Any]:
+    def ask(self, request: str, timeout: float) -> dict[str, Any]:
         """The worker's verdict; raises `_Died`."""
-        answer, gold = question
-        request = {"answer": vars(answer), "gold": vars(gold), "timeout": timeout}
         started = time.monotonic()
         with self._killed_after(timeout + GRACE):
             try:
-                print(json.dumps(request), file=self.requests, flush=True)
+                print(json.dumps({**json.loads(request), "timeout": timeout}), file=self.requests, flush=True)
                 line = self.replies.readline()
             except OSError:
                 line = ""

@@ -1,11 +1,13 @@
 r"""Judges answers for `opd.grading.grading`, in a process of its own: one JSON object a line in, one a line out.
 
-Run as a file, it imports math-verify and nothing of opd, torch or transformers. It defends its parent in this way:
+Run as a file, it imports math-verify and nothing of opd, torch or transformers, but for what a grader of its own needs,
+which is imported by its path. It defends its parent in this way:
 the kernel ends it by SIGALRM when a judgement takes longer than its limit, whatever the interpreter is doing; its
 address space is bounded; it ends when its standard input does, so it does not outlive its parent; nothing it computed
 leaves it but a verdict and strings.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -15,6 +17,7 @@ import signal
 import sys
 from contextlib import suppress
 from functools import lru_cache
+from types import SimpleNamespace
 from typing import Any
 
 MEMORY_LIMIT = 1 << 30  # bytes of address space; about a third is taken once sympy is imported
@@ -29,6 +32,19 @@ def judge(gold: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
         return {"equal": False, "answer": answer["text"] if answer["bare"] else None}
     text = answer["text"] if answer["bare"] else next((part for part in found if isinstance(part, str)), None)
     return {"equal": verify(list(read(gold["text"], gold["bare"])), list(found), timeout_seconds=None), "answer": text}
+
+
+def judged_by(request: dict[str, Any]) -> dict[str, Any]:
+    """The verdict of the grader that a request names: {"score", "correct", "answer", "reason"}."""
+    sys.path += [place for place in request["path"] if place not in sys.path]  # last: nothing there shadows a library
+    module, _, name = request["grader"].rpartition(".")
+    grader = getattr(importlib.import_module(module), name)
+    problem = SimpleNamespace(problem=request["problem"], answer=request["answer"])
+    try:
+        grade = grader(problem, request["response"], **request["knobs"])
+        return {each: getattr(grade, each) for each in ("score", "correct", "answer", "reason")}
+    except Exception:  # a response may be made to break it
+        return {"score": 0.0, "correct": False, "answer": None, "reason": "error"}
 
 
 @lru_cache(maxsize=512)
@@ -83,7 +99,7 @@ _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 def main() -> None:
-    """Serves requests {"gold", "answer", "timeout"} until standard input ends."""
+    """Serves requests {"gold", "answer", "timeout"}, or those of `judged_by`, until standard input ends."""
     replies = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # what a library prints is no reply
@@ -106,7 +122,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         signal.setitimer(signal.ITIMER_REAL, request["timeout"])
-        verdict = judge(request["gold"], request["answer"])
+        verdict = judged_by(request) if "grader" in request else judge(request["gold"], request["answer"])
         signal.setitimer(signal.ITIMER_REAL, 0)
         # math-verify takes running out of memory for "not equal": one that has grown must not judge the next answer.
         last = peak_memory() > MEMORY_LIMIT // 2

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,32 +15,13 @@ from opd.rollout.choice import uniforms
 from opd.rollout.continuous import ContinuousBatch
 from opd.rollout.kv_cache import Memory
 from opd.rollout.lean import is_lean
+from opd.rollout.protocol import StudentSampler
 from opd.rollout.replica import Precision, refresh, replicate
 
 ATTENTION = {"full_attention", "sliding_attention"}
 
 
-@runtime_checkable
-class Sampler(Protocol):
-    """An engine that samples from the learner's newest weights."""
-
-    def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, key: tuple[int, ...]) -> Rollout:
-        """Sample `num_samples` responses a prompt, neighbouring rows of one rollout on the CPU.
-
-        What is drawn for a prompt depends on the weights, `sampling`, `key` and the prompt, on nothing else.
-        """
-        ...
-
-    def sync(self) -> None:
-        """Take over the learner's weights; call it after every optimizer step and every load."""
-        ...
-
-    def close(self) -> None:
-        """Give its memory back; it cannot sample afterwards."""
-        ...
-
-
-class TransformersSampler:
+class TransformersSampler(StudentSampler):
     """Samples with a transformers model, in this process, on the device the model is on.
 
     Args:
@@ -110,6 +90,7 @@ class TransformersSampler:
             prompt_mask=prompt_mask.repeat_interleave(sampling.num_samples, 0),
             tokens=tokens.masked_fill(~mask, self.pad_id),
             mask=mask,
+            learned=mask,
             rollout_logp=logp.masked_fill(~mask, 0),
             group=torch.arange(len(prompts)).repeat_interleave(sampling.num_samples),
             truncated=~((tokens[..., None] == torch.tensor(self.stop_ids)).any(-1) & mask).any(1),

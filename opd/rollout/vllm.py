@@ -162,6 +162,7 @@ class VllmSampler:
             prompt_mask=prompt_mask.repeat_interleave(sampling.num_samples, 0),
             tokens=ids,
             mask=mask,
+            learned=mask,
             rollout_logp=logp if sampling.temperature else torch.zeros_like(logp),
             group=torch.arange(len(prompts)).repeat_interleave(sampling.num_samples),
             truncated=torch.tensor([row[-1] not in self.stop_ids for row in tokens], dtype=torch.bool),

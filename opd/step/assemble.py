@@ -1,8 +1,9 @@
 """From a checked config to the things a run is made of: models, prompts, stages."""
 
+import json
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd.check.config import BUILT_BY_THE_RUN
+from opd.check.config import BUILT_BY_THE_RUN, chosen
 from opd.check.signal import has_weight, uses_anchor, uses_grades
 from opd.checkpoint.background import Background
 from opd.checkpoint.store import Learned
@@ -32,7 +33,8 @@ from opd.objective.support import Support
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate, make_models
 from opd.records.run_dir import RunDir
-from opd.rollout.sampler import Sampler
+from opd.rollout.protocol import Sampler, StudentSampler
+from opd.rollout.turns import Turns
 from opd.step import ready, terms
 from opd.step.learn import Exact, Signal
 from opd.step.methods import bind, bound_ensemble
@@ -72,6 +74,8 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
     longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
     teachers = build_teachers(config, texts, ranks, longest=longest)
+    sampler = build_sampler(config, root, tokenizer)
+    answers = in_turns(config, sampler, tokenizer, ranks)
     return Run(
         config=config,
         folder=folder,
@@ -86,7 +90,10 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         ),
         policy=policy,
         teachers=teachers,
-        sampler=build_sampler(config, root, tokenizer),
+        sampler=sampler,
+        answers=answers,
+        responses=bind("responses", config.responses)(sampler=answers),
+        context=bind("context", config.context)(),
         rollout=Sampling(
             num_samples=config.samples_per_prompt,
             max_tokens=config.max_response_length,
@@ -102,7 +109,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
         anchor=Anchor(load_anchor(config, ranks) if uses_anchor(config) else None),
-        reward=Rewards(uses_grades(config), config.shaping, tokenizer, config.evaluate.grading_timeout),
+        reward=Rewards(uses_grades(config), config.shaping),
         learner=build_learner(config, policy, teachers),
         divisor=bind("loss", config.loss),
         ranks=ranks,
@@ -132,10 +139,17 @@ def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return model
 
 
-def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerBase) -> Sampler:
+def in_turns(config: RunConfig, sampler: Sampler, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Sampler:
+    """The sampler, with the environment answering within its responses."""
+    read: Any = partial(tokenizer.decode, skip_special_tokens=True)
+    write = partial(prompts.reply_ids, tokenizer=tokenizer, template=config.prompts.template)
+    return Turns(sampler, bind("environment", config.environment)(), ranks, read, write)
+
+
+def build_sampler(config: RunConfig, root: Root, tokenizer: PreTrainedTokenizerBase) -> StudentSampler:
     """The engine that samples responses from the learner `root`."""
     built = {"root": root, "stop_ids": stop_token_ids(root.model, tokenizer), "pad_id": tokenizer.pad_token_id}
-    assert built.keys() == BUILT_BY_THE_RUN
+    assert built.keys() == BUILT_BY_THE_RUN["rollout"]
     return bind("rollout", config.rollout)(**built)
 
 
@@ -173,11 +187,13 @@ def load_problems(source: Arithmetic | Dataset | Mixture, config: RunConfig, *, 
             return mixture.mix(sets, weights=source.weights, num=source.num, seed=source.seed)
         except UserError as error:
             raise UserError(f"{key}.{error}") from error
+    grader = json.dumps(chosen("grader", source.grader, f"{key}.grader"))
     if isinstance(source, Arithmetic):
-        return arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
+        found = arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
+        return [replace(problem, grader=grader) for problem in found]
     data = None if config.paths.data is None else Path(config.paths.data)
     try:
-        return prompts.load_problems(source, data_dir=data)
+        return [replace(problem, grader=grader) for problem in prompts.load_problems(source, data_dir=data)]
     except UserError as error:
         raise UserError(f"{key}: {error}") from error
 
@@ -195,6 +211,7 @@ def load_prompts(
         prefix=config.prompts.prefix,
         suffix=config.prompts.suffix,
         max_prompt_length=config.prompts.max_prompt_length,
+        environment=bind("environment", config.environment)(),
     )
     if dropped:
         print(

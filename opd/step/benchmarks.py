@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from transformers import PreTrainedTokenizerBase
 
 from opd.data.batch import Prompt, Rollout, Sampling
-from opd.grading.grading import Grade, grade_many
+from opd.grading.grader import grade
+from opd.grading.grading import Grade
 from opd.grading.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
 from opd.records.run_dir import Sample
 from opd.records.texts import pack
-from opd.rollout.sampler import Sampler
+from opd.rollout.protocol import Sampler
 
 
 @dataclass(frozen=True)
@@ -49,20 +50,20 @@ def answer_benchmarks(
         problems = [prompts[index] for index in rollout.group.tolist()]
         with clock("grading"):
             said = responses(rollout, tokenizer)
-            grades = grade_many(said, [problem.answer for problem in problems], timeout=grading_timeout)
+            grades = grade(problems, said, timeout=grading_timeout)
         samples = [
             Sample(
                 benchmark=name,
                 problem_id=problem.id,
                 sample=index % sampling.num_samples,
-                correct=grade.correct,
-                score=grade.score,
+                correct=verdict.correct,
+                score=verdict.score,
                 answer=problem.answer,
-                prediction=grade.answer,
+                prediction=verdict.answer,
                 num_tokens=length,
                 truncated=truncated,
             )
-            for index, (problem, grade, length, truncated) in enumerate(
+            for index, (problem, verdict, length, truncated) in enumerate(
                 zip(problems, grades, num_tokens, rollout.truncated.tolist(), strict=True)
             )
         ]
@@ -76,9 +77,8 @@ def answer_benchmarks(
 def grade_rollout(
     rollout: Rollout, prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, *, timeout: float
 ) -> list[Grade]:
-    """Each response's grade against the answer of its prompt."""
-    golds = [prompts[index].answer for index in rollout.group.tolist()]
-    return grade_many(responses(rollout, tokenizer), golds, timeout=timeout)
+    """Each response's grade by its prompt's grader."""
+    return grade([prompts[index] for index in rollout.group.tolist()], responses(rollout, tokenizer), timeout=timeout)
 
 
 def responses(rollout: Rollout, tokenizer: PreTrainedTokenizerBase) -> list[str]:

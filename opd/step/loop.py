@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -21,7 +22,7 @@ from opd.objective.filter import metrics as kept
 from opd.objective.mixture import Mixture, Rows
 from opd.objective.rollout_correction import metrics as mismatch
 from opd.step.batch import Batch
-from opd.step.benchmarks import answer_benchmarks, summarize
+from opd.step.benchmarks import answer_benchmarks, grade_rollout, summarize
 from opd.step.run import Run
 from opd.step.scored import Scored, own_positions, routed_rows
 
@@ -38,10 +39,11 @@ def step(run: Run, number: int) -> dict[str, float]:
     rollout, student = scored.rollout, scored.student
     mixture = mix(run, scored, routed, progress)
     log_ratio = student.logp - scored.reference_logp
-    allowed = run.eligible(rollout.mask, rollout.tokens)
+    learned = rollout.learned
+    allowed = run.eligible(rollout.mask, rollout.tokens) & learned
     signals = TokenSignals(log_ratio, student.entropy, scored.reference_entropy, scored.exact_kl)
     filtered = run.filter(signals, allowed, rollout.group)
-    weight, matched = run.rollout_correction(student.logp, rollout.rollout_logp, rollout.mask)
+    weight, matched = run.rollout_correction(student.logp, rollout.rollout_logp, learned)
     divergence = run.divergence.at(filtered.inside, scored.reference_entropy).clamped(config.shaping.log_ratio_clamp)
     batch, prepared = run.learner.prepare(
         Batch(
@@ -67,17 +69,17 @@ def step(run: Run, number: int) -> dict[str, float]:
     run.pages.write(number, prompts, rollout, batch.signal(log_ratio), batch.keep, log_ratio)
 
     metrics |= {
-        "divergence/reverse_kl": _mean(log_ratio, rollout.mask),
-        "divergence/value": _mean(divergence.value(log_ratio), rollout.mask),
-        "divergence/clamped": share_beyond(log_ratio, rollout.mask, config.shaping.log_ratio_clamp),
-        "entropy/student": _mean(student.entropy, rollout.mask),
-        "entropy/teacher": _mean(scored.reference_entropy, rollout.mask),
+        "divergence/reverse_kl": _mean(log_ratio, learned),
+        "divergence/value": _mean(divergence.value(log_ratio), learned),
+        "divergence/clamped": share_beyond(log_ratio, learned, config.shaping.log_ratio_clamp),
+        "entropy/student": _mean(student.entropy, learned),
+        "entropy/teacher": _mean(scored.reference_entropy, learned),
         "response/length": float(rollout.mask.sum(1).float().mean()),
         "response/truncated": float(rollout.truncated.float().mean()),
         "response/tokens": float(rollout.mask.sum()),
     }
-    shares = kept(rollout.mask, allowed, filtered, matched)
-    correction = mismatch(student.logp, rollout.rollout_logp, rollout.mask, weight, matched)
+    shares = kept(learned, allowed, filtered, matched)
+    correction = mismatch(student.logp, rollout.rollout_logp, learned, weight, matched)
     metrics |= {f"filter/{name}": value for name, value in shares.items()}
     return metrics | {f"rollout_correction/{name}": value for name, value in correction.items()}
 
@@ -86,19 +88,22 @@ def score(
     run: Run, prompts: Sequence[Prompt], routed: Sequence[int] | None, progress: float, key: tuple[int, ...]
 ) -> tuple[Scored, dict[str, float]]:
     """Samples this rank's share of the prompts and asks everyone about the responses; also the rewards' metrics."""
-    positions = own_positions(len(prompts), run.num_updates, run.ranks)
+    config, positions = run.config, own_positions(len(prompts), run.num_updates, run.ranks)
     own = [prompts[position] for position in positions]
     mine = None if routed is None else [routed[position] for position in positions]
     with run.clock("rollout"):
-        rollout = run.sampler.sample(run.control.shown(own, mine), run.rollout, key=key)
+        rollout = run.responses.draw(run.control.shown(own, mine), run.rollout, key=key)
         rollout = rollout.widened(run.ranks.most(rollout.tokens.shape[1]))
+    grades = cache(lambda: grade_rollout(rollout, own, run.tokenizer, timeout=config.evaluate.grading_timeout))
     with run.clock("teacher"):
-        asked = run.teachers.ask(run.control.asked(rollout, own), run.ensemble.needed(progress))
+        seen = run.control.asked(rollout, own)
+        (view,) = run.context.view(own, seen, grades)
+        asked = run.teachers.ask(view.of(seen), run.ensemble.needed(progress))
         anchor_logp = run.anchor(rollout)
     with run.clock("student"):
         student = run.policy.scores(rollout)
     with run.clock("reward"):
-        reward, prompt_weight, rewarded = run.reward(rollout, own)
+        reward, prompt_weight, rewarded = run.reward(rollout, grades)
     with run.clock("teacher"):
         teachers = asked()
     scored = Scored(
@@ -122,7 +127,9 @@ def mix(run: Run, scored: Scored, routed: Sequence[int] | None, progress: float)
     """The ensemble's weights for these responses."""
     rollout, teachers = scored.rollout, scored.teachers
     teacher = routed_rows(routed, rollout.group)
-    return run.ensemble.mixture(progress, Rows(teacher, rollout.group, rollout.mask, teachers.logp, teachers.entropy))
+    return run.ensemble.mixture(
+        progress, Rows(teacher, rollout.group, rollout.learned, teachers.logp, teachers.entropy)
+    )
 
 
 def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
@@ -199,7 +206,7 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
         top_k=settings.top_k,
     )
     own = answer_benchmarks(
-        run.sampler,
+        run.answers,
         {name: problems[ranks.rank :: ranks.size] for name, problems in run.benchmarks.items()},
         sampling,
         run.tokenizer,

@@ -19,7 +19,7 @@ from opd.model.shapes import shape
 from opd.model.texts import Reading, Texts, end_alike, read
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
-from opd.step.methods import bound_ensemble
+from opd.step.methods import bind, bound_ensemble
 
 # Models of so few numbers always find room, and a plan of them takes longer than their first step.
 SMALL = 2**24
@@ -50,9 +50,10 @@ def compare(config: RunConfig, student: Reading, *teachers: Reading) -> list[str
     Raises:
         UserError: where they cannot teach it.
     """
-    warnings = []
+    warnings, alignment = [], bind("alignment", config.alignment)()
     for teacher in teachers:
-        same_vocabulary(student.tokenizer, teacher.tokenizer, key=f"{teacher.key}={teacher.model!r}")
+        if alignment.same_vocabulary:
+            same_vocabulary(student.tokenizer, teacher.tokenizer, key=f"{teacher.key}={teacher.model!r}")
         warnings += end_alike(student, teacher, explicit=config.student.stop_tokens is not None)
     return warnings
 

@@ -20,8 +20,9 @@ from opd.objective.divergence import Divergence, Mixed
 from opd.objective.mixture import BoundEnsemble, Mixture
 from opd.ranks.dist import Ranks
 from opd.records.run_dir import RunDir
-from opd.rollout.sampler import Sampler
+from opd.rollout.protocol import Responses, Sampler, StudentSampler
 from opd.step.learn import Learner
+from opd.teacher.context import Context, Grades
 from opd.teacher.local import Teachers
 from opd.watch.pages import Pages
 from opd.watch.throughput import Meter
@@ -31,6 +32,7 @@ from opd.watch.throughput import Meter
 class Run:
     """Everything that a step uses. The method's stages carry the names of their config groups.
 
+    `sampler` is the student's engine; `answers` is what an evaluation asks, `responses` what a step learns from.
     `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
     entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it. What `background`
     does beside the training talks to the other ranks through `beside`. Each of `entering` is told of every stage that
@@ -45,7 +47,10 @@ class Run:
     learned: Learned
     policy: Policy
     teachers: Teachers
-    sampler: Sampler
+    sampler: StudentSampler
+    answers: Sampler
+    responses: Responses
+    context: Context
     rollout: Sampling
     control: Control
     divergence: Divergence | Mixed
@@ -55,7 +60,7 @@ class Run:
     filter: Callable
     rollout_correction: Callable
     anchor: Callable[[Rollout], Tensor | None]
-    reward: Callable[[Rollout, Sequence[Prompt]], tuple[Tensor | None, Tensor, dict[str, float]]]
+    reward: Callable[[Rollout, Grades], tuple[Tensor | None, Tensor, dict[str, float]]]
     divisor: Callable[..., Tensor]
     learner: Learner
     ranks: Ranks

@@ -1,19 +1,17 @@
 """What a step asks of a rollout beyond its stages' own functions: the anchor, the rewards, the reference."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
 from opd.config.schema import Shaping
-from opd.data.batch import Prompt, Rollout, TeacherScores
+from opd.data.batch import Rollout, TeacherScores
 from opd.model.policy import Scorer
 from opd.objective import shaping
 from opd.objective.mixture import Mixture
-from opd.step.benchmarks import grade_rollout
+from opd.teacher.context import Grades
 from opd.teacher.whole import Whole
 
 PerToken = Float[Tensor, "batch time"]
@@ -33,27 +31,25 @@ class Anchor:
 
 @dataclass(frozen=True)
 class Rewards:
-    """Responses graded against their prompts' answers, where `shaping` asks for rewards or pass rates."""
+    """Rewards and prompt weights of graded responses; `asked`: something uses them."""
 
     asked: bool
     shaping: Shaping
-    tokenizer: PreTrainedTokenizerBase
-    grading_timeout: float
 
     def __call__(
-        self, rollout: Rollout, prompts: Sequence[Prompt]
+        self, rollout: Rollout, grades: Grades
     ) -> tuple[PerResponse | None, Float[Tensor, "batch 1"], dict[str, float]]:
-        """Each response's reward (1 if its answer is right, less the mean of its prompt's responses if so configured),
-        the weight of its prompt, and metrics.
+        """Each response's reward (its score, less the mean of its prompt's responses if so configured), the weight of
+        its prompt, and metrics.
         """
         if not self.asked:
             return None, torch.ones(len(rollout), 1), {}
-        grades = grade_rollout(rollout, prompts, self.tokenizer, timeout=self.grading_timeout)
-        correct = torch.tensor([grade.correct for grade in grades])
-        reward, everyone = correct.float()[:, None], torch.ones(len(correct), 1, dtype=torch.bool)
+        graded = grades()
+        correct, score = (torch.tensor([getattr(grade, name) for grade in graded]) for name in ("correct", "score"))
+        reward, everyone = score.float()[:, None], torch.ones(len(correct), 1, dtype=torch.bool)
         reward = shaping.subtract_baseline(reward, everyone, rollout.group, baseline=self.shaping.reward_baseline)
         weight = shaping.pass_rate_weight(correct, rollout.group, power=self.shaping.pass_rate_power)
-        metrics = {"reward/mean": float(correct.float().mean()), "reward/prompt_weight": float(weight.mean())}
+        metrics = {"reward/mean": float(score.float().mean()), "reward/prompt_weight": float(weight.mean())}
         return reward[:, 0], weight[:, None], metrics
 
 

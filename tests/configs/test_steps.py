@@ -9,14 +9,14 @@ from opd.config.steps import most_prompts, steps
 from opd.errors import UserError
 from tests.integration.conftest import composed
 
-MADE = Arithmetic(kind="arithmetic", split="train", num=40, seed=0, mix={"addition": [1]})
+MADE = Arithmetic(kind="arithmetic", split="train", num=40, seed=0, mix={"addition": [1]}, grader="mathematics")
 SEVERAL = {"one": MADE, "other": MADE}
 
 
 def dataset(limit: int | None) -> Dataset:
     return Dataset(
         kind="dataset", hub=None, config=None, split="train", revision=None, streaming=False, file="some.jsonl",
-        problem_field="problem", answer_field="answer", id_field=None, domain="math", limit=limit,
+        problem_field="problem", answer_field="answer", id_field=None, domain="math", limit=limit, grader="mathematics",
     )  # fmt: skip
 
 

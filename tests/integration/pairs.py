@@ -27,7 +27,7 @@ from opd.model.texts import Texts
 from opd.records.run_dir import RunDir
 from opd.rollout import sampler as rollout_engine
 from opd.rollout.sampler import TransformersSampler
-from opd.step import assemble, ready, stages
+from opd.step import assemble, loop, ready
 from opd.step.loop import step
 from opd.teacher import load as teachers
 from tests.unit.small import ALONE
@@ -216,7 +216,7 @@ class World:
         monkeypatch.setattr(TransformersSampler, "sample", rollout)
         self.grade([False, False, True, False])
         monkeypatch.setattr(
-            stages,
+            loop,
             "grade_rollout",
             lambda rollout, *_, **__: [Grade(next(self.grades), "", "equal") for _ in rollout.group],
         )

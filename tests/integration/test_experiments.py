@@ -5,11 +5,11 @@ A step without its run: whole ones are those of `make reproduce`, which `.ci/run
 
 import math
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
 from opd import cli
+from opd.grading.grading import Grade
 from opd.records.run_dir import RunDir
 from opd.step import assemble, loop
 from tests.covering import a_third
@@ -32,8 +32,8 @@ def test_one_step_of_an_experiment(
     experiment: str, small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     # Random models solve nothing, and a prompt that is never solved has no pass rate to learn by.
-    half_right = [SimpleNamespace(correct=index % 2 == 0) for index in range(8)]
-    monkeypatch.setattr("opd.step.stages.grade_rollout", lambda *_, **__: half_right)
+    half_right = [Grade(index % 2 == 0, "", "equal") for index in range(8)]
+    monkeypatch.setattr("opd.step.loop.grade_rollout", lambda *_, **__: half_right)
     config = composed(
         [
             *small_run,

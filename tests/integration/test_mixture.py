@@ -10,8 +10,8 @@ from opd.errors import UserError
 from opd.records.run_dir import RunDir
 from tests.integration.conftest import composed
 
-EASY = "{kind: arithmetic, split: train, num: 40, seed: 0, mix: {addition: [2]}}"
-HARD = "{kind: arithmetic, split: train, num: 30, seed: 1, mix: {multiplication: [2, 3]}}"
+EASY = "{kind: arithmetic, split: train, num: 40, seed: 0, mix: {addition: [2]}, grader: mathematics}"
+HARD = "{kind: arithmetic, split: train, num: 30, seed: 1, mix: {multiplication: [2, 3]}, grader: mathematics}"
 
 
 def mixture(weights: str, *, num: str = "24") -> list[str]:

@@ -44,6 +44,7 @@ def rollout_of(prompts: list[list[int]], responses: list[list[int]]) -> Rollout:
         prompt_mask=prompt_mask,
         tokens=tokens,
         mask=mask,
+        learned=mask,
         rollout_logp=torch.zeros(tokens.shape),
         group=torch.arange(len(prompts)),
         truncated=torch.zeros(len(prompts), dtype=torch.bool),

@@ -11,7 +11,7 @@ import torch
 
 from opd.data.batch import Prompt, Rollout, Sampling
 from opd.errors import UserError
-from opd.rollout.sampler import Sampler
+from opd.rollout.protocol import StudentSampler
 from opd.rollout.vllm import VllmSampler
 from tests.unit.rollout.families import PAD, PLAIN, STOPS, VOCAB, prompts
 from tests.unit.rollout.test_sampler import reference_logp
@@ -35,7 +35,7 @@ def gap(model, rollout: Rollout, sampling: Sampling) -> torch.Tensor:
 
 
 def test_it_is_a_sampler(sampler: VllmSampler):
-    assert isinstance(sampler, Sampler)
+    assert isinstance(sampler, StudentSampler)
 
 
 def test_logp_is_the_learners_own(model, sampler: VllmSampler):
@@ -68,6 +68,7 @@ def test_tokens_follow_the_distribution(model, sampler: VllmSampler, setting):
         prompt_mask=rollout.prompt_mask[:1].expand(VOCAB, -1),
         tokens=torch.arange(VOCAB)[:, None],
         mask=torch.ones(VOCAB, 1, dtype=torch.bool),
+        learned=torch.ones(VOCAB, 1, dtype=torch.bool),
         rollout_logp=torch.zeros(VOCAB, 1),
         group=torch.zeros(VOCAB, dtype=torch.long),
         truncated=torch.zeros(VOCAB, dtype=torch.bool),

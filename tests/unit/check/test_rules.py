@@ -65,7 +65,7 @@ def test_several_updates_are_clipped_on_both_sides_and_one_on_none(
 def test_a_stream_without_an_end_is_refused_wherever_it_stands(start: RunConfig, place: str):
     stream = Dataset(
         kind="dataset", hub="a/b", config=None, split="train", revision=None, streaming=True, file=None,
-        problem_field="problem", answer_field="answer", id_field=None, domain="math", limit=None,
+        problem_field="problem", answer_field="answer", id_field=None, domain="math", limit=None, grader="mathematics",
     )  # fmt: skip
     put: dict[str, Callable[[Dataset], RunConfig]] = {
         "prompts": lambda source: replace(start, prompts=replace(start.prompts, source=source)),

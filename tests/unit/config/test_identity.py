@@ -252,7 +252,7 @@ def known_keys() -> set[str]:
 
 def knobs(group: str, target: str) -> Iterator[str]:
     yield from check.COMMON_KNOBS.get(group, {})
-    yield from (knob for knob in signatures.knobs(target) if knob not in check.BUILT_BY_THE_RUN)
+    yield from (knob for knob in signatures.knobs(target) if knob not in check.BUILT_BY_THE_RUN.get(group, ()))
 
 
 def keys(kind: Any, prefix: str = "") -> Iterator[str]:

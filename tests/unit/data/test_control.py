@@ -19,7 +19,7 @@ def rollout_of(prompts, samples: int) -> Rollout:
     tokens = torch.arange(len(prompt) * 3).reshape(-1, 3)
     mask = torch.ones_like(tokens, dtype=torch.bool)
     group = torch.arange(len(prompts)).repeat_interleave(samples)
-    return Rollout(prompt, prompt_mask, tokens, mask, torch.rand(tokens.shape), group, ~mask.any(1))
+    return Rollout(prompt, prompt_mask, tokens, mask, mask, torch.rand(tokens.shape), group, ~mask.any(1))
 
 
 def rows(rollout: Rollout) -> list[list[int]]:

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from opd.config.schema import Dataset
 from opd.data.arithmetic import Problem
+from opd.data.environment import single_turn
 from opd.data.prompts import batch_indices, encode, epoch_order, load_problems
 from opd.errors import UserError
 from opd.recipes.tokenizer import build_tokenizer
@@ -35,6 +36,7 @@ SOURCE = Dataset(
     id_field="id",
     domain="mathematics",
     limit=None,
+    grader="mathematics",
 )
 
 
@@ -191,7 +193,7 @@ def hub_refusal(tmp_path: Path, **environment: str) -> str:
         from opd.errors import UserError
         source = Dataset(kind="dataset", hub="somebody/some-set", config="main", split="test", revision=None,
                          streaming=False, file="some.jsonl", problem_field="question", answer_field="answer",
-                         id_field=None, domain="mathematics", limit=None)
+                         id_field=None, domain="mathematics", limit=None, grader="mathematics")
         try:
             load_problems(source, data_dir=None)
         except UserError as error:
@@ -251,6 +253,7 @@ def test_problems_load_without_torch():
 
 PROBLEMS = [Problem(f"p{number}", f"{number}+1=", str(number + 1), "addition") for number in (1, 22, 333)]
 PLAIN = {"template": "raw", "system": None, "prefix": "", "suffix": "", "max_prompt_length": 100}
+PLAIN |= {"environment": single_turn()}
 
 
 @pytest.fixture(scope="module")

@@ -310,7 +310,7 @@ def test_killed_worker_is_replaced_and_its_question_asked_again(fresh):
 
 def test_worker_that_dies_twice_of_one_response_is_an_error(fresh, monkeypatch):
     def dies(self, question, timeout):
-        if question[0].text == r"\sqrt{9}":
+        if json.loads(question)["answer"]["text"] == r"\sqrt{9}":
             raise grading._Died(timed_out=False)
         return asked(self, question, timeout)
 

@@ -23,6 +23,7 @@ def ragged(num: int) -> Rollout:
         prompt_mask=prompt_mask,
         tokens=torch.randint(2, 40, (num, 14), generator=generator) * mask,
         mask=mask,
+        learned=mask,
         rollout_logp=torch.zeros(num, 14),
         group=torch.arange(num),
         truncated=torch.zeros(num, dtype=torch.bool),

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from opd.config.recipe import Architecture
 from opd.data.arithmetic import Problem
+from opd.data.environment import single_turn
 from opd.data.prompts import encode
 from opd.errors import UserError
 from opd.model.load import load_config, load_ends, load_model, load_tokenizer
@@ -164,7 +165,7 @@ def test_nothing_in_a_models_directory_is_run(way: Callable[[Path], None], model
     if tokenizer.chat_template is not None:
         knobs: dict[str, Any] = {"template": "chat", "system": None, "prefix": "", "suffix": "", "max_prompt_length": 9}
         problem = Problem(id="1", problem="1+1=", answer="2", domain="addition")
-        attempt(lambda: encode([problem], tokenizer, **knobs))
+        attempt(lambda: encode([problem], tokenizer, **knobs, environment=single_turn()))
     loaded = attempt(lambda: load_model(str(model), dtype="float32", **place))
     assert loaded is None or isinstance(loaded, Qwen3ForCausalLM)
     assert said == "" if WAYS[way] is None else WAYS[way] in said

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from opd.config.identity import as_today
 from opd.records.run_dir import (
     RecordError,
     RunDir,
@@ -40,7 +41,7 @@ def test_what_is_written_is_read(run):
     run.append_metrics({"step": 1, "loss": 0.5})
     run.append_metrics({"step": 2, "loss": math.nan, "grad_norm": math.inf})
     run.write_samples(2, SAMPLES)
-    assert run.config() == {"name": "default", "seed": 0, "optim": {"lr": 1e-5, "betas": [0.9, 0.95]}}
+    assert run.config() == as_today({"name": "default", "seed": 0, "optim": {"lr": 1e-5, "betas": [0.9, 0.95]}})
     assert run.status() == STATUS
     assert run.manifest() == {"run_id": "x"}
     assert run.metrics() == [{"step": 1, "loss": 0.5}, {"step": 2, "loss": None, "grad_norm": None}]

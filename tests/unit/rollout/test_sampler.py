@@ -211,6 +211,7 @@ def test_tokens_follow_the_distribution(setting: tuple[float, float, int], max_b
         prompt_mask=rollout.prompt_mask[:1].expand(len(pairs), -1),
         tokens=tokens,
         mask=mask,
+        learned=mask,
         rollout_logp=torch.zeros(tokens.shape),
         group=torch.zeros(len(pairs), dtype=torch.long),
         truncated=mask[:, 1],

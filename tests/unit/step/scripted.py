@@ -83,6 +83,7 @@ class ScriptedSampler:
             prompt_mask=prompt_mask,
             tokens=tokens,
             mask=mask,
+            learned=mask,
             rollout_logp=drift,
             group=torch.arange(len(prompts)).repeat_interleave(sampling.num_samples),
             truncated=torch.tensor([each[-1:] != [END] for _, each, _ in rows]),

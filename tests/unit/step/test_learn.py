@@ -348,7 +348,7 @@ def padded(rollout: Rollout) -> Rollout:
     """With three more columns of nothing on the outer side of prompts and responses."""
     width = torch.nn.functional.pad
     fields = {name: width(getattr(rollout, name), (3, 0)) for name in ("prompt", "prompt_mask")}
-    fields |= {name: width(getattr(rollout, name), (0, 3)) for name in ("tokens", "mask", "rollout_logp")}
+    fields |= {name: width(getattr(rollout, name), (0, 3)) for name in ("tokens", "mask", "learned", "rollout_logp")}
     return replace(rollout, **fields)
 
 

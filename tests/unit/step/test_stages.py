@@ -13,6 +13,7 @@ from opd.check import config as check
 from opd.config.schema import CONF, Shaping
 from opd.data.batch import Prompt, Rollout
 from opd.recipes.tokenizer import build_tokenizer
+from opd.step.benchmarks import grade_rollout
 from opd.step.stages import Rewards
 from tests.unit.small import rollout_of
 
@@ -36,7 +37,9 @@ def answers() -> Rollout:
 
 
 def rewarded(asked: bool = True, **knobs: Any) -> tuple[torch.Tensor | None, torch.Tensor, dict[str, float]]:
-    return Rewards(asked, replace(shaping(), **knobs), TOKENIZER, 5.0)(answers(), PROMPTS)
+    responses = answers()
+    rewards = Rewards(asked, replace(shaping(), **knobs))
+    return rewards(responses, lambda: grade_rollout(responses, PROMPTS, TOKENIZER, timeout=5.0))
 
 
 @pytest.mark.parametrize(("baseline", "expected"), [("none", [1, 1, 1, 0, 0, 0]), ("group", [0, 0, 0.5, -0.5, 0, 0])])

@@ -254,7 +254,7 @@ EMPTY = {
 def with_row_removed(rollout: Rollout, row: int = 1) -> Rollout:
     mask = rollout.mask.clone()
     mask[row] = False
-    return Rollout(**{**vars(rollout), "mask": mask})
+    return Rollout(**{**vars(rollout), "mask": mask, "learned": mask})
 
 
 @pytest.mark.parametrize("case", EMPTY)

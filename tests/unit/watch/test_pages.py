@@ -37,6 +37,7 @@ def batch() -> tuple[list[Prompt], Rollout, torch.Tensor, torch.Tensor, torch.Te
         prompt_mask=torch.zeros(2, 0, dtype=torch.bool),
         tokens=torch.tensor([[1, 2, 3], [4, 0, 0]]),
         mask=mask,
+        learned=mask,
         rollout_logp=torch.zeros(2, 3),
         group=torch.tensor([1, 0]),
         truncated=torch.tensor([True, False]),

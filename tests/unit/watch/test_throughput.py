@@ -39,6 +39,7 @@ def rollout_of(lengths: list[tuple[int, int]]) -> Rollout:
         prompt_mask=prompt_mask,
         tokens=mask.long() * 4,
         mask=mask,
+        learned=mask,
         rollout_logp=torch.zeros(mask.shape),
         group=torch.arange(len(lengths)),
         truncated=torch.zeros(len(lengths), dtype=torch.bool),
