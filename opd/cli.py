@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from opd import command_help
+from opd.config import plugins
 from opd.config.identity import override_as_today
 from opd.config.places import CONF, ROOT
 from opd.errors import UserError
@@ -77,7 +78,8 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
         _refuse_other_configs(given)
         if given.help:
             return print(command_help.text())
-        sys.argv[1:] = arguments(words)
+        plugins.use(plugins.named(words))
+        sys.argv[1:] = [*arguments(words), *plugins.overrides()]
         command()
     except KeyboardInterrupt:
         _stop("interrupted; the same command goes on from the last checkpoint", 130)
@@ -114,7 +116,7 @@ def refuse_outside(overrides: Sequence[str]) -> None:
     """Holds that choices of groups are files of `conf/`; raises `UserError`."""
     for text in overrides:
         group = key_of(text)
-        if ".." in text.partition("=")[2] and (group.startswith("hydra/") or (CONF / group).is_dir()):
+        if ".." in text.partition("=")[2] and (group.startswith("hydra/") or plugins.is_group(group)):
             raise UserError(f"{text}: leads out of conf/{group}; {choices(group, text.rpartition('/')[2])}")
 
 
@@ -132,6 +134,7 @@ def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
         from hydra.types import RunMode
 
         try:
+            plugins.use(composed.get("plugins") or [])  # a process of Hydra's launcher has seen no command line
             task(composed)
         except BrokenPipeError:
             _unread()
@@ -185,7 +188,7 @@ def composition_sentence(error: BaseException) -> str | None:
         return None
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
-        if (CONF / match[1]).is_dir():
+        if plugins.is_group(match[1]):
             return f"{match[1]}: has no default choice here to override; give +{match[1]}=NAME"
         return f"{match[1]}: there is no such config group"
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", text):
@@ -205,7 +208,7 @@ def _raised_by_hydra(error: BaseException) -> bool:
 
 def choices(group: str, asked: str) -> str:
     """The choices of a config group, as a clause; of many only those nearest to what was asked for."""
-    names = sorted(file.stem for file in (CONF / group).glob("*.yaml") if file.stem != "base")
+    names = sorted(name for name in plugins.files(group) if name != "base")
     if len(names) > 20:
         near = difflib.get_close_matches(asked, names, n=3, cutoff=0)
         return f"the choices are {', '.join(near)} and {len(names) - 3} others, which --help lists"

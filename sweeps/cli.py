@@ -5,6 +5,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 
 from opd.cli import disk_sentence, leave_working_folder_out
+from opd.config import plugins
 from opd.config.identity import override_as_today
 from opd.errors import UserError
 from opd.records.run_dir import RecordError
@@ -14,7 +15,9 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     """Runs a command on its arguments; what the user can mend is one sentence on stderr and exit status 2."""
     leave_working_folder_out()
     try:
-        command([override_as_today(text) for text in sys.argv[1:]])
+        words = [override_as_today(text) for text in sys.argv[1:]]
+        plugins.use(plugins.named(words))
+        command(words)
     except UserError as error:
         _stop(str(error))
     except RecordError as error:

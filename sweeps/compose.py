@@ -7,6 +7,7 @@ from typing import Any
 
 from opd import cli
 from opd.check import config as check
+from opd.config import plugins
 from opd.config.schema import CONF, RunConfig
 from opd.errors import UserError
 
@@ -34,7 +35,7 @@ class Composer:
         parsed = parse(overrides)
         choosing = tuple(text for text, override in zip(overrides, parsed, strict=True) if not _sets_value(override))
         if choosing not in self._composed:
-            self._composed[choosing] = compose("config", overrides=list(choosing))
+            self._composed[choosing] = compose("config", overrides=[*choosing, *plugins.overrides()])
         config = copy.deepcopy(self._composed[choosing])
         self._loader._apply_overrides_to_config([override for override in parsed if _sets_value(override)], config)
         return config
@@ -94,4 +95,4 @@ def parse(overrides: Sequence[str]) -> list[Any]:
 def _sets_value(override: Any) -> bool:
     """Whether it only sets a value that is there already: such are applied last, by Hydra too."""
     plain = not (override.is_add() or override.is_delete() or override.is_force_add())
-    return plain and not override.package and not (CONF / override.key_or_group).is_dir()
+    return plain and not override.package and not plugins.is_group(override.key_or_group)

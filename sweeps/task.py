@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from opd.records import run_dir as records
-from opd.records.recorded import allowing, key_variable
+from opd.records.recorded import confirmations
 from opd.records.run_dir import RunDir
 from sweeps import cli, slurm
 from sweeps.forked import Forked
@@ -33,14 +33,14 @@ Verdict = Literal["finished", "left", "requeue", "retry", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Task:
-    """A run at a place of a submission; `variable` is the environment variable that its teachers' servers are sent."""
+    """A run at a place of a submission; `confirmed` permits what its config alone may not ask for."""
 
     submission: Path
     run: str
     config: Path
     folder: RunDir
     cluster: dict[str, Any]
-    variable: str | None
+    confirmed: list[str]
 
     @classmethod
     def read(cls, submission: Path, place: int) -> "Task":
@@ -54,12 +54,12 @@ class Task:
             folder = Path(content["paths"]["outputs"]) / content["study"] / runs[place]
         except (KeyError, TypeError):
             raise records.RecordError(f"{config}: is not the config of a run") from None
-        return cls(submission, runs[place], config, RunDir(folder), where, key_variable(content))
+        return cls(submission, runs[place], config, RunDir(folder), where, confirmations(content))
 
     def start(self) -> "subprocess.Popen | Forked":
         """Starts the run's ranks. On this machine they are a process group, whose number is the `pid`."""
         # Whoever submitted it has named the variable, or said that it is meant.
-        run = [f"config={self.config}", *([allowing(self.variable)] if self.variable else [])]
+        run = [f"config={self.config}", *self.confirmed]
         start = ["-m", "opd.train", *run]
         if self.cluster["kind"] == "slurm":
             python = self.cluster["python"] or sys.executable

@@ -19,9 +19,10 @@ from opd.check.ensemble_rules import refuse_teachers
 from opd.check.refusals import RULES
 from opd.check.signal import declared, uses_anchor
 from opd.check.teacher_rules import with_own_settings
+from opd.config import plugins
 from opd.config.parsing import parse
 from opd.config.recipe import Positive
-from opd.config.schema import CONF, Mixture, Node, Probability, RunConfig
+from opd.config.schema import CONF, Called, Mixture, Node, Probability, RunConfig
 from opd.config.steps import most_prompts, steps
 from opd.errors import UserError
 
@@ -39,6 +40,7 @@ MODULES = {
     "context": ("opd.teacher.context",),
     "alignment": ("opd.teacher.alignment",),
     "grader": ("opd.grading.grader",),
+    "problems": (),  # functions of a source of prompts: of plug-ins alone
 }
 
 
@@ -49,7 +51,9 @@ def prepare(composed: Mapping[str, Any]) -> RunConfig:
         UserError: for the first thing wrong with it.
     """
     refuse_credentials(composed)
-    config = selected(parse(composed))
+    config = parse(composed)
+    plugins.refuse_missing(config.plugins, "plugins")
+    config = selected(config)
     check(config)
     return config
 
@@ -108,14 +112,16 @@ def selected(config: RunConfig) -> RunConfig:
 
 def nodes(config: RunConfig, group: str) -> dict[str, Node]:
     """The nodes of a group, by their keys: one, or for graders one of each source."""
-    if group != "grader":
+    if group not in ("grader", "problems"):
         return {group: getattr(config, group)}
-    source = config.prompts.source
+    source, sources = config.prompts.source, {}
     sources = {f"evaluate.sources.{name}": each for name, each in config.evaluate.sources.items()}
     if isinstance(source, Mixture):
         sources |= {f"prompts.source.sources.{name}": each for name, each in source.sources.items()}
     else:
         sources |= {"prompts.source": source}
+    if group == "problems":
+        return {f"{key}.function": each.function for key, each in sources.items() if isinstance(each, Called)}
     return {f"{key}.grader": chosen("grader", each.grader, f"{key}.grader") for key, each in sources.items()}
 
 
@@ -127,7 +133,7 @@ def chosen(group: str, choice: str | Node, key: str) -> Node:
     """
     if isinstance(choice, dict):
         return choice
-    files = {file.stem: file for file in (CONF / group).glob("*.yaml")}
+    files = plugins.files(group)
     if choice not in files:
         raise UserError(f"{key}={choice}: there is no such {group}; the choices are {', '.join(sorted(files))}")
     return yaml.safe_load(files[choice].read_text())
@@ -141,11 +147,13 @@ def resolve(group: str, target: str) -> Callable[..., Any]:
 
 def _refuse_target(group: str, target: str, at: str) -> None:
     allowed = targets(group)
-    if target not in allowed:
-        names = ", ".join(sorted(name.rpartition(".")[2] for name in allowed))
-        raise UserError(
-            f"{at}._target_={target!r}: only functions of {' and '.join(MODULES[group])} may stand here: {names}"
-        )
+    if plugins.holds(target):
+        if not signatures.exists(target):
+            raise UserError(f"{at}._target_={target}: the plug-in has no such function")
+    elif target not in allowed:
+        names = ", ".join(sorted(name.rpartition(".")[2] for name in allowed)) or "none"
+        modules = " and ".join(MODULES[group]) or "plug-ins"
+        raise UserError(f"{at}._target_={target!r}: only functions of {modules} may stand here: {names}")
 
 
 @cache

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from opd.check import signatures
+from opd.config import plugins
 from opd.config.schema import RunConfig, Weight
 from opd.errors import UserError
 
@@ -23,18 +24,26 @@ class Declared:
     constant: bool
 
 
+def terms() -> dict[str, str]:
+    """The import path of each term by its name: ours, and those of the plug-ins' own modules."""
+    return {
+        name: f"{module}.{name}"
+        for module in (MODULE, *plugins.used())
+        for name in signatures.decorated(module, "term")
+    }
+
+
 def declared(name: str) -> Declared:
     """The term of a name.
 
     Raises:
         UserError: where there is none.
     """
-    known = signatures.decorated(MODULE, "term")
-    if name not in known:
-        near = difflib.get_close_matches(name, known, n=1)
-        right = f"did you mean signal.{near[0]}?" if near else f"the terms are {', '.join(known)}"
+    target = terms().get(name)
+    if target is None:
+        near = difflib.get_close_matches(name, terms(), n=1)
+        right = f"did you mean signal.{near[0]}?" if near else f"the terms are {', '.join(terms())}"
         raise UserError(f"signal.{name}: there is no such term; {right}")
-    target = f"{MODULE}.{name}"
     kind = signatures.returns(target)
     assert kind in ("Advantage", "Loss"), target
     return Declared(name, kind, signatures.trait(target, "needs") or (), bool(signatures.trait(target, "constant")))

@@ -119,12 +119,12 @@ def cancelled_credit(config: RunConfig) -> str | None:
     return "set whitening=batch, or credit=reward_to_go" if cancelled else None
 
 
-@rule("signal.reward", "whitening", reason="all tokens of a response have its reward, and whitening subtracts it")
+@rule("signal", "whitening", reason="a term that is the same for all tokens of a response is subtracted by whitening")
 def cancelled_reward(config: RunConfig) -> str | None:
-    constant = any(term.constant for term in weighed(config))
+    constant = [term.name for term in weighed(config) if term.constant]
     if not constant or config.shaping.advantage_clip is not None or not whitened_alone(config):
         return None
-    return "set whitening=batch, or signal.reward=0.0"
+    return f"set whitening=batch, or signal.{constant[0]}=0.0"
 
 
 @rule("shaping.baseline", "whitening", reason="whitening subtracts that mean anyway")

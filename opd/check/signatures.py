@@ -68,6 +68,14 @@ def decorated(module: str, decorator: str) -> list[str]:
     ]
 
 
+def exists(target: str) -> bool:
+    """Whether there is something of this dotted name."""
+    try:
+        return hasattr(importlib.import_module(target.rpartition(".")[0]), target.rpartition(".")[2])
+    except ModuleNotFoundError:
+        return False
+
+
 def imported(target: str) -> Any:
     """The method itself."""
     module, _, name = target.rpartition(".")

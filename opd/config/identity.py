@@ -30,6 +30,7 @@ RENAMED: dict[str, str] = {
 # A key that came after the first version, by its name when it came → its neutral value, at which it is not hashed and
 # with which an older record is read: what a run did before there was such a key. Sections before what is in them.
 LATER: dict[str, Any] = {
+    "plugins": [],
     "signal": {"divergence": 1.0},
     "responses": {"_target_": "opd.rollout.responses.student"},
     "environment": {"_target_": "opd.data.environment.single_turn"},
@@ -73,6 +74,7 @@ NOT_HASHED = (
     "teacher.server",
     "preflight",
     "plan",
+    "plugins",
 )
 
 

@@ -70,7 +70,18 @@ class Dataset:
     grader: Choice
 
 
-Source = Annotated[Arithmetic | Dataset, Field(discriminator="kind")]
+@dataclass(config=STRICT, frozen=True)
+class Called:
+    """Problems that a plug-in's function gives: `function` is its node, and it returns a list of
+    `opd.data.arithmetic.Problem`.
+    """
+
+    kind: Literal["function"]
+    function: Node
+    grader: Choice
+
+
+Source = Annotated[Arithmetic | Dataset | Called, Field(discriminator="kind")]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -87,11 +98,14 @@ class Mixture:
     seed: Annotated[int, Field(ge=0)]
 
 
+AnySource = Arithmetic | Dataset | Called | Mixture
+
+
 @dataclass(config=STRICT, frozen=True)
 class Prompts:
     """Training prompts, and how any problem is shown to the models (benchmarks too)."""
 
-    source: Annotated[Arithmetic | Dataset | Mixture, Field(discriminator="kind")]
+    source: Annotated[AnySource, Field(discriminator="kind")]
     template: Literal["raw", "chat"]
     system: str | None
     prefix: str
@@ -344,7 +358,8 @@ class RunConfig:
     `preflight` checks the run, shows what it will take, and ends before it trains.
 
     `threads` bounds the CPU's: small models are faster on one, and then give the same numbers on any number of cores;
-    null leaves it to torch. `profile` traces a few steps; see `opd.watch.profile`.
+    null leaves it to torch. `profile` traces a few steps; see `opd.watch.profile`. `plugins` are the packages that the
+    command line named; see `opd.config.plugins`.
     """
 
     recipes: dict[Name, Recipe]  # first: other keys quote it, and what is wrong with it is to be said of it
@@ -391,6 +406,7 @@ class RunConfig:
     profile: bool
     preflight: bool
     plan: MachinePlan
+    plugins: list[Text]
 
     @property
     def uses_vocabulary(self) -> bool:

@@ -2,7 +2,7 @@
 
 import math
 
-from opd.config.schema import Arithmetic, Dataset, Mixture, RunConfig
+from opd.config.schema import AnySource, Arithmetic, Called, Dataset, Mixture, RunConfig
 from opd.errors import UserError
 
 
@@ -28,13 +28,15 @@ def steps(config: RunConfig, num_prompts: int) -> int:
     return made
 
 
-def most_prompts(source: Arithmetic | Dataset | Mixture) -> int | None:
+def most_prompts(source: AnySource) -> int | None:
     """How many prompts the source can give at the most; None where only loading it can tell."""
     match source:
         case Arithmetic():
             return source.num
         case Dataset():
             return source.limit
+        case Called():
+            return None
         case Mixture():
             each = [most_prompts(one) for one in source.sources.values()]
             known = [most for most in each if most is not None]

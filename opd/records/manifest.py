@@ -10,7 +10,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from opd.config import identity
+from opd.config import identity, plugins
 from opd.config.places import ROOT
 
 # Stands beside a copy of the code that a sweep submitted.
@@ -32,6 +32,7 @@ def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
         "world_size": world_size,
         "tokenizers": dict(tokenizers),
+        "plugins": {name: plugin.hash for name, plugin in plugins.used().items()},
     }
 
 

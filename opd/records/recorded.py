@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from opd.config import plugins
 from opd.config.parsing import refuse_open, refuse_wrong
 from opd.config.places import CONF
 from opd.errors import UserError
@@ -64,8 +65,14 @@ def composed_of(config: Mapping[str, Any]) -> list[str]:
     from omegaconf import OmegaConf
 
     refuse_open(config)
+    plugins.refuse_missing(config.get("plugins") or [], "this config")
     ours = OmegaConf.load(CONF / "config.yaml")
-    node = {"defaults": ["_self_", {"override hydra/job_logging": "stdout"}], **config, "hydra": ours.hydra}
+    node = {
+        "defaults": ["_self_", {"override hydra/job_logging": "stdout"}],
+        **config,
+        "plugins": [],
+        "hydra": ours.hydra,
+    }
     ConfigStore.instance().store(_NAME, node)
     return ["--config-name", _NAME]
 
@@ -76,6 +83,15 @@ def key_variable(config: Mapping[str, Any]) -> str | None:
     server = teacher.get("server") if isinstance(teacher, Mapping) else None
     name = server.get("api_key_env") if isinstance(server, Mapping) else None
     return None if name is None else str(name)
+
+
+def confirmations(config: Mapping[str, Any]) -> list[str]:
+    """The arguments beside `config=FILE` that confirm what a recorded config alone may not decide."""
+    variable, packages = key_variable(config), config.get("plugins") or []
+    return [
+        *([] if variable is None else [allowing(variable)]),
+        *([f"plugins=[{','.join(packages)}]"] if packages else []),
+    ]
 
 
 def allowing(variable: str) -> str:

@@ -12,10 +12,11 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.check.config import BUILT_BY_THE_RUN, chosen
-from opd.check.signal import has_weight, uses_anchor, uses_grades
+from opd.check.signal import has_weight, terms, uses_anchor, uses_grades
+from opd.check.signatures import imported
 from opd.checkpoint.background import Background
 from opd.checkpoint.store import Learned
-from opd.config.schema import Arithmetic, Dataset, Mixture, RunConfig
+from opd.config.schema import AnySource, Arithmetic, Called, Mixture, RunConfig
 from opd.config.steps import steps
 from opd.data import arithmetic, control, mixture, prompts
 from opd.data.arithmetic import Problem
@@ -35,7 +36,7 @@ from opd.recipes.make import locate, make_models
 from opd.records.run_dir import RunDir
 from opd.rollout.protocol import Sampler, StudentSampler
 from opd.rollout.turns import Turns
-from opd.step import ready, terms
+from opd.step import ready
 from opd.step.learn import Exact, Signal
 from opd.step.methods import bind, bound_ensemble
 from opd.step.run import Run
@@ -158,7 +159,7 @@ def build_learner(config: RunConfig, policy: Policy, teachers: Teachers) -> Sign
     support: Support = bind("support", config.support)()
     weights = {name: weight for name, weight in config.signal.items() if has_weight(weight)}
     sampled = support.kind == "sampled"
-    of_tokens = {name: getattr(terms, name) for name in weights if sampled or name != "divergence"}
+    of_tokens = {name: imported(terms()[name]) for name in weights if sampled or name != "divergence"}
     return Signal(
         config, policy, of_tokens, weights, None if sampled else Exact(config, whole(policy, teachers), support)
     )
@@ -179,7 +180,7 @@ def _eligible(config: RunConfig, student: PreTrainedModel, tokenizer: PreTrained
     return partial(eligible, token_ids=sorted(ids), prefix=config.filter["prefix_length"])
 
 
-def load_problems(source: Arithmetic | Dataset | Mixture, config: RunConfig, *, key: str) -> list[Problem]:
+def load_problems(source: AnySource, config: RunConfig, *, key: str) -> list[Problem]:
     """The problems of `source`; `key` is the config key to name in a refusal."""
     if isinstance(source, Mixture):
         sets = {name: load_problems(each, config, key=f"{key}.sources.{name}") for name, each in source.sources.items()}
@@ -188,6 +189,8 @@ def load_problems(source: Arithmetic | Dataset | Mixture, config: RunConfig, *, 
         except UserError as error:
             raise UserError(f"{key}.{error}") from error
     grader = json.dumps(chosen("grader", source.grader, f"{key}.grader"))
+    if isinstance(source, Called):
+        return [replace(problem, grader=grader) for problem in bind("problems", source.function)()]
     if isinstance(source, Arithmetic):
         found = arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
         return [replace(problem, grader=grader) for problem in found]
@@ -198,9 +201,7 @@ def load_problems(source: Arithmetic | Dataset | Mixture, config: RunConfig, *, 
         raise UserError(f"{key}: {error}") from error
 
 
-def load_prompts(
-    source: Arithmetic | Dataset | Mixture, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, key: str
-) -> list[Prompt]:
+def load_prompts(source: AnySource, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, key: str) -> list[Prompt]:
     """The problems of `source`, shown as `config.prompts` says; `key` is the config key to name in a refusal."""
     problems = load_problems(source, config, key=key)
     encoded, dropped = prompts.encode(
