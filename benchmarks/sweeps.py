@@ -16,10 +16,10 @@ from filelock import FileLock
 from opd.records import run_dir as records
 from opd.records.run_dir import RunDir, Status
 from sweeps import compose, state
-from sweeps.handover import environment, recover
 from sweeps.ledger import Ledger, new_id, write_submission
 from sweeps.plan import Plan, plan
 from sweeps.snapshot import ROOT
+from sweeps.submission import environment, recover
 
 
 def main(numbers: list[int]) -> None:
@@ -41,7 +41,7 @@ def main(numbers: list[int]) -> None:
             started = time.perf_counter()
             with book.lock():
                 recover(book)
-                state.look(book, [run.id for run in planned.runs])
+                state.read(book, [run.id for run in planned.runs])
             again = time.perf_counter() - started
             runner = book.submission_folder(book.submissions()[-1].id) / "runner.lock"
             with FileLock(runner):  # as that of a submission that still runs
@@ -61,7 +61,7 @@ def handed_over(planned: Plan) -> Ledger:
     """All that a submission writes, without a scheduler to take it."""
     book, names = Ledger(planned.study), [run.id for run in planned.runs]
     with book.lock():
-        state.look(book, names)
+        state.read(book, names)
         submission, configs = new_id(), [run.config for run in planned.runs]
         write_submission(book.submission_folder(submission), {"kind": "local"}, names, configs, "0")
         intent = {"sweep": "gamma", "cluster": "local", "code": "0", "runs": names, "portion": len(names)}

@@ -5,30 +5,26 @@ numbers as `int(interval(a, b))`; `range(a, b, step)`; `choice(a, b)` or `a,b`.
 """
 
 import math
-import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydra.core.utils import JobStatus
-from hydra.plugins.sweeper import Sweeper
-from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
 
+from hydra_plugins.opd_sweeper import LaunchingSweeper
 from opd.check import config as check
 from opd.cli import key_of
 from opd.config import identity
 from opd.errors import UserError
-from sweeps.compose import composer, parse
-from sweeps.score import parse as parse_metric
-from sweeps.score import score
+from sweeps.compose import composer, parse_overrides
+from sweeps.score import mean, parse, score
 
 
-class SearchSweeper(Sweeper):
-    """Maximises `metric`, the mean over `seeds`, as the records of the runs give it.
+class SearchSweeper(LaunchingSweeper):
+    """Maximises `metric`, its mean over `seeds`, in the records of the runs.
 
-    What is tried next follows from the records so far and `sampler_seed` alone, and a finished run is not run again:
-    the same command goes on with a search that was interrupted, and a larger `trials` continues one.
+    The next trial depends only on the records so far and `sampler_seed`, and finished runs are not run again: the same
+    command resumes an interrupted search, and a larger `trials` continues it.
     """
 
     def __init__(
@@ -37,16 +33,8 @@ class SearchSweeper(Sweeper):
         self.metric, self.seeds, self.trials, self.parallel = metric, list(seeds), trials, parallel
         self.startup_trials, self.sampler_seed = startup_trials, sampler_seed
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        from hydra.core.plugins import Plugins
-
-        self.hydra_context, self.config = hydra_context, config
-        self.launcher = Plugins.instance().instantiate_launcher(
-            hydra_context=hydra_context, task_function=task_function, config=config
-        )
-
     def sweep(self, arguments: list[str]) -> Any:
-        """Runs all trials; prints each and the best.
+        """Run all trials; print each and the best.
 
         Raises:
             UserError: without Optuna or an axis, or for a trial that may not start.
@@ -55,59 +43,55 @@ class SearchSweeper(Sweeper):
             import optuna
         except ModuleNotFoundError:
             raise UserError("hydra/sweeper=optuna: Optuna is not installed; make setup EXTRAS=optuna") from None
-        self._refuse()
-        assert self.config is not None and self.launcher is not None
+        self._check()
         fixed, axes = _axes(arguments)
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(
             seed=self.sampler_seed, n_startup_trials=self.startup_trials, constant_liar=self.parallel > 1
         )
         study = optuna.create_study(direction="maximize", sampler=sampler)
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        jobs, ended = 0, []
+        ended = []
         while (asked := len(study.trials)) < self.trials:
             batch = [study.ask(axes) for _ in range(min(self.parallel, self.trials - asked))]
             arms = [[f"{key}={value}" for key, value in trial.params.items()] for trial in batch]
             folders = self._folders([text for text in fixed if not key_of(text).startswith("hydra")], arms)
-            each = [[*fixed, *arm, f"seed={seed}"] for arm in arms for seed in self.seeds]
-            ended = self.launcher.launch(each, initial_job_idx=jobs)
-            jobs += len(each)
+            ended = self.launch([[*fixed, *arm, f"seed={seed}"] for arm in arms for seed in self.seeds])
             for trial, arm, runs in zip(batch, arms, folders, strict=True):
-                value = statistics.fmean(score(folder, self.metric) for folder in runs)
+                value = mean([score(folder, self.metric) for folder in runs])
                 failed = math.isnan(value)
                 study.tell(trial, None if failed else value, state=optuna.trial.TrialState.FAIL if failed else None)
                 print(f"trial {trial.number + 1}/{self.trials}: {' '.join(arm)}: {value:.4f}", flush=True)
         if not [trial for trial in study.trials if trial.value is not None]:
-            _raise_first(ended)
+            for run in ended:
+                if run.status is JobStatus.FAILED:
+                    _ = run.return_value  # raises what the run raised
             raise UserError(
-                f"metric={self.metric}: no run's records have it; evaluate.every and evaluate.k say what is"
+                f"metric={self.metric}: is in no run's records; evaluate.every and evaluate.k decide what is evaluated"
             )
         best = study.best_trial
-        shown = " ".join(f"{key}={value}" for key, value in best.params.items())
-        print(f"best: trial {best.number + 1}: {shown}: {self.metric} {best.value:.4f}, seeds {self.seeds}", flush=True)
+        values = " ".join(f"{key}={value}" for key, value in best.params.items())
+        print(
+            f"best: trial {best.number + 1}: {values}: {self.metric} {best.value:.4f}, seeds {self.seeds}", flush=True
+        )
         return best.value
 
-    def _refuse(self) -> None:
-        parse_metric(self.metric)
+    def _check(self) -> None:
+        parse(self.metric)
         for key in ("trials", "parallel", "startup_trials"):
             if not isinstance(number := getattr(self, key), int) or number < 1:
                 raise UserError(f"hydra.sweeper.{key}={number}: should be a whole number, 1 or more")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds):
-            raise UserError(f"hydra.sweeper.seeds={self.seeds}: should be one seed or several, none of them twice")
+            raise UserError(f"hydra.sweeper.seeds={self.seeds}: should be one or more different seeds")
 
     def _folders(self, fixed: list[str], arms: Sequence[list[str]]) -> list[list[Path]]:
-        """Where the runs of each arm are kept; composing them checks them before any is launched."""
-        found = []
+        """The directories of each arm's runs; composing their configs checks them before any is launched."""
+
+        def folder(compose: Any, overrides: list[str]) -> Path:
+            config = compose.config(overrides)
+            return Path(config.paths.outputs) / config.study / identity.run_id(check.as_dict(config))
+
         with composer() as compose:
-            for arm in arms:
-                configs = [compose.config([*fixed, *arm, f"seed={seed}"]) for seed in self.seeds]
-                found.append(
-                    [
-                        Path(config.paths.outputs) / config.study / identity.run_id(check.as_dict(config))
-                        for config in configs
-                    ]
-                )
-        return found
+            return [[folder(compose, [*fixed, *arm, f"seed={seed}"]) for seed in self.seeds] for arm in arms]
 
 
 def _axes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
@@ -115,12 +99,14 @@ def _axes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     fixed, axes = [], {}
-    for text, override in zip(arguments, parse(arguments), strict=True):
+    for text, override in zip(arguments, parse_overrides(arguments), strict=True):
         key = override.get_key_element()
         if override.key_or_group == "seed":
             raise UserError(f"{text}: axes clash: the seeds of a trial are hydra.sweeper.seeds=[…]")
         if override.key_or_group == "sweep":
-            raise UserError(f"{text}: is a grid, which needs no search; leave it out, or hydra/sweeper=optuna")
+            raise UserError(
+                f"{text}: is a grid, which is not searched; leave it out, or leave out hydra/sweeper=optuna"
+            )
         if not override.is_sweep_override():
             fixed.append(text)
         elif override.is_interval_sweep():
@@ -130,7 +116,7 @@ def _axes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             try:
                 axes[key] = kind(axis.start, axis.end, log="log" in axis.tags)
             except ValueError as error:
-                raise UserError(f"{text}: is no interval ({error})") from None
+                raise UserError(f"{text}: is not a valid interval ({error})") from None
         else:
             axes[key] = CategoricalDistribution(list(override.sweep_string_iterator()))
     if not axes:
@@ -138,9 +124,3 @@ def _axes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
             "hydra/sweeper=optuna: there is no axis; give one, as 'optim.lr=tag(log, interval(1e-6, 1e-3))'"
         )
     return fixed, axes
-
-
-def _raise_first(ended: Sequence[Any]) -> None:
-    for run in ended:
-        if run.status is JobStatus.FAILED:
-            _ = run.return_value

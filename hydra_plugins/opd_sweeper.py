@@ -1,6 +1,6 @@
-"""Hydra's way to a sweep: `python -m opd.train -m +sweep=NAME [hydra/launcher=…]` launches the arms of `sweeps.grid`.
+"""Sweeps through Hydra: `python -m opd.train -m +sweep=NAME [hydra/launcher=…]` launches the arms of `sweeps.grid`.
 
-Hydra looks for plugins in this namespace package and nowhere else.
+Hydra looks for plugins only in this namespace package.
 """
 
 from collections.abc import Sequence
@@ -16,29 +16,36 @@ from sweeps.compose import composer
 from sweeps.plan import plan
 
 
-class ArmsSweeper(Sweeper):
-    """Launches every arm with every seed, in one batch. It blocks until all have ended; `sweeps.submit` does not."""
+class LaunchingSweeper(Sweeper):
+    """A sweeper that hands its runs to Hydra's launcher."""
 
     def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
         from hydra.core.plugins import Plugins
 
-        self.hydra_context, self.config = hydra_context, config
+        self.hydra_context, self.config, self.num_launched = hydra_context, config, 0
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Any:
-        """Checks every run, then launches; raises what the first failed run raised, after all have ended."""
+    def launch(self, batch: Sequence[Sequence[str]]) -> Sequence[Any]:
+        """Run a list of overrides each, and wait for all of them."""
         assert self.config is not None and self.launcher is not None
-        overrides = [text for text in arguments if not key_of(text).startswith("hydra")]
+        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
+        first, self.num_launched = self.num_launched, self.num_launched + len(batch)
+        return self.launcher.launch(batch, initial_job_idx=first)
+
+
+class ArmsSweeper(LaunchingSweeper):
+    """Launches every arm with every seed in one batch, and blocks until all have ended; `sweeps.submit` does not."""
+
+    def sweep(self, arguments: list[str]) -> Any:
+        """Check every run, then launch them; raises what the first failed run raised, after all have ended."""
         with composer() as compose:
-            planned = plan(compose, overrides, ranks=1)
+            planned = plan(compose, [text for text in arguments if not key_of(text).startswith("hydra")], ranks=1)
         planned.refuse_bad()
         for note in planned.notes:
             print(f"opd: {note}", flush=True)
-        batch = [[*arguments, *run.arm, f"seed={run.config['seed']}"] for run in planned.runs]
-        Path(self.config.hydra.sweep.dir).mkdir(parents=True, exist_ok=True)
-        ended: Sequence[Any] = self.launcher.launch(batch, initial_job_idx=0)
+        ended = self.launch([[*arguments, *run.arm, f"seed={run.config['seed']}"] for run in planned.runs])
         for run in ended:
             _ = run.return_value
         return ended

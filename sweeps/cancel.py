@@ -1,19 +1,19 @@
-"""Ends runs: `python -m sweeps.cancel study=NAME [state=queued,running] [name=…] [seed=…] [run=ID]`.
+"""Cancel runs: `python -m sweeps.cancel study=NAME [state=queued,running] [name=…] [seed=…] [run=ID] [--dry-run]`.
 
-A queued run does not start; one that runs saves a checkpoint and leaves. `python -m sweeps.submit` takes them up again.
+A queued run does not start, a running one saves a checkpoint and leaves. `python -m sweeps.submit` continues them.
 """
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 from opd.cli import key_values
 from opd.errors import UserError
-from opd.records.run_dir import write_whole
-from sweeps import choose, cli, local, slurm, state
-from sweeps.ledger import Ledger, Submission
-from sweeps.state import Seen
+from sweeps import cli, executor, selection
+from sweeps.ledger import Ledger
+from sweeps.run_state import RunState
+from sweeps.selection import KEYS
 
-FLAGS = {"--dry-run": "names the runs and ends none"}
-KEYS = ("study", "paths.outputs", "state", "name", "seed", "run")
+FLAGS = {"--dry-run": "lists the runs and cancels none"}
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -21,52 +21,39 @@ def main(arguments: Sequence[str]) -> None:
     flags, rest = cli.flags(arguments, FLAGS)
     given = key_values(rest, KEYS)
     if "study" not in given:
-        raise UserError("study: must be named, as study=NAME, for this ends its runs")
-    (book,) = choose.studies(given.get("paths.outputs", "outputs"), given["study"])
-    if "--dry-run" in flags:
-        ended = _live(book, given)
-    else:
-        with book.lock():
-            ended = _live(book, given)
-            cancel(book, ended)
-    for one in ended:
-        print(f"  {one.run}: {one.state}")
-    print(f"{'would end' if '--dry-run' in flags else 'ended'} {len(ended)} runs")
+        raise UserError("study: is missing; name the study whose runs to cancel, as study=NAME")
+    (ledger,) = selection.studies(given)
+    dry_run = "--dry-run" in flags
+    with nullcontext() if dry_run else ledger.lock():
+        runs = [run for run in selection.runs(ledger, given) if run.live]
+        if not dry_run:
+            cancel(ledger, runs)
+    for run in runs:
+        print(f"  {run.run}: {run.state}")
+    print(f"{'would end' if dry_run else 'ended'} {len(runs)} runs")
 
 
-def cancel(book: Ledger, runs: Sequence[Seen]) -> None:
-    """Ends queued and running runs. The lock must be held.
+def cancel(ledger: Ledger, runs: Sequence[RunState]) -> None:
+    """Cancel queued and running runs. The lock must be held.
 
     Raises:
-        UserError: where SLURM does not answer, or a run was started by hand.
+        UserError: where the scheduler does not answer, or a run was not submitted by a sweep.
     """
-    owners: dict[str, tuple[Submission, int]] = {}
-    for one in book.submissions():
-        if one.abandoned is None:
-            owners |= {run: (one, place) for place, run in enumerate(one.runs)}
-    if by_hand := [one.run for one in runs if one.run not in owners]:
-        raise UserError(f"{by_hand[0]}: was started by hand; end its process instead")
-    of: dict[str, list[str]] = {}
-    for one in runs:
-        of.setdefault(owners[one.run][0].id, []).append(one.run)
-    for submission, names in of.items():
-        # Said first: a task that SLURM ends is then known to be ended by us.
-        book.append("cancelled", submission=submission, runs=names)
-        owner = owners[names[0]][0]
-        if owner.cluster == "slurm":
-            try:
-                slurm.cancel([job for name in names if (job := owner.job_of(owners[name][1]))])
-            except slurm.Unanswered as error:
-                raise UserError(
-                    f"SLURM does not answer ({error}), and its jobs go on; try again when it does"
-                ) from None
-        else:
-            folder = book.submission_folder(submission)
-            write_whole(folder / "cancelled", "\n".join(sorted(local.cancelled(folder) | set(names))) + "\n")
-
-
-def _live(book: Ledger, given: dict[str, str]) -> list[Seen]:
-    return [one for one in choose.chosen(state.look(book, metrics=False).runs, given) if one.live]
+    owners = ledger.owners()
+    if foreign := [run.run for run in runs if run.run not in owners]:
+        raise UserError(f"{foreign[0]}: was not submitted by a sweep; end its process instead")
+    submissions = {owners[run.run][0].id: owners[run.run][0] for run in runs}
+    for submission in submissions.values():
+        names = [run.run for run in runs if owners[run.run][0] is submission]
+        # Recorded first: a task that the scheduler ends is then known to be cancelled.
+        ledger.append("cancelled", submission=submission.id, runs=names)
+        scheduler = executor.get(submission.cluster)
+        try:
+            scheduler.cancel(submission, names)
+        except executor.Unavailable as error:
+            raise UserError(
+                f"{scheduler.name} does not answer ({error}), and its jobs go on; try again when it does"
+            ) from None
 
 
 if __name__ == "__main__":

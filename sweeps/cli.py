@@ -1,4 +1,4 @@
-"""What this package's commands share: flags, and saying what is wrong in one sentence."""
+"""What the commands share: flags, and errors as one sentence."""
 
 import math
 import sys
@@ -12,7 +12,7 @@ from opd.records.run_dir import RecordError
 
 
 def run(command: Callable[[Sequence[str]], None]) -> None:
-    """Runs a command on its arguments; what the user can mend is one sentence on stderr and exit status 2."""
+    """Run a command on this process's arguments; an error that the user can fix is one sentence and exit status 2."""
     leave_working_folder_out()
     try:
         words = [override_as_today(text) for text in sys.argv[1:]]
@@ -21,23 +21,23 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     except UserError as error:
         _stop(str(error))
     except RecordError as error:
-        _stop(f"{error}; put that record back, or move it away")
+        _stop(f"{error}; restore that record or move it away")
     except BrokenPipeError:
-        sys.stderr.close()  # the reader of our output has left; so do we
+        sys.stderr.close()  # the reader of our output has exited
         sys.exit(141)
     except KeyboardInterrupt:
         _stop("interrupted; nothing is lost, and the same command goes on", 130)
     except OSError as error:
-        if (said := disk_sentence(error)) is None:
+        if (sentence := disk_sentence(error)) is None:
             raise
-        _stop(said)
+        _stop(sentence)
 
 
 def flags(arguments: Sequence[str], known: Mapping[str, str]) -> tuple[set[str], list[str]]:
-    """A command's flags, and its other arguments; `--help` prints what there is and ends.
+    """A command's flags and its other arguments; `--help` prints the command's docstring and flags, and exits.
 
     Raises:
-        UserError: for a flag that the command does not have.
+        UserError: for an unknown flag.
     """
     if {"--help", "-h"} & set(arguments):
         module = sys.modules["__main__"]
@@ -46,12 +46,12 @@ def flags(arguments: Sequence[str], known: Mapping[str, str]) -> tuple[set[str],
         sys.exit(0)
     given = {text for text in arguments if text.startswith("-")}
     if wrong := sorted(given - known.keys()):
-        raise UserError(f"{wrong[0]}: is no flag here; there are {', '.join([*known, '--help'])}")
+        raise UserError(f"{wrong[0]}: is not a flag here; there are {', '.join([*known, '--help'])}")
     return given, [text for text in arguments if text not in given]
 
 
-def hours(seconds: float) -> str:
-    """A length of time to read: `40 s`, `12 min`, `3.5 h`."""
+def duration(seconds: float) -> str:
+    """A duration for display: `40 s`, `12 min`, `3.5 h`."""
     if not math.isfinite(seconds):
         return "?"
     if seconds < 90:

@@ -1,4 +1,4 @@
-"""A command of this package in a process that need not import anew what this one has imported."""
+"""A module run in a forked process, which need not import again what this one has imported."""
 
 import atexit
 import multiprocessing
@@ -13,9 +13,9 @@ HANDLED = {signal.SIGTERM, signal.SIGUSR2, signal.SIGINT}
 
 
 class Forked:
-    """`python -m MODULE ARGUMENTS` as a copy of this process, in a process group of its own; see `subprocess.Popen`.
+    """`python -m MODULE ARGUMENTS` in a fork of this process with its own process group; see `subprocess.Popen`.
 
-    This process must have one thread. Signals that reach the copy before it has set handlers of its own end it.
+    This process must have a single thread. Signals that arrive before the module has set its own handlers end the fork.
     """
 
     def __init__(self, module: str, arguments: Sequence[str]):
@@ -23,7 +23,7 @@ class Forked:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED)
         try:
             self._process.start()
-            with suppress(OSError):  # it has done so itself
+            with suppress(OSError):  # the fork has done so itself
                 os.setpgid(self.pid, self.pid)
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
@@ -47,8 +47,7 @@ def _run(module: str, arguments: list[str]) -> None:
         signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
     sys.argv = [module, *arguments]
-    # multiprocessing may end a process without what was to be done at its exit, and what was to be
-    # done at ours is not the copy's to do.
+    # multiprocessing skips exit handlers: the fork runs its own here, but not those inherited from this process.
     atexit._clear()
     try:
         runpy.run_module(module, run_name="__main__", alter_sys=True)

@@ -1,20 +1,19 @@
-"""A sweep as data: the `sweep` node of `conf/sweep/NAME.yaml`, and the arms that its grid expands to. No torch here.
+"""A sweep as data: the `sweep` node of `conf/sweep/NAME.yaml`, and the arms that its grid expands to.
 
     grid:                                                      arms are the union of these blocks
       - {+experiment: [mis, naive]}                            a list
       - {gamma: "range(0, 1, 0.25)", whitening: [none, batch]}   a product; a string is an axis in Hydra's own syntax
-      - {"name, optim.lr": [[low, 1.0e-6], [high, 1.0e-4]]}    axes that go along together
+      - {"name, optim.lr": [[low, 1.0e-6], [high, 1.0e-4]]}    axes that change together
     include: [stability]                                       the arms of another sweep too
 
-An axis that makes sense only beside certain choices stands in a block with them.
+An axis that makes sense only with certain choices belongs in a block with them.
 """
 
 import itertools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Annotated, Any
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from opd.cli import key_of, typed
@@ -22,11 +21,12 @@ from opd.config.identity import override_as_today
 from opd.config.recipe import STRICT, Text
 from opd.config.schema import CONF, Name
 from opd.errors import UserError
+from sweeps.validation import validate
 
 Metric = Annotated[str, Field(pattern=r"^(mean|best|maj)@[1-9][0-9]* (max|last)$|^report only$")]
 Axes = dict[Text, list[Any] | Text]
 
-# Overrides that make one arm of the default config, as they would be typed.
+# The overrides of an arm, as typed on a command line.
 Arm = tuple[str, ...]
 
 
@@ -34,8 +34,8 @@ Arm = tuple[str, ...]
 class Sweep:
     """What a published figure or table compares.
 
-    `baseline` is the `name` that the runs of the arm to compare with bear, `claims` are ids of published claims that
-    the sweep tests, `metric` decides them. Every arm is run with each of `seeds`.
+    `baseline` is the `name` of the arm to compare with, `claims` are ids of the published claims that the sweep tests,
+    `metric` decides them. Every arm is run with each of `seeds`.
     """
 
     name: Name
@@ -54,54 +54,40 @@ def read(node: Any) -> Sweep:
         UserError: for the first thing wrong with it, by its key.
     """
     if node is None:
-        raise UserError("sweep: no sweep is chosen; choose one with +sweep=NAME, of " + ", ".join(names()))
-    try:
-        sweep = TypeAdapter(Sweep).validate_json(json.dumps(node))
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = ".".join(["sweep", *map(str, first["loc"])])
-        if first["type"] == "unexpected_keyword_argument":
-            raise UserError(f"{key}: a sweep has no such key") from None
-        if first["type"] in ("missing", "missing_argument"):
-            raise UserError(f"{key}: is missing; give it a value") from None
-        right = first["msg"].replace("Input should", "should", 1)
-        raise UserError(f"{key}={first['input']!r}: {right[0].lower()}{right[1:]}") from None
+        raise UserError("sweep: none is chosen; choose one with +sweep=NAME: " + ", ".join(names()))
+    sweep: Sweep = validate(Sweep, node, "sweep", "a sweep")
     if len(set(sweep.seeds)) < len(sweep.seeds):
-        raise UserError(f"sweep.seeds={sweep.seeds}: names a seed twice")
+        raise UserError(f"sweep.seeds={sweep.seeds}: contains a seed twice")
     return sweep
 
 
 def names() -> list[str]:
-    """The sweeps that there are."""
+    """The names of all sweeps."""
     return sorted(file.stem for file in (CONF / "sweep").glob("*.yaml") if file.stem != "base")
 
 
 def arms(sweep: Sweep) -> list[Arm]:
-    """The arms, each once, in the order of the file and then of what it includes.
+    """The arms, each once, in the order of the file and then of the sweeps that it includes.
 
     Raises:
-        UserError: for an axis that clashes with another or has no values, or a sweep that has no arms.
+        UserError: for an axis that clashes with another or has no values, or a sweep without arms.
     """
-    found: dict[Arm, None] = {}
+    unique: dict[Arm, None] = {}
     for where, block in _blocks(sweep):
         for arm in _product(where, block):
-            found.setdefault(tuple(map(override_as_today, arm)), None)
-    if not found:
-        raise UserError(f"sweep.grid: sweep={sweep.name} has no arms; give it axes, or another sweep to include")
-    return list(found)
+            unique.setdefault(tuple(map(override_as_today, arm)), None)
+    if not unique:
+        raise UserError(f"sweep.grid: sweep={sweep.name} has no arms; give axes, or a sweep to include")
+    return list(unique)
 
 
 def keys(arms: list[Arm]) -> set[str]:
-    """The config keys and groups that some arm sets."""
+    """The config keys and groups that any arm sets."""
     return {key_of(override) for arm in arms for override in arm}
 
 
 def refuse_clashes(overrides: Sequence[str], arms: list[Arm]) -> None:
-    """Holds a command's own overrides against the axes of its sweep.
-
-    Raises:
-        UserError: for one that sets what the arms or seeds set, or that is a list itself.
-    """
+    """Raise `UserError` for an override that sets what the arms or seeds of a sweep set, or gives several values."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     axes = keys(arms)
@@ -110,7 +96,7 @@ def refuse_clashes(overrides: Sequence[str], arms: list[Arm]) -> None:
         if key == "seed":
             raise UserError(f"{text}: axes clash: the seeds of a sweep are sweep.seeds=[…]")
         if key in axes:
-            raise UserError(f"{text}: axes clash: {key} is an axis of the sweep, and an arm would lose its own value")
+            raise UserError(f"{text}: axes clash: {key} is an axis of the sweep, whose values this would replace")
         if "," in text and OverridesParser.create().parse_override(text).is_sweep_override():
             raise UserError(f"{text}: gives several values; write the axis into sweep.grid")
 
@@ -144,9 +130,9 @@ def _product(where: str, block: Mapping[str, Any]) -> Iterator[Arm]:
         for key in together:
             bare = key_of(key)
             if bare == "seed":
-                raise UserError(f"{where}: seed is no axis; the seeds of all arms are sweep.seeds")
+                raise UserError(f"{where}: seed cannot be an axis; the seeds of all arms are sweep.seeds")
             if bare in seen or not bare:
-                raise UserError(f"{where}: axes clash: {bare or title} stands there twice")
+                raise UserError(f"{where}: axes clash: {bare or title} is there twice")
             seen.add(bare)
         axes.append(list(_axis(where, title, together, values)))
     for choice in itertools.product(*axes):
@@ -156,7 +142,7 @@ def _product(where: str, block: Mapping[str, Any]) -> Iterator[Arm]:
 def _axis(where: str, title: str, together: list[str], values: Any) -> Iterator[Arm]:
     if isinstance(values, str):
         if len(together) > 1:
-            raise UserError(f"{where}: axes that go along together ({title}) need a list of lists")
+            raise UserError(f"{where}: axes that change together ({title}) need a list of lists")
         yield from ((override,) for override in _hydra_axis(where, title, values))
         return
     if not values:
@@ -164,7 +150,7 @@ def _axis(where: str, title: str, together: list[str], values: Any) -> Iterator[
     for value in values:
         row = value if len(together) > 1 else [value]
         if not isinstance(row, list) or len(row) != len(together):
-            raise UserError(f"{where}: {title} is {len(together)} axes, and {value!r} gives no value to each")
+            raise UserError(f"{where}: {title} is {len(together)} axes, but {value!r} does not give each a value")
         yield tuple(f"{key}={typed(inner)}" for key, inner in zip(together, row, strict=True))
 
 
@@ -175,7 +161,9 @@ def _hydra_axis(where: str, key: str, text: str) -> list[str]:
     try:
         override = OverridesParser.create().parse_override(f"{key}={text}")
         if not override.is_discrete_sweep():
-            raise UserError(f"{where}: {key}={text} is one value; an axis is a list, as [A, B] or range(0, 1, 0.1)")
+            raise UserError(
+                f"{where}: {key}={text} is a single value; an axis is a list, as [A, B] or range(0, 1, 0.1)"
+            )
         return [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException as error:
-        raise UserError(f"{where}: {key}={text} is no axis ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{where}: {key}={text} is not an axis ({str(error).splitlines()[0]})") from None

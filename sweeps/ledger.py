@@ -1,17 +1,16 @@
-"""What was submitted: `outputs/<study>/.sweep/`, which every command of this package reads and only a holder of its
-lock writes.
+"""The submissions of a study, in `outputs/<study>/.sweep/`: every command reads it, only a holder of its lock writes.
 
-    ledger.jsonl                   one event a line: intent, submitted, abandoned, cancelled
-    finished.json                  what finished runs said at the end, to be read fast; may be deleted
-    code/<hash>/                   the code and config of submissions; queued runs run from here
+    ledger.jsonl                   one event per line: intent, submitted, abandoned, cancelled
+    finished.json                  cache of the status of finished runs; may be deleted
+    code/<hash>/                   copies of code and conf; queued runs run from here
     submissions/<id>/
-      cluster.json tasks.json      where, and the runs by their place in the array
+      cluster.json tasks.json      settings of the cluster, and the runs by their index in the array
       configs/<run_id>.yaml        their resolved configs
-      attempts/<run_id>.jsonl      what became of each attempt
+      attempts/<run_id>.jsonl      start and end of each attempt
       logs/                        what they printed
 
-An `intent` is written before anything is handed to a scheduler and `submitted` after, so that a submission that died
-between them is found and settled by the next command.
+`intent` is written before anything is handed to a scheduler and `submitted` after it, so that the next command finds
+and recovers a submission whose command died in between.
 """
 
 import json
@@ -33,12 +32,13 @@ from opd.records.run_dir import RecordError
 
 @dataclass
 class Submission:
-    """One submission, as the ledger tells it.
+    """One submission, by the ledger's events.
 
     `jobs` are (job id, first run, number of runs), empty until submitted; each is an array of at most `portion` runs.
     """
 
     id: str
+    folder: Path
     sweep: str
     cluster: str
     code: str
@@ -55,11 +55,11 @@ class Submission:
     def submitted(self) -> bool:
         return bool(self.jobs) or self.pid is not None
 
-    def job_of(self, place: int) -> str | None:
-        """SLURM's name of the run at `place`: `<array job>_<task>`."""
+    def job_of(self, index: int) -> str | None:
+        """The job of the run at `index`, `<array job>_<task>`; None without one."""
         for job, first, number in self.jobs:
-            if first <= place < first + number:
-                return f"{job}_{place - first}"
+            if first <= index < first + number:
+                return f"{job}_{index - first}"
         return None
 
 
@@ -82,7 +82,7 @@ class Ledger:
 
     @contextmanager
     def lock(self, timeout: float = 120.0) -> Iterator[None]:
-        """Holds the study's lock: one submits at a time.
+        """Hold the study's lock, so that one command writes at a time.
 
         Raises:
             UserError: where another command holds it for longer than `timeout` seconds.
@@ -93,15 +93,15 @@ class Ledger:
                 yield
         except Timeout:
             raise UserError(
-                f"{self.folder / 'lock'}: another command has held it for {timeout:.0f} s; let it end"
+                f"{self.folder / 'lock'}: another command has held it for {timeout:.0f} s; wait for it to end"
             ) from None
         except OSError as error:
-            # A write that fails does not say where, a copy says from where first.
+            # A failed write names no file, and a failed copy names its source first.
             error.filename = error.filename2 or error.filename or str(self.folder)
             raise
 
     def append(self, event: str, **content: Any) -> None:
-        """Writes one event, whole and to disk. A torn last line of a writer that died is ended first."""
+        """Append one event and flush it to disk, after ending the torn last line of a writer that died."""
         line = json.dumps({"event": event, "time": records.now(), **content}) + "\n"
         content_before = self.file.read_bytes() if self.file.exists() else b""
         torn = bool(content_before) and not content_before.endswith(b"\n")
@@ -116,17 +116,26 @@ class Ledger:
         Raises:
             UserError: for a ledger that is damaged.
         """
-        found: dict[str, Submission] = {}
+        submissions: dict[str, Submission] = {}
         for number, event in self._events():
             try:
-                _tell(found, event)
+                self._apply(submissions, event)
             except (KeyError, TypeError, ValueError) as error:
-                wrong = f"no {error}" if isinstance(error, KeyError) else f"something else than it should ({error})"
+                wrong = f"no {error}" if isinstance(error, KeyError) else f"a wrong value ({error})"
                 raise UserError(
-                    f"{self.file}, line {number}: has {wrong}; mend that line or put the file back, for it alone says "
-                    "which jobs are whose"
+                    f"{self.file}, line {number}: has {wrong}; repair that line or restore the file, the only record "
+                    "of which jobs belong to which runs"
                 ) from error
-        return list(found.values())
+        return list(submissions.values())
+
+    def submission(self, name: str) -> Submission | None:
+        """The submission with this id; raises `UserError` for a ledger that is damaged."""
+        return next((one for one in self.submissions() if one.id == name), None)
+
+    def owners(self) -> dict[str, tuple[Submission, int]]:
+        """Each run's last submission that was not abandoned, and its index there; raises `UserError`."""
+        kept = [one for one in self.submissions() if one.abandoned is None]
+        return {run: (one, index) for one in kept for index, run in enumerate(one.runs)}
 
     def _events(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if not self.file.exists():
@@ -134,86 +143,85 @@ class Ledger:
         try:
             lines = self.file.read_bytes().split(b"\n")
         except OSError as error:
-            raise UserError(f"{self.file}: cannot be read ({error.strerror}); let it be what it was") from error
+            raise UserError(f"{self.file}: cannot be read ({error.strerror}); restore the file") from error
         for number, line in enumerate(lines, 1):
             try:
                 event = json.loads(line)
             except ValueError:
-                continue  # a torn line: its writer died, and what it was about to say is settled from the rest
+                continue  # torn by a writer that died; `recover` finds out what it was about to say
             if isinstance(event, dict) and "event" in event:
                 yield number, event
 
+    def _apply(self, submissions: dict[str, Submission], event: Mapping[str, Any]) -> None:
+        name = event["submission"]
+        if event["event"] == "intent":
+            keys = ("sweep", "cluster", "code", "time", "runs", "portion")
+            submissions[name] = Submission(name, self.submission_folder(name), **{key: event[key] for key in keys})
+            _check_names(name, event["code"], *event["runs"])
+            return
+        # The intent was flushed to disk before any other event of a submission, so it cannot be the torn line.
+        if name not in submissions:
+            raise ValueError(f"submission {name} has no intent")
+        known = submissions[name]
+        match event["event"]:
+            case "submitted":
+                known.jobs = [(str(int(job)), int(first), int(number)) for job, first, number in event["jobs"]]
+                known.pid, known.host = event["pid"] if event["pid"] is None else int(event["pid"]), event["host"]
+            case "abandoned":
+                known.abandoned = event["reason"]
+            case "cancelled":
+                known.cancelled |= set(event["runs"])
 
-def _tell(found: dict[str, Submission], event: Mapping[str, Any]) -> None:
-    name = event["submission"]
-    if event["event"] == "intent":
-        keys = ("sweep", "cluster", "code", "time", "runs", "portion")
-        found[name] = Submission(name, **{key: event[key] for key in keys})
-        _refuse_ways_out(name, event["code"], *event["runs"])
-        return
-    # An intent is on disk before anything else is said of it: it cannot have been torn alone.
-    if name not in found:
-        raise ValueError(f"submission {name} was never begun")
-    known = found[name]
-    match event["event"]:
-        case "submitted":
-            known.jobs = [(str(int(job)), int(first), int(number)) for job, first, number in event["jobs"]]
-            known.pid, known.host = event["pid"] if event["pid"] is None else int(event["pid"]), event["host"]
-        case "abandoned":
-            known.abandoned = event["reason"]
-        case "cancelled":
-            known.cancelled |= set(event["runs"])
 
-
-def _refuse_ways_out(*names: str) -> None:
-    """Raises ValueError for a name that is not that of a file here: a path that leads elsewhere, an option."""
+def _check_names(*names: str) -> None:
+    """Raise ValueError for anything but a plain file name: a path that leads elsewhere, an option."""
     for name in names:
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-            raise ValueError(f"{name!r} is no name")
+            raise ValueError(f"{name!r} is not a valid name")
 
 
 def new_id() -> str:
-    """A name that no other submission has."""
+    """A new submission's id."""
     return time.strftime("%Y%m%d-%H%M%S-") + os.urandom(3).hex()
 
 
 def write_submission(
     folder: Path, cluster: Mapping[str, Any], runs: Sequence[str], configs: Sequence[Mapping[str, Any]], code: str
 ) -> None:
-    """Writes what the tasks of a submission read; the ledger does not know of it yet."""
+    """Write what the tasks of a submission read."""
     for name in ("configs", "attempts", "logs"):
         (folder / name).mkdir(parents=True)
     for run, config in zip(runs, configs, strict=True):
-        # JSON is YAML, and fast to write.
+        # JSON is valid YAML, and fast to write.
         (folder / "configs" / f"{run}.yaml").write_text(json.dumps(config))
     (folder / "cluster.json").write_text(json.dumps({**cluster, "code": code}))
     records.write_whole(folder / "tasks.json", json.dumps(list(runs)))
 
 
 def read_submission(folder: Path) -> tuple[list[str], dict[str, Any]]:
-    """The runs of a submission by their place, and where it went; raises `RecordError`."""
+    """The runs of a submission by index, and its cluster's settings; raises `RecordError`."""
     try:
         runs = json.loads((folder / "tasks.json").read_bytes())
     except (OSError, ValueError) as error:
         raise RecordError(f"{folder / 'tasks.json'}: cannot be read ({error})") from error
-    where = records.read_json(folder / "cluster.json")
+    settings = records.read_json(folder / "cluster.json")
     try:
-        _refuse_ways_out(*runs)
+        _check_names(*runs)
     except (TypeError, ValueError) as error:
-        raise RecordError(f"{folder / 'tasks.json'}: does not list runs ({error})") from None
-    if not isinstance(runs, list) or not {"kind", "max_parallel", "max_retries"} <= where.keys():
-        raise RecordError(f"{folder}: tasks.json and cluster.json are not those of a submission")
-    return runs, where
+        raise RecordError(f"{folder / 'tasks.json'}: is not a list of runs ({error})") from None
+    if not isinstance(runs, list) or not {"kind", "max_parallel", "max_retries"} <= settings.keys():
+        raise RecordError(f"{folder}: its tasks.json and cluster.json do not describe a submission")
+    return runs, settings
 
 
 def attempts(folder: Path, run: str) -> list[dict[str, Any]]:
-    """The events of a run's attempts under one submission, oldest first; raises `RecordError`."""
+    """The events of a run's attempts in one submission, oldest first; raises `RecordError`."""
     file = folder / "attempts" / f"{run}.jsonl"
-    found = list(records.read_lines(file)) if file.exists() else []
-    for line in found:
-        if missing := _ATTEMPT.get(line.get("event", ""), {"event"}) - line.keys():
+    events = list(records.read_lines(file)) if file.exists() else []
+    for event in events:
+        if missing := _ATTEMPT.get(event.get("event", ""), {"event"}) - event.keys():
             raise RecordError(f"{file}: a line has no {min(missing)!r}")
-    return found
+    return events
 
 
 _ATTEMPT = {"start": set(), "end": {"status", "verdict"}}

@@ -1,16 +1,15 @@
-"""What a run printed: `python -m sweeps.logs RUN [study=NAME] [lines=50] [--follow]`; RUN may be the start of an id."""
+"""Print a run's log: `python -m sweeps.logs RUN [study=NAME] [lines=50] [--follow]`; RUN is an id or its start."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from opd.cli import key_values
 from opd.errors import UserError
-from sweeps import choose, cli, state
+from sweeps import cli, executor, selection, state
 from sweeps.ledger import Ledger
 
-FLAGS = {"--follow": "goes on printing what the run prints", "--path": "prints the paths of its logs alone"}
+FLAGS = {"--follow": "keeps printing as the run prints", "--path": "prints only the paths of its logs"}
 KEYS = ("study", "paths.outputs", "lines")
 
 
@@ -24,49 +23,47 @@ def main(arguments: Sequence[str]) -> None:
     lines = given.get("lines", "50")
     if not lines.isdigit():
         raise UserError(f"lines={lines}: should be a number of lines")
-    books = choose.studies(given.get("paths.outputs", "outputs"), given.get("study"))
-    book, run = the_run(books, names[0])
-    files = logs(book, run)
+    ledger, run = find(selection.studies(given), names[0])
+    files = log_files(ledger, run)
     if not files:
-        raise UserError(f"{run}: has no log; it has not started, or was started by hand")
+        raise UserError(f"{run}: has no log; it has not started, or was not submitted by a sweep")
     if "--path" in flags:
         print("\n".join(map(str, files)))
         return
     print(f"{files[-1]}:", flush=True)
-    sys.stdout.flush()
     os.execvp("tail", ["tail", "-n", lines, *(["-F"] if "--follow" in flags else []), str(files[-1])])
 
 
-def the_run(books: Sequence[Ledger], start: str) -> tuple[Ledger, str]:
-    """The one run whose id begins so.
+def find(ledgers: Sequence[Ledger], prefix: str) -> tuple[Ledger, str]:
+    """The one run whose id starts with `prefix`, or is it, and its study.
 
     Raises:
-        UserError: where there is none or several.
+        UserError: where there is none, or there are several.
     """
-    found = [
-        (book, one.run) for book in books for one in state.look(book, metrics=False).runs if one.run.startswith(start)
+    matches = [
+        (ledger, run.run)
+        for ledger in ledgers
+        for run in state.read(ledger, metrics=False).runs
+        if run.run.startswith(prefix)
     ]
-    exact = [pair for pair in found if pair[1] == start]
-    if len(exact or found) == 1:
-        return (exact or found)[0]
-    if not found:
-        raise UserError(f"{start}: no run's id begins so; python -m sweeps.status lists them")
+    exact = [pair for pair in matches if pair[1] == prefix]
+    if len(exact or matches) == 1:
+        return (exact or matches)[0]
+    if not matches:
+        raise UserError(f"{prefix}: no run's id starts with this; python -m sweeps.status lists the runs")
     raise UserError(
-        f"{start}: is the start of {len(found)} runs, {found[0][1]} and {found[1][1]} among them; give more"
+        f"{prefix}: matches {len(matches)} runs, {matches[0][1]} and {matches[1][1]} among them; give more of it"
     )
 
 
-def logs(book: Ledger, run: str) -> list[Path]:
-    """A run's logs, one a submission, oldest first."""
-    found = []
-    for one in book.submissions():
-        if run not in one.runs or one.abandoned is not None:
-            continue
-        job = one.job_of(one.runs.index(run))
-        folder = book.submission_folder(one.id) / "logs"
-        file = folder / (f"{job}.log" if one.cluster == "slurm" else f"{run}.log")
-        found += [file] if file.exists() else []
-    return found
+def log_files(ledger: Ledger, run: str) -> list[Path]:
+    """A run's logs, one per submission, oldest first."""
+    files = [
+        executor.get(one.cluster).log_file(one, one.runs.index(run))
+        for one in ledger.submissions()
+        if run in one.runs and one.abandoned is None
+    ]
+    return [file for file in files if file.exists()]
 
 
 if __name__ == "__main__":

@@ -1,16 +1,17 @@
-"""Frees disk: `python -m sweeps.prune [study=NAME] [name=…] [--dry-run]`, of finished runs' periodic checkpoints.
+"""Free disk space: `python -m sweeps.prune [study=NAME] [name=…] [--dry-run]` deletes finished runs' checkpoints.
 
-`checkpoints/final`, which an evaluation needs, stays, and so do all records.
+`checkpoints/final`, which an evaluation needs, and all records are kept.
 """
 
 import shutil
 from collections.abc import Sequence
 
 from filelock import FileLock, Timeout
+from rich.filesize import decimal
 
 from opd.cli import key_values
 from opd.records.run_dir import RunDir
-from sweeps import choose, cli, state
+from sweeps import cli, selection
 
 FLAGS = {"--dry-run": "says what would be deleted and deletes nothing"}
 KEYS = ("study", "paths.outputs", "name", "seed", "run")
@@ -21,16 +22,16 @@ def main(arguments: Sequence[str]) -> None:
     flags, rest = cli.flags(arguments, FLAGS)
     given = key_values(rest, KEYS)
     runs, freed = 0, 0
-    for book in choose.studies(given.get("paths.outputs", "outputs"), given.get("study")):
-        for one in choose.chosen(state.look(book, metrics=False).runs, given | {"state": "finished"}):
-            if size := prune(RunDir(book.study / one.run), dry_run="--dry-run" in flags):
+    for ledger in selection.studies(given):
+        for run in selection.runs(ledger, given | {"state": "finished"}):
+            if size := prune(RunDir(ledger.study / run.run), dry_run="--dry-run" in flags):
                 runs, freed = runs + 1, freed + size
-                print(f"  {one.study}/{one.run}: {_read(size)}")
-    print(f"{'would free' if '--dry-run' in flags else 'freed'} {_read(freed)} of {runs} runs")
+                print(f"  {run.study}/{run.run}: {decimal(size)}")
+    print(f"{'would free' if '--dry-run' in flags else 'freed'} {decimal(freed)} of {runs} runs")
 
 
 def prune(run: RunDir, *, dry_run: bool) -> int:
-    """Deletes a finished run's periodic checkpoints; returns their bytes. A run without its final one keeps all."""
+    """Delete a finished run's periodic checkpoints; their size in bytes. A run without a final one keeps all."""
     if not (run.checkpoints / "final").is_dir():
         return 0
     try:
@@ -44,14 +45,6 @@ def prune(run: RunDir, *, dry_run: bool) -> int:
             return size
     except Timeout:
         return 0
-
-
-def _read(size: float) -> str:
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.3g} {unit}"
-        size /= 1000
-    return f"{size:.3g} TB"
 
 
 if __name__ == "__main__":

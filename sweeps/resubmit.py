@@ -1,138 +1,136 @@
-"""Tries runs again: `python -m sweeps.resubmit [study=NAME] [state=failed,lost,timeout] [name=…] [cluster=…]`.
+"""Resubmit runs: `python -m sweeps.resubmit [study=NAME] [state=failed,lost,timeout] [name=…] [cluster=…]`.
 
-Takes the runs that ended without having finished, as they were submitted, and they go on from their checkpoints. A
-refused run is refused again by the same code, so it takes `state=refused` or `--new-code` to try one.
+Takes runs that ended without finishing, as they were submitted; they continue from their checkpoints. The same code
+refuses a refused run again, so one is retried only with `state=refused` or `--new-code`.
 
-What a study's folder keeps to be run, its copy of the code and its cluster's commands, may be anybody's: code other
-than this checkout's, and commands at all, are run only with `--as-submitted`.
+A study's folder may come from somebody else. Code in it that differs from this checkout's, and commands among the
+settings of its cluster, are run only with `--as-submitted`.
 """
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from opd.cli import key_values
+from opd.config import plugins
 from opd.config.identity import as_today
 from opd.errors import UserError
 from opd.records.recorded import key_variable
 from opd.records.run_dir import read_json
-from sweeps import choose, cli, cluster, slurm, snapshot, state
-from sweeps.cluster import Cluster, Slurm
-from sweeps.handover import hand_over, recover, same_code
+from sweeps import cli, cluster, executor, selection, snapshot, state, submission
+from sweeps.executor import Settings
 from sweeps.ledger import Ledger, Submission
+from sweeps.run_state import RESUMABLE, STATES, RunState
+from sweeps.selection import KEYS
 
 FLAGS = {
-    "--dry-run": "names the runs and submits nothing",
-    "--new-code": "runs them with this checkout's code, not with that of their submission",
-    "--as-submitted": "runs the code and the commands that the study's folder keeps, whatever they are",
+    "--dry-run": "lists the runs and submits nothing",
+    "--new-code": "runs them with this checkout's code instead of their submission's",
+    "--as-submitted": "runs the code and the commands in the study's folder, whatever they are",
 }
-KEYS = ("study", "paths.outputs", "state", "name", "seed", "run")
 DEFAULT = "failed,lost,timeout"
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command; raises `UserError`."""
     flags, given = cli.flags(arguments, FLAGS)
-    mine, rest = cluster.split(given)
-    filters = key_values(rest, KEYS)
-    retried = DEFAULT + (",refused" if "--new-code" in flags else "")
-    filters = {"state": retried} | filters
-    if wrong := [one for one in filters["state"].split(",") if one in state.STATES and one not in state.RESUMABLE]:
-        raise UserError(f"state={wrong[0]}: such runs need no other try; of use are {', '.join(state.RESUMABLE)}")
-    if mine:
-        cluster.read(mine)
-    books = choose.studies(filters.get("paths.outputs", "outputs"), filters.get("study"))
-    tried = sum(again(book, filters, mine, flags) for book in books)
-    if not tried:
+    cluster_arguments, rest = cluster.split(given)
+    filters = {"state": DEFAULT + (",refused" if "--new-code" in flags else "")} | key_values(
+        plugins.without(rest), KEYS
+    )
+    if wrong := [one for one in filters["state"].split(",") if one in STATES and one not in RESUMABLE]:
+        raise UserError(f"state={wrong[0]}: such runs cannot be resubmitted; choose among {', '.join(RESUMABLE)}")
+    settings = cluster.load(cluster_arguments) if cluster_arguments else None
+    number = sum(resubmit(ledger, filters, settings, flags) for ledger in selection.studies(filters))
+    if not number:
         print(f"nothing to do: no run is {filters['state'].replace(',', ' or ')}")
 
 
-def again(book: Ledger, filters: dict[str, str], mine: Sequence[str], flags: set[str]) -> int:
-    """Submits a study's runs that the filters leave; returns their number."""
+def resubmit(ledger: Ledger, filters: Mapping[str, str], settings: Settings | None, flags: set[str]) -> int:
+    """Submit a study's selected runs, without `settings` each to the cluster of its last submission; their number."""
     if "--dry-run" in flags:
-        return len(_chosen(book, filters, tell=True))
-    with book.lock():
-        recover(book)
-        chosen = _chosen(book, filters, tell=True)
-        groups: dict[tuple[str, str], list[str]] = {}
-        owners = {run: one for one in book.submissions() if one.abandoned is None for run in one.runs}
-        state.settle(book, chosen)
-        for one in chosen:
-            if one.run not in owners:
-                print(f"  {one.run}: was not submitted by a sweep; repeat its own command")
+        return len(_selected(ledger, filters))
+    with ledger.lock():
+        submission.recover(ledger)
+        selected = _selected(ledger, filters)
+        state.correct_records(ledger, selected)
+        owners = ledger.owners()
+        groups: dict[tuple[str, str], list[tuple[str, Submission]]] = {}
+        for run in selected:
+            if run.run not in owners:
+                print(f"  {run.run}: was not submitted by a sweep; repeat its own command")
                 continue
-            owner = owners[one.run]
-            groups.setdefault((owner.code, "" if mine else owner.id), []).append(one.run)
-        for (code, _), runs in groups.items():
-            _submit(book, owners, runs, code, mine, flags)
-        return len(chosen)
+            owner = owners[run.run][0]
+            groups.setdefault((owner.code, owner.id if settings is None else ""), []).append((run.run, owner))
+        for runs in groups.values():
+            _submit(ledger, runs, settings, flags)
+        return len(selected)
 
 
-def _chosen(book: Ledger, filters: dict[str, str], *, tell: bool) -> list[state.Seen]:
-    found = choose.chosen(state.look(book, metrics=False).runs, {"state": DEFAULT} | filters)
-    for one in found if tell else []:
-        print(f"  {one.run}: {one.state} after step {one.step}{f', {one.error}' if one.error else ''}")
-    return found
+def _selected(ledger: Ledger, filters: Mapping[str, str]) -> list[RunState]:
+    selected = selection.runs(ledger, filters)
+    for run in selected:
+        print(f"  {run.run}: {run.state} after step {run.step}{f', {run.error}' if run.error else ''}")
+    return selected
 
 
-def _submit(
-    book: Ledger, owners: dict[str, Submission], runs: list[str], code: str, mine: Sequence[str], flags: set[str]
-) -> None:
-    owner, now = owners[runs[0]], snapshot.current()
-    where = cluster.read(mine) if mine else _as_before(book, owner)
-    configs = [_config(book, owners[run], run) for run in runs]
+def _submit(ledger: Ledger, runs: Sequence[tuple[str, Submission]], settings: Settings | None, flags: set[str]) -> None:
+    """Submit runs whose submissions were of one code and, without `settings`, are one."""
+    owner, code = runs[0][1], snapshot.current()
+    where = settings or settings_of(owner)
+    configs = [read_json(one.folder / "configs" / f"{run}.yaml") for run, one in runs]
     if "--new-code" not in flags:
-        snapshot.kept(book.folder / "code" / code)
+        snapshot.verify(ledger.folder / "code" / owner.code)
     if "--as-submitted" not in flags:
-        _refuse_to_run(book, owner, code, now.hash, flags, None if mine else where, configs)
-    largest = slurm.require() if isinstance(where, Slurm) else 0
-    if "--new-code" in flags:
-        same_code(book, now, True)
-    else:
-        now = now._replace(hash=code)
-    submitted = hand_over(book, where, "resubmit", list(zip(runs, configs, strict=True)), now, largest)
-    print(f"submitted {len(runs)} runs as {submitted}")
+        _refuse_foreign(ledger, owner, code.hash, flags, where if settings is None else None, configs)
+    array_size = executor.get(where.kind).max_array_size()
+    if "--new-code" not in flags:
+        code = code._replace(hash=owner.code)
+    pairs = [(run, config) for (run, _), config in zip(runs, configs, strict=True)]
+    name = submission.submit_runs(ledger, where, "resubmit", pairs, code, array_size)
+    print(f"submitted {len(runs)} runs as {name}")
 
 
-def _refuse_to_run(
-    book: Ledger,
+def _refuse_foreign(
+    ledger: Ledger,
     owner: Submission,
-    code: str,
     here: str,
     flags: set[str],
-    where: Cluster | None,
+    recorded: Settings | None,
     configs: Sequence[Mapping[str, Any]],
 ) -> None:
-    """Refuses what the study's folder alone says is to be run or sent; `where` is null where the command line says it.
+    """Refuse to run or send what only the study's folder asks for; `recorded` are settings taken from there.
 
     Raises:
         UserError: with the ways to go on.
     """
-    said = f"study={book.study.name}: {owner.id} "
-    if code != here and "--new-code" not in flags:
+    who = f"study={ledger.study.name}: {owner.id}"
+    if owner.code != here and "--new-code" not in flags:
         raise UserError(
-            f"{said}was of other code ({code}, and this is {here}); give --new-code to run this checkout's, or "
-            f"--as-submitted for the copy in {book.folder / 'code' / code}"
+            f"{who} ran other code ({owner.code}, and this is {here}); give --new-code to run this checkout's, or "
+            f"--as-submitted for the copy in {ledger.folder / 'code' / owner.code}"
         )
-    if isinstance(where, Slurm) and (kept := [key for key in ("setup", "python", "sbatch") if getattr(where, key)]):
+    if recorded is not None and (keys := executor.get(recorded.kind).commands(recorded)):
         raise UserError(
-            f"{said}runs commands of its own (cluster.{kept[0]} in {book.submission_folder(owner.id)}); give "
-            "--as-submitted to run them again, or your own with cluster=slurm"
+            f"{who} runs commands of its own (cluster.{keys[0]} in {owner.folder}); give --as-submitted to run them "
+            f"again, or your own settings with cluster={recorded.kind}"
         )
     if names := {name for config in configs if (name := key_variable(config)) is not None}:
         raise UserError(
-            f"{said}sends the environment variable {min(names)} to servers that its configs name; give --as-submitted "
-            "if it may"
+            f"{who} sends the environment variable {min(names)} to servers that its configs name; give --as-submitted "
+            "to allow it"
         )
+    for config in configs:
+        try:
+            plugins.refuse_missing(config.get("plugins") or [], who)
+        except UserError as error:
+            raise UserError(f"{error}, or --as-submitted") from None
 
 
-def _as_before(book: Ledger, owner: Submission) -> Cluster:
-    values: dict[str, Any] = read_json(book.submission_folder(owner.id) / "cluster.json")
+def settings_of(owner: Submission) -> Settings:
+    """The settings of the cluster that a submission went to; raises `UserError` or `RecordError`."""
+    values: dict[str, Any] = read_json(owner.folder / "cluster.json")
     values.pop("code", None)
-    return cluster.parse_cluster(as_today({"cluster": values})["cluster"], owner.cluster)
-
-
-def _config(book: Ledger, owner: Submission, run: str) -> dict[str, Any]:
-    return read_json(book.submission_folder(owner.id) / "configs" / f"{run}.yaml")
+    return cluster.parse(as_today({"cluster": values})["cluster"], owner.cluster)
 
 
 if __name__ == "__main__":

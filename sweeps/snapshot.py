@@ -1,4 +1,4 @@
-"""The code and config of a submission, copied, so that editing the checkout changes no queued run."""
+"""A copy of the code and `conf/` for each submission, so that editing the checkout changes no queued run."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from opd.records.manifest import SNAPSHOT, git_state
 
 
 class Code(NamedTuple):
-    """A state of the code: the hash of its files, and the commit it stands at."""
+    """A version of the code: the hash of its files, and the commit that is checked out."""
 
     hash: str
     commit: str | None
@@ -21,19 +21,19 @@ class Code(NamedTuple):
 
 
 def current() -> Code:
-    """The code of this checkout, as it is now."""
+    """The current code of this checkout."""
     return Code(_digest(ROOT, _files())[:12], *git_state())
 
 
 def take(code: Code, into: Path) -> Path:
-    """Copies the code to `into/<hash>`, once, and returns that folder.
+    """Copy the code to the folder `into/<hash>`, unless it is there.
 
     Raises:
-        UserError: where the checkout changed meanwhile, or what lies there is not that code.
+        UserError: where the checkout changed meanwhile, or the folder does not contain this code.
     """
     folder = into / code.hash
     if folder.exists():
-        return kept(folder)
+        return verify(folder)
     part = folder.with_name(f".{code.hash}.part")
     shutil.rmtree(part, ignore_errors=True)
     for file in _files():
@@ -42,28 +42,28 @@ def take(code: Code, into: Path) -> Path:
         shutil.copyfile(file, copy)
     if current().hash != code.hash:
         shutil.rmtree(part)
-        raise UserError(f"{ROOT}: the code changed while it was copied; run the same command again")
+        raise UserError(f"{ROOT}: the code changed while it was being copied; run the same command again")
     (part / SNAPSHOT).write_text(json.dumps({"hash": code.hash, "git_commit": code.commit, "git_dirty": code.dirty}))
     part.rename(folder)
     return folder
 
 
-def kept(folder: Path) -> Path:
-    """A folder that `take` made, held against the hash in its name.
+def verify(folder: Path) -> Path:
+    """A folder that `take` made, after checking its content against the hash in its name.
 
     Raises:
-        UserError: where it is gone, or a file in it was changed, added or taken away.
+        UserError: where it is missing, or a file in it was changed, added or removed.
     """
     if not folder.is_dir():
-        raise UserError(f"{folder}: is gone; give --new-code to run with this checkout's code")
+        raise UserError(f"{folder}: does not exist; give --new-code to run with this checkout's code")
     linked = any(path.is_symlink() for path in folder.rglob("*"))
-    for cache in [] if linked else list(folder.rglob("__pycache__")):  # what Python would run in place of a source
+    for cache in [] if linked else list(folder.rglob("__pycache__")):  # Python would run it instead of the source
         shutil.rmtree(cache)
     files = sorted(path for path in folder.rglob("*") if not path.is_dir() and path != folder / SNAPSHOT)
     if linked or _digest(folder, files)[:12] != folder.name:
         raise UserError(
-            f"{folder}: is not the code that was copied there; remove it once no run uses it, and run the same command "
-            "again"
+            f"{folder}: has changed since the code was copied there; remove it once no run uses it, and run the same "
+            "command again"
         )
     return folder
 
@@ -76,11 +76,11 @@ def _digest(root: Path, files: Iterable[Path]) -> str:
 
 
 def _files() -> list[Path]:
-    # In an environment other plugins of Hydra stand beside ours: packages, where ours are modules.
-    found = {*(ROOT / "hydra_plugins").glob("*"), *CONF.rglob("*")}
-    found |= {file for package in ("opd", "sweeps") for file in (ROOT / package).rglob("*")}
+    # Where this is installed, hydra_plugins also has other plugins: those are packages, ours are modules.
+    files = {*(ROOT / "hydra_plugins").glob("*"), *CONF.rglob("*")}
+    files |= {file for package in ("opd", "sweeps") for file in (ROOT / package).rglob("*")}
     return sorted(
         file
-        for file in found
+        for file in files
         if file.is_file() and file.suffix in (".py", ".yaml", ".json") and "__pycache__" not in file.parts
     )

@@ -1,107 +1,100 @@
-"""Submits a sweep: `python -m sweeps.submit +sweep=NAME [cluster=local|slurm] [scale=NAME] [overrides] [--dry-run]`.
+"""Submit a sweep: `python -m sweeps.submit +sweep=NAME [cluster=local|slurm] [scale=NAME] [overrides] [--dry-run]`.
 
-Every run is composed and checked first; where one may not start, none is submitted. What is finished, running or
-queued is left alone, so that the same command may be given again at any time. Returns at once.
+Every run is composed and checked first; if one may not start, none is submitted. Runs that are finished, running or
+queued are left alone, so the same command may be given again at any time. Returns at once.
 """
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from opd.records import run_dir as records
-from opd.records.run_dir import RunDir
-from sweeps import cli, cluster, compose, slurm, snapshot, state
-from sweeps.cluster import Cluster, Slurm
-from sweeps.handover import hand_over, recover, same_code
+from opd.records.run_dir import RecordError, RunDir
+from sweeps import cli, cluster, compose, executor, snapshot, state, submission
+from sweeps.executor import Settings
 from sweeps.ledger import Ledger
 from sweeps.plan import Plan, Planned, plan
+from sweeps.run_state import RunState
 
 FLAGS = {
     "--dry-run": "shows the plan and submits nothing",
     "--new-code": "lets a study that was begun with other code go on with this one",
 }
-_SPENT = ("time/step", "time/evaluate")
+_TIMES = ("time/step", "time/evaluate")
 
 
 def main(arguments: Sequence[str]) -> None:
     """The command; raises `UserError`."""
     flags, given = cli.flags(arguments, FLAGS)
-    mine, overrides = cluster.split(given)
-    where = cluster.read(mine)
-    largest = slurm.require() if isinstance(where, Slurm) and "--dry-run" not in flags else 0
+    cluster_arguments, overrides = cluster.split(given)
+    settings = cluster.load(cluster_arguments)
+    dry_run = "--dry-run" in flags
+    array_size = None if dry_run else executor.get(settings.kind).max_array_size()
     with compose.composer() as composer:
-        planned = plan(composer, overrides, ranks=where.ranks)
+        planned = plan(composer, overrides, ranks=settings.ranks)
     planned.refuse_bad()
-    book = Ledger(planned.study)
-    if "--dry-run" in flags:
-        show(planned, where, state.look(book, [run.id for run in planned.runs]).runs)
+    ledger, ids = Ledger(planned.study), [run.id for run in planned.runs]
+    if dry_run:
+        show(planned, settings, state.read(ledger, ids).runs)
         return
-    with book.lock():
-        recover(book)
-        seen = state.look(book, [run.id for run in planned.runs])
-        to_do = show(planned, where, seen.runs)
+    with ledger.lock():
+        submission.recover(ledger)
+        to_do = show(planned, settings, state.read(ledger, ids).runs)
         if not to_do:
             return
         code = snapshot.current()
-        same_code(book, code, "--new-code" in flags)
+        if "--new-code" not in flags:
+            submission.check_same_code(ledger, code)
         runs = [(run.id, run.config) for run in to_do]
-        submission = hand_over(book, where, planned.sweep.name, runs, code, largest)
-    print(f"submitted {len(to_do)} runs as {submission}; python -m sweeps.status shows how they fare")
+        name = submission.submit_runs(ledger, settings, planned.sweep.name, runs, code, array_size)
+    print(f"submitted {len(to_do)} runs as {name}; python -m sweeps.status shows their progress")
 
 
-def show(planned: Plan, where: Cluster, seen: Sequence[state.Seen]) -> list[Planned]:
-    """Prints the plan; returns the runs to submit."""
-    of = {one.run: one for one in seen}
+def show(planned: Plan, settings: Settings, states: Sequence[RunState]) -> list[Planned]:
+    """Print the plan; the runs to submit."""
+    of, scheduler = {run.run: run for run in states}, executor.get(settings.kind)
     parts: dict[str, list[Planned]] = {"finished": [], "live": [], "failed": [], "to do": []}
     for run in planned.runs:
         now = of[run.id]
-        kind = "live" if now.live else now.state if now.state in ("finished", "failed") else "to do"
-        parts["failed" if now.state == "refused" else kind].append(run)
+        kind = "live" if now.live else "failed" if now.state in ("failed", "refused") else now.state
+        parts.get(kind, parts["to do"]).append(run)
     seeds = planned.sweep.seeds
     print(f"sweep {planned.sweep.name}: {planned.num_arms} arms × {len(seeds)} seeds, {len(planned.runs)} runs")
     print(f"  study      {planned.study}")
     print(f"  finished   {len(parts['finished'])}")
-    print(f"  running    {len(parts['live'])}, queued ones too")
+    print(f"  running    {len(parts['live'])}, including queued ones")
     if parts["failed"]:
-        print(f"  failed     {len(parts['failed'])}, left alone; python -m sweeps.resubmit tries them again")
+        print(f"  failed     {len(parts['failed'])}, left alone; python -m sweeps.resubmit retries them")
     print(f"  to do      {len(parts['to do'])}")
-    print(f"  where      {_where(where)}")
-    print(f"  GPU-hours  {estimate(planned, parts['to do'], of, where)}")
+    print(f"  where      {scheduler.describe(settings)}")
+    print(f"  GPU-hours  {estimate(planned, parts['to do'], of, settings)}")
     for note in planned.notes:
         print(f"  note       {note}")
     return parts["to do"]
 
 
-def estimate(planned: Plan, to_do: Sequence[Planned], seen: dict[str, state.Seen], where: Cluster) -> str:
+def estimate(planned: Plan, to_do: Sequence[Planned], states: Mapping[str, RunState], settings: Settings) -> str:
     """GPU-hours of the runs to do, by the time that steps of this sweep's runs have taken so far."""
     known = []
     for run in planned.runs:
-        now = seen[run.id]
+        now = states[run.id]
         if now.num_steps and (lines := _metrics(planned.study / run.id)):
-            # The stages of a step, and of an evaluation, are in these already.
-            steps = [sum(line.get(key) or 0.0 for key in _SPENT) for line in lines if line["step"]]
+            # The times of the stages of a step, and of an evaluation, are contained in these.
+            steps = [sum(line.get(key) or 0.0 for key in _TIMES) for line in lines if line["step"]]
             known += [statistics.fmean(steps) * now.num_steps] if steps else []
         if len(known) == 8:
             break
     if not known:
         return "unknown until a run of this sweep has made a step"
-    kind = "GPU" if isinstance(where, Slurm) and where.gpus_per_rank else "CPU-rank"
-    total = statistics.median(known) * len(to_do) * where.ranks / 3600
-    return f"about {total:.3g} {kind}-hours ({cli.hours(statistics.median(known))} a run)"
+    device = executor.get(settings.kind).device(settings)
+    total = statistics.median(known) * len(to_do) * settings.ranks / 3600
+    return f"about {total:.3g} {device}-hours ({cli.duration(statistics.median(known))} a run)"
 
 
 def _metrics(folder: Path) -> list[dict]:
     try:
         return RunDir(folder).metrics()
-    except records.RecordError:
+    except RecordError:
         return []
-
-
-def _where(where: Cluster) -> str:
-    if isinstance(where, Slurm):
-        place = f"SLURM, {where.nodes} nodes × {where.ranks_per_node} ranks a run, {where.time} min"
-        return f"{place}{f', partition {where.partition}' if where.partition else ''}, {where.max_parallel} at once"
-    return f"this machine, {where.ranks} ranks a run, {where.max_parallel} at once"
 
 
 if __name__ == "__main__":

@@ -1,9 +1,8 @@
-"""One run of a submission, watched: `python -m sweeps.task SUBMISSION FIRST [TASK]`, on the node that it was given.
+"""One run of a submission: `python -m sweeps.task SUBMISSION FIRST [TASK]`, on the node that it was given.
 
-The run is the one at place FIRST + TASK of the submission.
-
-Starts the run's ranks, waits, writes down what became of them, and decides what is next: a run that was preempted or
-whose time was up goes back to the queue, one whose process was killed is tried again, one that was refused is not.
+Runs the one at index FIRST + TASK. Starts its ranks, waits for them, records what became of the attempt, and decides
+what follows: a run that was preempted or ran out of time is requeued, one whose process was killed is retried, a
+refused one is not.
 """
 
 import json
@@ -11,7 +10,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -22,8 +20,8 @@ from typing import Any, Literal
 from opd.records import run_dir as records
 from opd.records.recorded import confirmations
 from opd.records.run_dir import RunDir
-from sweeps import cli, slurm
-from sweeps.forked import Forked
+from sweeps import cli, executor
+from sweeps.executor import Executor, Process
 from sweeps.ledger import Ledger, attempts, read_submission
 
 PREEMPTED, REFUSED = 75, 2  # opd.train's exit statuses
@@ -33,47 +31,40 @@ Verdict = Literal["finished", "left", "requeue", "retry", "refused", "failed"]
 
 @dataclass(frozen=True)
 class Task:
-    """A run at a place of a submission; `confirmed` permits what its config alone may not ask for."""
+    """A run of a submission. `confirmed` are the arguments that permit what its config alone may not ask for."""
 
     submission: Path
     run: str
     config: Path
     folder: RunDir
-    cluster: dict[str, Any]
+    settings: dict[str, Any]
     confirmed: list[str]
 
     @classmethod
-    def read(cls, submission: Path, place: int) -> "Task":
-        """Raises `RecordError` where the submission is damaged."""
-        runs, where = read_submission(submission)
-        if place >= len(runs):
-            raise records.RecordError(f"{submission / 'tasks.json'}: has no run at place {place}")
-        config = submission / "configs" / f"{runs[place]}.yaml"
+    def read(cls, submission: Path, index: int) -> "Task":
+        """The run at `index` of a submission's folder; raises `RecordError` where that is damaged."""
+        runs, settings = read_submission(submission)
+        if index >= len(runs):
+            raise records.RecordError(f"{submission / 'tasks.json'}: has no run at index {index}")
+        config = submission / "configs" / f"{runs[index]}.yaml"
         content = records.read_json(config)
         try:
-            folder = Path(content["paths"]["outputs"]) / content["study"] / runs[place]
+            folder = Path(content["paths"]["outputs"]) / content["study"] / runs[index]
         except (KeyError, TypeError):
             raise records.RecordError(f"{config}: is not the config of a run") from None
-        return cls(submission, runs[place], config, RunDir(folder), where, confirmations(content))
+        return cls(submission, runs[index], config, RunDir(folder), settings, confirmations(content))
 
-    def start(self) -> "subprocess.Popen | Forked":
-        """Starts the run's ranks. On this machine they are a process group, whose number is the `pid`."""
-        # Whoever submitted it has named the variable, or said that it is meant.
-        run = [f"config={self.config}", *self.confirmed]
-        start = ["-m", "opd.train", *run]
-        if self.cluster["kind"] == "slurm":
-            python = self.cluster["python"] or sys.executable
-            # SLURM signals a job's steps itself.
-            command = ["srun", "--kill-on-bad-exit=1", python, "-P", *start]
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL)
-        if self.cluster["ranks"] > 1:
-            ranks = f"--nproc-per-node={self.cluster['ranks']}"
-            command = [sys.executable, "-P", "-m", "torch.distributed.run", "--standalone", ranks, *start]
-            return subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
-        return Forked("opd.train", run)
+    @property
+    def executor(self) -> Executor:
+        return executor.get(self.settings["kind"])
 
-    def note(self, event: str, **content: Any) -> None:
-        """Appends to the run's attempts."""
+    def start(self) -> Process:
+        """Start the run's ranks."""
+        # Whoever submitted the run gave these arguments too, or said --as-submitted.
+        return self.executor.start(self.settings, [f"config={self.config}", *self.confirmed])
+
+    def record(self, event: str, **content: Any) -> None:
+        """Append an event to the run's attempts."""
         line = {"event": event, "time": records.now(), "host": socket.gethostname(), **content}
         with open(self.submission / "attempts" / f"{self.run}.jsonl", "ab") as file:
             file.write((json.dumps(line) + "\n").encode())
@@ -87,117 +78,106 @@ class Task:
         return status.state, status.step
 
     def was_refused(self) -> bool:
-        """Whether its records give a sentence as the reason of its failure, and not an exception."""
+        """Whether the error in its records is a sentence and not an exception."""
         error = self.folder.status().error or "" if self.state()[0] == "failed" else ""
         return bool(error) and not re.match(r"\w+(Error|Exception|Interrupt|Exit)\b", error)
 
 
-def verdict(task: Task, status: int, *, ended_from_outside: bool, progress: bool) -> Verdict:
-    """What is to be done about an attempt that ended with this exit status (negative for a signal)."""
+def verdict(task: Task, status: int, *, terminated: bool, progress: bool) -> Verdict:
+    """What follows an attempt with this exit status (negative for a signal).
+
+    `terminated`: the task was told to end. `progress`: the run got further than before.
+    """
     state = task.state()[0]
     past = [line["verdict"] for line in attempts(task.submission, task.run) if line["event"] == "end"]
     if state == "finished":
         return "finished"
-    if ended_from_outside:
+    if terminated:
         return "left"
     if status == PREEMPTED or state == "preempted":
-        limit = task.cluster.get("max_requeues", 0)
+        limit = task.settings.get("max_requeues", 0)
         return "requeue" if past.count("requeue") < limit else "left"
-    # srun ends the other ranks of one that failed, and gives their status.
+    # srun ends the other ranks when one fails, and returns their status.
     ended_by_srun = status == 128 + signal.SIGTERM
     if status == REFUSED or (ended_by_srun and task.was_refused()):
         return "refused"
     killed = status < 0 or (status > 128 and not ended_by_srun) or state != "failed"
-    return "retry" if (killed or progress) and past.count("retry") < task.cluster["max_retries"] else "failed"
+    return "retry" if (killed or progress) and past.count("retry") < task.settings["max_retries"] else "failed"
 
 
-def attempt(task: Task, asked: list[int]) -> Verdict:
-    """One attempt; `asked` are the signals so far that ask to leave, which are passed on to the run."""
-    # SLURM signals a job's steps itself, and this process beside them when it ends the job.
-    on_slurm, child = task.cluster["kind"] == "slurm", None
+def attempt(task: Task, signals: list[int]) -> Verdict:
+    """Run one attempt; the signals to save and leave that arrive meanwhile are added to `signals`."""
+    forward, child = task.executor.forwards_signals, None
 
-    def note(number: int, _: object) -> None:
-        asked.append(number)
-        if child is not None and not on_slurm:
+    def on_signal(number: int, _: object) -> None:
+        signals.append(number)
+        if child is not None and forward:
             os.killpg(child.pid, number)
 
     for number in (signal.SIGTERM, signal.SIGUSR2):
-        signal.signal(number, note)
+        signal.signal(number, on_signal)
     before = task.state()[1]
-    task.note("start", pid=os.getpid(), job_id=os.environ.get("SLURM_JOB_ID"))
+    task.record("start", pid=os.getpid(), job_id=task.executor.job_id())
     child = task.start()
-    if asked and not on_slurm:
-        os.killpg(child.pid, asked[0])
+    if signals and forward:
+        os.killpg(child.pid, signals[0])
     status = child.wait()
-    found = verdict(task, status, ended_from_outside=signal.SIGTERM in asked, progress=task.state()[1] > before)
-    task.note("end", status=status, verdict=found, step=task.state()[1])
-    if found in ("retry", "failed") and task.state()[0] == "running":
-        _settle(task, status)
-    return found
+    outcome = verdict(task, status, terminated=signal.SIGTERM in signals, progress=task.state()[1] > before)
+    task.record("end", status=status, verdict=outcome, step=task.state()[1])
+    if outcome in ("retry", "failed") and task.state()[0] == "running":
+        how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
+        task.folder.update_status(state="failed", error=f"lost: its process ended with {how} and left no error")
+    return outcome
 
 
-def _settle(task: Task, status: int) -> None:
-    """Its records still call a run running that has ended without a word."""
-    how = f"signal {signal.Signals(-status).name}" if status < 0 else f"status {status}"
-    task.folder.update_status(state="failed", error=f"lost: its process ended with {how}, without a word")
-
-
-def abandoned(submission: Path) -> bool:
-    """Whether the command that made this submission died, and a later one has settled what it left."""
-    found = {one.id: one for one in Ledger(submission.parent.parent.parent).submissions()}.get(submission.name)
-    return found is None or found.abandoned is not None
-
-
-def main(submission: Path, place: int) -> int:
-    """Attempts until there is nothing more to do here; returns the exit status of the job."""
-    task, asked = Task.read(submission, place), []
-    if abandoned(submission):
-        print(f"sweeps: {task.run}: its submission was given up; another holds it", flush=True)
+def main(folder: Path, index: int) -> int:
+    """Attempt a run until nothing more is to be done here; the exit status of the job."""
+    task, signals = Task.read(folder, index), []
+    submission = Ledger(folder.parent.parent.parent).submission(folder.name)
+    if submission is None or submission.abandoned is not None:
+        print(f"sweeps: {task.run}: its submission was abandoned; another one has this run", flush=True)
         return 0
     while True:
-        found = attempt(task, asked)
-        print(f"sweeps: {task.run}: {found}", flush=True)
-        if found not in ("requeue", "retry"):
-            return {"finished": 0, "left": PREEMPTED, "refused": REFUSED, "failed": 1}[found]
-        if task.cluster["kind"] == "slurm" and requeued(task, asked):
+        outcome = attempt(task, signals)
+        print(f"sweeps: {task.run}: {outcome}", flush=True)
+        if outcome not in ("requeue", "retry"):
+            return {"finished": 0, "left": PREEMPTED, "refused": REFUSED, "failed": 1}[outcome]
+        if task.executor.requeues and requeue(task, signals):
             return PREEMPTED
 
 
-def requeued(task: Task, asked: list[int]) -> bool:
-    """Asks SLURM to put this job back into its queue, and waits for the signal by which SLURM then ends this process:
-    to leave before it would end the job. False where SLURM refuses.
+def requeue(task: Task, signals: list[int]) -> bool:
+    """Requeue this task and wait for the signal by which the scheduler ends it: leave before it would end the job.
+
+    False where the scheduler refuses.
     """
-    before, refusal = len(asked), None
+    before, refusal = len(signals), None
     try:
-        slurm.requeue_this_job()
-    except slurm.Unanswered as error:
-        refusal = error  # or SLURM has heard it: what ends this process then ends scontrol too, a moment before
+        task.executor.requeue()
+    except executor.Unavailable as error:
+        refusal = error  # or the request arrived, and its command was ended with this task, a moment before it
     for _ in range(25 if refusal else 300):
-        if len(asked) > before:
+        if len(signals) > before:
             return True
         time.sleep(0.2)
     if refusal:
-        print(f"sweeps: {task.run}: cannot be requeued ({refusal}); going on here", flush=True)
+        print(f"sweeps: {task.run}: cannot be requeued ({refusal}); continuing here", flush=True)
     return refusal is None
 
 
 def command(arguments: Sequence[str]) -> None:
-    """`SUBMISSION FIRST [TASK]`: ends this process with the status of the job."""
+    """`SUBMISSION FIRST [TASK]`: end this process with the status of the job."""
     sys.exit(main(Path(arguments[0]), sum(map(int, arguments[1:]))))
 
 
 def logged(log: Path, *arguments: str) -> None:
-    """The command as the whole of a process, which writes to `log` all that it says."""
+    """Run the command in this process, with all its output in `log`."""
     with open(log, "ab") as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
     sys.argv[1:] = arguments
-    _run()
-
-
-def _run() -> None:
     cli.run(command)
 
 
 if __name__ == "__main__":
-    _run()
+    cli.run(command)

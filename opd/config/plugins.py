@@ -37,6 +37,11 @@ class Plugin:
 _used: dict[str, Plugin] = {}
 
 
+def without(words: Sequence[str]) -> list[str]:
+    """The arguments of a command that do not name packages."""
+    return [word for word in words if word.lstrip("+").partition("=")[0] != KEY]
+
+
 def named(words: Sequence[str]) -> list[str]:
     """The packages that the arguments of a command name.
 

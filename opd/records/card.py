@@ -82,6 +82,8 @@ def _source(source: Mapping[str, Any]) -> str:
         return f"{source['num']} made problems of arithmetic, seed {source['seed']}"
     if source["kind"] == "function":
         return f"those of {source['function']['_target_']}"
+    if source["kind"] == "function":
+        return f"those of {source['function']['_target_']}"
     return f"{source['hub'] or source['file']}, split {source['split']}"
 
 

@@ -49,7 +49,7 @@ def test_its_runs_are_those_of_the_plan_with_the_same_records(basic: Path, argum
     for run in planned.runs:
         folder = RunDir(basic / run.id)
         assert folder.status().state == "finished" and folder.metrics()[-1]["step"] == 4
-    assert {one.state for one in state.look(Ledger(basic)).runs} == {"finished"}
+    assert {one.state for one in state.read(Ledger(basic)).runs} == {"finished"}
 
 
 @pytest.mark.apart
@@ -67,7 +67,7 @@ def test_a_run_that_fails_is_failed_in_its_records_and_holds_up_no_other(small_r
     arms = f"{{name:[poisoned],student.model:[/nowhere]}},{{name:[good],student.model:[{student}]}}"
     done = multirun("+sweep=epochs", "sweep.seeds=[0]", f"sweep.grid=[{arms}]", *rest, f"paths.outputs={tmp_path}")
     assert done.returncode != 0 and "/nowhere" in done.stderr and "Traceback" not in done.stderr, done.stderr
-    seen = {one.name: one for one in state.look(Ledger(tmp_path / "main")).runs}
+    seen = {one.name: one for one in state.read(Ledger(tmp_path / "main")).runs}
     assert seen["poisoned"].state == "failed" and "/nowhere" in (seen["poisoned"].error or "")
     assert seen["good"].state == "finished"
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from sweeps import cli, compose, local, state, submit
-from sweeps.handover import recover
 from sweeps.ledger import Ledger
+from sweeps.run_state import RunState
+from sweeps.submission import recover
 
 SWEEP = ["+sweep=gamma", "sweep.seeds=[0]", "sweep.grid=[{name:[poisoned],student.model:[/nowhere]}]"]
 
@@ -72,9 +73,9 @@ def runners(outputs: Path) -> list[tuple[int, str]]:
     return found
 
 
-def settled(outputs: Path) -> state.Seen:
+def settled(outputs: Path) -> RunState:
     limit = time.monotonic() + 240
-    while (seen := state.look(Ledger(outputs / "main")).runs[0]).live:
+    while (seen := state.read(Ledger(outputs / "main")).runs[0]).live:
         assert time.monotonic() < limit, seen
         time.sleep(0.2)
     return seen
@@ -109,7 +110,7 @@ def test_wherever_a_submission_ends_the_next_command_knows_what_became_of_it(
         assert all(one.abandoned for one in book.submissions())
         known = {one.id for one in book.submissions()}
         assert {folder.name for folder in (book.folder / "submissions").glob("*")} <= known
-        assert state.look(book, ["poisoned-01234567-s0"]).runs[0].state == "pending"
+        assert state.read(book, ["poisoned-01234567-s0"]).runs[0].state == "pending"
 
 
 @pytest.mark.parametrize(
@@ -128,4 +129,4 @@ def test_a_runner_that_was_started_unsaid_is_found_or_leaves(steps: list[str], n
     limit = time.monotonic() + 30
     while runners(tmp_path) and time.monotonic() < limit:
         time.sleep(0.1)
-    assert runners(tmp_path) == [] and not local.alive(book.submission_folder(held[0]), None, None)
+    assert runners(tmp_path) == [] and not local.runner_alive(book.submissions()[-1])

@@ -64,7 +64,7 @@ def test_a_search_goes_on_with_what_it_has_found(searched):
         (["whitening=none"], "hydra/sweeper=optuna: there is no axis; give one, as"),
         (["gamma=0,1", "seed=0,1"], "seed=0,1: axes clash: the seeds of a trial are hydra.sweeper.seeds=[…]"),
         (["gamma=0,1", "hydra.sweeper.trials=0"], "hydra.sweeper.trials=0: should be a whole number, 1 or more"),
-        (["gamma=0,1", "hydra.sweeper.metric=loss"], "metric=loss: is no metric; give mean@K"),
+        (["gamma=0,1", "hydra.sweeper.metric=loss"], "metric=loss: is not a metric; give mean@K"),
         (["gamma=2,3"], "should be less than or equal to 1"),
     ],
 )

@@ -113,8 +113,8 @@ def test_a_study_is_not_continued_from_a_checkout_of_other_code_unasked(swept, t
         [sys.executable, "-m", "sweeps.submit", *arguments, "sweep.grid=[{gamma:[0.25]}]"],
         cwd=tmp_path, capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
-    assert refused.returncode == 2 and "was of other code" in refused.stderr and refused.stderr.count("\n") == 1
-    assert "--new-code to let its other runs be of this code" in refused.stderr
+    assert refused.returncode == 2 and "ran other code" in refused.stderr and refused.stderr.count("\n") == 1
+    assert "--new-code to run the rest of this study with this code" in refused.stderr
     assert Ledger(swept[1] / "main").file.read_bytes() == before
 
 
@@ -135,7 +135,7 @@ def test_a_cancelled_run_saves_and_goes_on_when_it_is_submitted_again(small_run:
     ]
     said("submit", *arguments)
     until(tmp_path, lambda seen: seen["long"]["step"] >= 2)
-    assert "ended 2 runs" in command("cancel", "study=main", f"paths.outputs={tmp_path}").stdout
+    assert "ended 2 runs" in said("cancel", "study=main", f"paths.outputs={tmp_path}")  # before it ends by itself
     seen = until(tmp_path, lambda seen: {run["state"] for run in seen.values()} == {"cancelled"})
     assert 2 <= seen["long"]["step"] < 60 and seen["never"]["attempts"] == 0
     (folder,) = (tmp_path / "main").glob("long-*")

@@ -121,7 +121,7 @@ def searched(trial: Trial) -> dict[str, Any]:
     group = trial.folder / "conf" / "hydra" / "callbacks"
     group.mkdir(parents=True)
     (group / "mine.yaml").write_text(
-        yaml.safe_dump({"mine": {"_target_": "sweeps.slurm.ask", "_args_": trial.touch()}})
+        yaml.safe_dump({"mine": {"_target_": "sweeps.slurm_commands.ask", "_args_": trial.touch()}})
     )
     return {"searchpath": [f"file://{trial.folder / 'conf'}"]}
 
@@ -140,7 +140,7 @@ def with_site(trial: Trial) -> dict[str, Any]:
 
 
 SECTIONS: dict[str, Callable[[Trial], dict[str, Any]]] = {
-    "a command of ours that starts programs": callback("sweeps.slurm.ask", "touch", lambda trial: str(trial.mark)),
+    "our command that starts programs": callback("sweeps.slurm_commands.ask", "touch", lambda trial: str(trial.mark)),
     "torchrun": callback("torch.distributed.run.main", lambda trial: ["--nproc-per-node=1", str(trial.script("a.py"))]),
     "a pickle through NumPy": callback("numpy.load", pickled, allow_pickle=True),
     "a pickle through torch": callback("torch.load", pickled, weights_only=False),
@@ -149,7 +149,7 @@ SECTIONS: dict[str, Callable[[Trial], dict[str, Any]]] = {
     "another program as git": with_git,
     "other imports for workers": with_site,
     "a log handler made by any function": lambda trial: {
-        "job_logging": {"handlers": {"console": {"()": "sweeps.slurm.ask", "command": trial.touch()}}}
+        "job_logging": {"handlers": {"console": {"()": "sweeps.slurm_commands.ask", "command": trial.touch()}}}
     },
     "a log handler's class": lambda trial: {
         "job_logging": {
@@ -157,10 +157,10 @@ SECTIONS: dict[str, Callable[[Trial], dict[str, Any]]] = {
         }
     },
     "a launcher": lambda trial: {
-        "mode": "MULTIRUN", "launcher": {"_target_": "sweeps.slurm.ask", "_args_": trial.touch()}
+        "mode": "MULTIRUN", "launcher": {"_target_": "sweeps.slurm_commands.ask", "_args_": trial.touch()}
     },
     "a sweeper": lambda trial: {
-        "mode": "MULTIRUN", "sweeper": {"_target_": "sweeps.slurm.ask", "_args_": trial.touch()}
+        "mode": "MULTIRUN", "sweeper": {"_target_": "sweeps.slurm_commands.ask", "_args_": trial.touch()}
     },
     "a folder to search": searched,
     "a folder to write to": lambda trial: {"output_subdir": ".hydra", "run": {"dir": str(trial.mark)}},
@@ -183,7 +183,7 @@ def test_a_defaults_list_in_a_recorded_config(trial: Trial):
 
 @pytest.mark.parametrize("header", ["# @package hydra", "# @package hydra.job.env_set", "# @package _global_"])
 def test_a_header_of_hydra_is_a_comment(header: str, trial: Trial):
-    trial.write(f"{header}\ncallbacks: {{mine: {{_target_: sweeps.slurm.ask, _args_: {trial.touch()}}}}}\n")
+    trial.write(f"{header}\ncallbacks: {{mine: {{_target_: sweeps.slurm_commands.ask, _args_: {trial.touch()}}}}}\n")
     trial.both_refused("callbacks: there is no such key")
 
 
@@ -255,7 +255,7 @@ TARGETS = [
     "os.system",
     "opd.objective.divergence.torch.load",
     "opd.objective.divergence.__builtins__.exec",
-    "sweeps.slurm.ask",
+    "sweeps.slurm_commands.ask",
 ]
 
 
@@ -315,7 +315,7 @@ def test_a_recorded_config_sends_no_variable_of_the_environment_anywhere(listene
 def test_no_other_folder_of_configs_is_read(flag: str, trial: Trial):
     folder = trial.folder / "conf"
     (folder / "experiment").mkdir(parents=True)
-    evil = {"hydra": {"callbacks": {"mine": {"_target_": "sweeps.slurm.ask", "_args_": trial.touch()}}}}
+    evil = {"hydra": {"callbacks": {"mine": {"_target_": "sweeps.slurm_commands.ask", "_args_": trial.touch()}}}}
     (folder / "experiment" / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump(evil))
     (folder / "config.yaml").write_text(yaml.safe_dump({**trial.content, **evil}))
     said = trial.refused(flag.format(folder), "+experiment=mine", *trial.given)
@@ -326,7 +326,7 @@ def test_no_other_folder_of_configs_is_read(flag: str, trial: Trial):
     "group", ["+experiment", "divergence", "+hydra/callbacks", "+benchmark@evaluate.sources.a", "+sweep"]
 )
 def test_no_choice_leads_out_of_our_configs(group: str, trial: Trial):
-    evil = {"hydra": {"callbacks": {"mine": {"_target_": "sweeps.slurm.ask", "_args_": trial.touch()}}}}
+    evil = {"hydra": {"callbacks": {"mine": {"_target_": "sweeps.slurm_commands.ask", "_args_": trial.touch()}}}}
     (trial.folder / "mine.yaml").write_text("# @package _global_\n" + yaml.safe_dump(evil))
     way = os.path.relpath(trial.folder / "mine", cli.CONF / group.lstrip("+").partition("@")[0])
     assert "leads out of conf/" in trial.refused(f"{group}={way}", *trial.given)

@@ -18,10 +18,11 @@ from opd.config.identity import as_first, as_today, config_hash, override_as_tod
 from opd.config.recipe import Architecture, Recipe, model_path
 from opd.config.schema import RunConfig
 from opd.records.run_dir import read_config
-from sweeps.cluster import Local, Slurm
 from sweeps.grid import Sweep, arms
-from sweeps.ledger import Ledger, Submission
-from sweeps.resubmit import _as_before
+from sweeps.ledger import Submission
+from sweeps.local import LocalSettings
+from sweeps.resubmit import settings_of
+from sweeps.slurm import SlurmSettings
 
 FIRST_KEYS = Path(__file__).parents[2] / "golden" / "first_keys.txt"
 
@@ -242,7 +243,7 @@ def test_every_key_is_of_the_first_version_or_has_a_neutral_value():
 def known_keys() -> set[str]:
     """Every key, kind and method that there is, as `identity` names them."""
     at_first = {now: first for first, now in identity.MOVED.items()}
-    found = {*keys(RunConfig), *keys(Local, "cluster:local."), *keys(Slurm, "cluster:slurm.")}
+    found = {*keys(RunConfig), *keys(LocalSettings, "cluster:local."), *keys(SlurmSettings, "cluster:slurm.")}
     for group in check.MODULES:
         for target in check.targets(group):
             method = f"{group}:{at_first.get(target, target).rpartition('.')[2]}"
@@ -291,9 +292,6 @@ def test_a_sweep_and_a_kept_cluster_of_an_earlier_version_are_read(later, monkey
     sweep = Sweep("s", "b", [], "report only", [0], [{"entropy_coef": [0.1, 0.2]}], [])
     assert arms(sweep) == [("signal.entropy=0.1",), ("signal.entropy=0.2",)]
     monkeypatch.setattr(identity, "LATER", {"cluster:local.max_retries": 7})
-    book = Ledger(tmp_path)
-    owner = Submission("one", "s", "local", "c", "t", [], 1)
-    folder = book.submission_folder("one")
-    folder.mkdir(parents=True)
-    (folder / "cluster.json").write_text('{"kind": "local", "max_parallel": 2, "ranks": 1, "code": "c"}')
-    assert _as_before(book, owner) == Local("local", 2, 1, 7)
+    owner = Submission("one", tmp_path, "s", "local", "c", "t", [], 1)
+    (tmp_path / "cluster.json").write_text('{"kind": "local", "max_parallel": 2, "ranks": 1, "code": "c"}')
+    assert settings_of(owner) == LocalSettings("local", 2, 1, 7)

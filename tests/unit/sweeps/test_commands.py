@@ -1,6 +1,5 @@
-"""What the commands refuse, each in one sentence, and the settings of a cluster."""
+"""What the commands refuse, each in one sentence; settings of a cluster; verdicts."""
 
-import json
 import os
 import re
 import subprocess
@@ -10,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from opd.errors import UserError
-from opd.records.run_dir import Status
 from sweeps import cancel, cluster, logs, prune, resubmit, status, submit
-from sweeps.handover import recover, same_code
 from sweeps.ledger import Ledger
 from sweeps.snapshot import Code
+from sweeps.submission import check_same_code, recover
 from sweeps.task import Task, verdict
+from tests.unit.sweeps.conftest import RUNS, write_status
 
 
 @pytest.mark.parametrize(
@@ -29,14 +28,14 @@ from sweeps.task import Task, verdict
         (["cluster.kind=pbs"], "cluster.kind='pbs': should be 'local' or 'slurm'"),
         (["cluster.partition=gpu"], "cluster.partition: cluster=local has no such key"),
         (["cluster=slurm", "cluster.time=24:00:00"], "cluster.time='24:00:00': should be a valid integer"),
-        (["cluster=slurm", "cluster.signal_before=90000"], "cluster.signal_before=90000: must be below"),
-        (["cluster=slurm", "cluster.gpus_per_rank=8"], "cluster.gpus_per_rank=8: a rank drives one GPU"),
+        (["cluster=slurm", "cluster.signal_before=90000"], "cluster.signal_before=90000: must be less than"),
+        (["cluster=slurm", "cluster.gpus_per_rank=8"], "cluster.gpus_per_rank=8: a rank uses one GPU"),
         (["cluster=slurm", "cluster.sbatch={array:1}"], "cluster.sbatch.array: the submission sets this itself"),
         (["cluster=slurm", "cluster.sbatch={time:5}"], "cluster.sbatch.time: the submission sets this itself; set"),
         (["cluster=slurm", "cluster.setup=module"], "cluster.setup='module': should be a valid array"),
-        (["cluster=local,slurm"], "cluster=local,slurm: gives several values, and a submission goes to one cluster"),
+        (["cluster=local,slurm"], "cluster=local,slurm: gives several values, but a submission goes to one cluster"),
         (["cluster.max_parallel=1,2"], "cluster.max_parallel=1,2: gives several values"),
-        (["~cluster.ranks"], "~cluster.ranks: no key of a cluster can be taken out; give it a value"),
+        (["~cluster.ranks"], "~cluster.ranks: a cluster's settings cannot be removed; give the key a value"),
         (["cluster="], "cluster=: there is no such cluster"),
         (["cluster"], "cluster: cannot be read; give KEY=VALUE"),
         (["cluster=slurm", "cluster.time=0"], "cluster.time=0: should be greater than or equal to 1"),
@@ -45,98 +44,95 @@ from sweeps.task import Task, verdict
         (["cluster=slurm", "cluster.sbatch=x"], "cluster.sbatch='x': should be an object"),
     ],
 )  # fmt: skip
-def test_a_cluster_that_makes_no_sense_is_refused_in_one_sentence(arguments: list[str], said: str):
+def test_wrong_settings_of_a_cluster_are_refused_in_one_sentence(arguments: list[str], said: str):
     with pytest.raises(UserError, match=re.escape(said)) as refused:
-        cluster.read(arguments)
+        cluster.load(arguments)
     assert "\n" not in str(refused.value)
 
 
 @pytest.fixture
 def outputs(tmp_path: Path) -> Path:
-    """A study with one finished run."""
-    for name in ("mis-01234567-s0", "mis-01234567-s1"):
-        (tmp_path / "main" / name).mkdir(parents=True)
-        done = Status("finished", 4, 4, None, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00", "n", None, 1)
-        (tmp_path / "main" / name / "status.json").write_text(json.dumps(done.__dict__))
+    """A study with two finished runs."""
+    for run in RUNS:
+        write_status(tmp_path / "main" / run, "finished")
     return tmp_path
 
 
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [
-        (submit, ["--dry-rum"], "--dry-rum: is no flag here; there are --dry-run, --new-code, --help"),
-        (submit, [], "sweep: no sweep is chosen; choose one with +sweep=NAME, of credit, "),
+        (submit, ["--dry-rum"], "--dry-rum: is not a flag here; there are --dry-run, --new-code, --help"),
+        (submit, [], "sweep: none is chosen; choose one with +sweep=NAME: credit, "),
         (status, ["study=nonsense"], "study=nonsense: there is no such study in"),
         (status, ["state=done"], "state=done: there is no such state; there are queued, running"),
         (status, ["stat=failed"], "stat=failed: is no argument here; give study=…, paths.outputs=…"),
-        (status, ["name=kl_*"], "name=kl_*: no run is that"),
-        (status, ["--wach"], "--wach: is no flag here"),
-        (status, ["seed=zero"], "seed=zero: is no seed; give whole numbers, as seed=0,1"),
-        (status, ["study="], "holds no study"),
+        (status, ["name=kl_*"], "name=kl_*: no run matches"),
+        (status, ["--wach"], "--wach: is not a flag here"),
+        (status, ["seed=zero"], "seed=zero: is not a seed; give whole numbers, as in seed=0,1"),
+        (status, ["study="], "contains no study"),
         (status, ["study=../main"], "study=../main: there is no such study in"),
         (resubmit, ["cluster=nonsense"], "cluster=nonsense: there is no such cluster"),
-        (resubmit, ["run=kl"], "run=kl state=failed,lost,timeout: no run is that"),
-        (cancel, ["study=main", "run=kl"], "run=kl: no run is that"),
+        (resubmit, ["run=kl"], "run=kl state=failed,lost,timeout: no run matches"),
+        (cancel, ["study=main", "run=kl"], "run=kl: no run matches"),
         (cancel, ["study=other"], "study=other: there is no such study in"),
         (prune, ["state=failed"], "state=failed: is no argument here"),
-        (resubmit, ["state=finished"], "state=finished: such runs need no other try"),
-        (resubmit, ["seed=7"], "seed=7 state=failed,lost,timeout: no run is that"),
-        (cancel, [], "study: must be named, as study=NAME"),
+        (resubmit, ["state=finished"], "state=finished: such runs cannot be resubmitted"),
+        (resubmit, ["seed=7"], "seed=7 state=failed,lost,timeout: no run matches"),
+        (cancel, [], "study: is missing; name the study"),
         (logs, [], "give one run, by its id or the start of it"),
-        (logs, ["mis-0"], "mis-0: is the start of 2 runs, mis-01234567-s0 and mis-01234567-s1 among them; give more"),
-        (logs, ["nonsense"], "nonsense: no run's id begins so"),
-        (logs, ["mis-01234567-s0"], "mis-01234567-s0: has no log; it has not started, or was started by hand"),
+        (logs, ["mis-0"], "mis-0: matches 2 runs, mis-01234567-s0 and mis-01234567-s1 among them; give more of it"),
+        (logs, ["nonsense"], "nonsense: no run's id starts with this"),
+        (logs, ["mis-01234567-s0"], "mis-01234567-s0: has no log; it has not started, or was not submitted by a sweep"),
         (logs, ["mis-01234567-s0", "lines=all"], "lines=all: should be a number of lines"),
         (prune, ["nonsense"], "nonsense: is no argument here"),
     ],
 )
-def test_a_command_that_cannot_be_obeyed_is_refused_in_one_sentence(command, arguments, said: str, outputs: Path):
+def test_wrong_arguments_are_refused_in_one_sentence(command, arguments, said: str, outputs: Path):
     where = [f"paths.outputs={outputs}"] if command is not submit else []
     with pytest.raises(UserError, match=re.escape(said)) as refused:
         command.main([*arguments, *where])
     assert "\n" not in str(refused.value)
 
 
-def test_outputs_that_are_not_there_are_said(tmp_path: Path):
+def test_missing_outputs_are_reported(tmp_path: Path):
     for nowhere in (tmp_path / "nowhere", ""):
         with pytest.raises(UserError, match="there is no such folder"):
             status.main([f"paths.outputs={nowhere}"])
 
 
-def test_slurm_that_is_not_installed_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_missing_slurm_is_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(UserError, match="cluster=slurm: sbatch is not installed here; submit from a login node"):
         submit.main(["+sweep=gamma", "cluster=slurm"])
 
 
-def test_outputs_that_are_a_file_are_said_without_a_traceback(tmp_path: Path):
+def test_outputs_that_are_a_file_are_reported_without_a_traceback(tmp_path: Path):
     (tmp_path / "outputs").write_text("")
     command = [sys.executable, "-m", "sweeps.cancel", "study=main", f"paths.outputs={tmp_path / 'outputs'}"]
     done = subprocess.run(command, capture_output=True, text=True, env=dict(os.environ), check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "Traceback" not in done.stderr
 
 
-def test_other_code_is_refused_unless_it_is_asked_for(tmp_path: Path):
-    book = Ledger(tmp_path / "main")
-    book.folder.mkdir(parents=True)
-    book.append("intent", submission="a", sweep="s", cluster="local", code="old", runs=["r"], portion=1)
-    with pytest.raises(UserError, match="study=main: its last submission, a, was of other code"):
-        same_code(book, Code("new", None, None), False)
-    same_code(book, Code("new", None, None), True)
-    same_code(book, Code("old", None, None), False)
+def test_other_code_is_refused(tmp_path: Path):
+    ledger = Ledger(tmp_path / "main")
+    ledger.folder.mkdir(parents=True)
+    ledger.append("intent", submission="a", sweep="s", cluster="local", code="old", runs=["r"], portion=1)
+    with pytest.raises(UserError, match="study=main: its last submission, a, ran other code"):
+        check_same_code(ledger, Code("new", None, None))
+    check_same_code(ledger, Code("old", None, None))
 
 
-def test_a_submission_that_died_before_it_was_handed_over_is_settled(tmp_path: Path):
-    book = Ledger(tmp_path / "main")
-    (book.submission_folder("unsaid")).mkdir(parents=True)
-    (book.submission_folder("said")).mkdir(parents=True)
-    book.append("intent", submission="said", sweep="s", cluster="local", code="c", runs=["r"], portion=1)
-    with open(book.file, "a") as file:
+def test_a_submission_that_was_never_handed_over_is_abandoned(tmp_path: Path):
+    ledger = Ledger(tmp_path / "main")
+    (ledger.submission_folder("unsaid")).mkdir(parents=True)
+    (ledger.submission_folder("said")).mkdir(parents=True)
+    ledger.append("intent", submission="said", sweep="s", cluster="local", code="c", runs=["r"], portion=1)
+    with open(ledger.file, "a") as file:
         file.write('{"event": "submitted", "submis')  # the writer died here
-    recover(book)
-    (one,) = book.submissions()
+    recover(ledger)
+    (one,) = ledger.submissions()
     assert one.abandoned == "its command died before it was handed over"
-    assert not book.submission_folder("unsaid").exists() and book.submission_folder("said").exists()
+    assert not ledger.submission_folder("unsaid").exists() and ledger.submission_folder("said").exists()
 
 
 @pytest.fixture
@@ -166,10 +162,9 @@ def task(tmp_path: Path) -> Task:
         (1, "running", False, False, [], "retry"),
     ],
 )
-def test_what_becomes_of_an_attempt(task: Task, status_code, state, outside, progress, past, expected):
+def test_the_verdict_on_an_attempt(task: Task, status_code, state, outside, progress, past, expected):
     error = "name=x: is wrong" if state == "failed" and status_code == 143 else None
-    done = Status(state, 1, 4, error, "2026-01-01T00:00:00+00:00", "2026-01-01T00:00:00+00:00", "n", None, 1)
-    task.folder.write_status(done)
+    write_status(task.folder.path, state, error=error)
     for one in past:
-        task.note("end", status=0, verdict=one, step=0)
-    assert verdict(task, status_code, ended_from_outside=outside, progress=progress) == expected
+        task.record("end", status=0, verdict=one, step=0)
+    assert verdict(task, status_code, terminated=outside, progress=progress) == expected

@@ -1,4 +1,4 @@
-"""Records of submissions that were damaged: what is wrong is said, and nothing is thrown away for it."""
+"""Damaged records of submissions are reported, and nothing is deleted because of them."""
 
 import re
 import subprocess
@@ -9,45 +9,45 @@ import pytest
 
 from opd.errors import UserError
 from sweeps import cancel, cluster, logs, resubmit, state, status, submit
-from sweeps.handover import recover
 from sweeps.ledger import Ledger
+from sweeps.submission import recover
 from tests.unit.sweeps.conftest import RUN, failed_study
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Ledger:
-    """A study with one submission of one run, which has begun and failed."""
+def ledger(tmp_path: Path) -> Ledger:
+    """A study with one submission of one run, which has started and failed."""
     return failed_study(tmp_path)
 
 
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ('{"event": "intent", "submission": "two"}', "line 3: has no 'sweep'; mend that line or put the file back"),
+        ('{"event": "intent", "submission": "two"}', "line 3: has no 'sweep'; repair that line or restore the file"),
         ('{"event": "submitted"}', "line 3: has no 'submission'"),
-        ('{"event": "submitted", "submission": "one", "jobs": 7}', "line 3: has something else than it should"),
-        ('{"event": "cancelled", "submission": "two", "runs": []}', "(submission two was never begun)"),
+        ('{"event": "submitted", "submission": "one", "jobs": 7}', "line 3: has a wrong value"),
+        ('{"event": "cancelled", "submission": "two", "runs": []}', "(submission two has no intent)"),
     ],
 )
 @pytest.mark.parametrize("command", [status, resubmit, cancel])
-def test_a_damaged_ledger_is_said_by_its_line(book: Ledger, refused, command, line: str, said: str):
-    with open(book.file, "a") as file:
+def test_a_damaged_ledger_is_reported_with_its_line(ledger: Ledger, refused, command, line: str, said: str):
+    with open(ledger.file, "a") as file:
         file.write(line + "\n")
     arguments = ["study=main"] if command is cancel else []
-    assert said in refused(command, *arguments, f"paths.outputs={book.study.parent}")
+    assert said in refused(command, *arguments, f"paths.outputs={ledger.study.parent}")
 
 
-def test_a_ledger_that_is_a_folder_is_said(book: Ledger, refused):
-    book.file.unlink()
-    book.file.mkdir()
-    assert str(book.file) in refused(status, f"paths.outputs={book.study.parent}")
+def test_a_folder_in_place_of_the_ledger_is_reported(ledger: Ledger, refused):
+    ledger.file.unlink()
+    ledger.file.mkdir()
+    assert str(ledger.file) in refused(status, f"paths.outputs={ledger.study.parent}")
 
 
-def test_a_ledger_that_is_gone_costs_no_submission_that_has_begun(book: Ledger):
-    book.file.unlink()
-    with book.lock(), pytest.raises(UserError, match="knows nothing of submission one, whose runs have begun"):
-        recover(book)
-    assert (book.submission_folder("one") / "tasks.json").exists()
+def test_a_missing_ledger_does_not_delete_submissions_that_have_started(ledger: Ledger):
+    ledger.file.unlink()
+    with ledger.lock(), pytest.raises(UserError, match="has no submission one, whose runs have started"):
+        recover(ledger)
+    assert (ledger.submission_folder("one") / "tasks.json").exists()
 
 
 @pytest.mark.parametrize(
@@ -59,23 +59,23 @@ def test_a_ledger_that_is_gone_costs_no_submission_that_has_begun(book: Ledger):
         (f"configs/{RUN}.yaml", None, f"{RUN}.yaml: No such file or directory"),
     ],
 )
-def test_a_damaged_submission_is_not_resubmitted(book: Ledger, refused, file: str, content: str | None, said: str):
-    path = book.submission_folder("one") / file
+def test_a_damaged_submission_is_not_resubmitted(ledger: Ledger, refused, file: str, content: str | None, said: str):
+    path = ledger.submission_folder("one") / file
     path.unlink() if content is None else path.write_text(content)
-    assert said in refused(resubmit, f"paths.outputs={book.study.parent}")
+    assert said in refused(resubmit, f"paths.outputs={ledger.study.parent}")
 
 
 @pytest.mark.parametrize(
     ("file", "content", "said"),
     [
         ("tasks.json", "", "tasks.json: cannot be read"),
-        ("tasks.json", "[]", "tasks.json: has no run at place 0"),
-        ("cluster.json", "{}", "tasks.json and cluster.json are not those of a submission"),
+        ("tasks.json", "[]", "tasks.json: has no run at index 0"),
+        ("cluster.json", "{}", "its tasks.json and cluster.json do not describe a submission"),
         (f"configs/{RUN}.yaml", "{}", "is not the config of a run"),
     ],
 )
-def test_a_task_of_a_damaged_submission_says_so_in_its_log(book: Ledger, file: str, content: str, said: str):
-    folder = book.submission_folder("one")
+def test_a_task_of_a_damaged_submission_logs_one_sentence(ledger: Ledger, file: str, content: str, said: str):
+    folder = ledger.submission_folder("one")
     (folder / file).write_text(content)
     done = subprocess.run(
         [sys.executable, "-m", "sweeps.task", str(folder), "0"], capture_output=True, text=True, check=False
@@ -83,33 +83,33 @@ def test_a_task_of_a_damaged_submission_says_so_in_its_log(book: Ledger, file: s
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and said in done.stderr, done.stderr
 
 
-def test_damaged_attempts_of_one_run_hide_no_other(book: Ledger):
-    (book.study / "mis-01234567-s1").mkdir()
-    (book.submission_folder("one") / "attempts" / f"{RUN}.jsonl").write_text('{"event": "end"}\n')
-    seen = {one.run: one for one in state.look(book).runs}
+def test_damaged_attempts_of_one_run_do_not_hide_another(ledger: Ledger):
+    (ledger.study / "mis-01234567-s1").mkdir()
+    (ledger.submission_folder("one") / "attempts" / f"{RUN}.jsonl").write_text('{"event": "end"}\n')
+    seen = {one.run: one for one in state.read(ledger).runs}
     assert re.search(r"a line has no '(status|verdict)'", seen[RUN].note or "")
     assert seen["mis-01234567-s1"].state == "pending"
 
 
-def test_a_damaged_status_is_told_and_hides_no_other_run(book: Ledger):
+def test_a_damaged_status_is_a_warning_and_does_not_hide_other_runs(ledger: Ledger):
     for run in (RUN, "mis-01234567-s1"):
-        (book.study / run).mkdir()
-        (book.study / run / "status.json").write_text('{"state": "dancing"}')
-    found = state.look(book)
-    assert len(found.runs) == 2 and all("'dancing' is no state" in trouble for trouble in found.troubles)
+        (ledger.study / run).mkdir()
+        (ledger.study / run / "status.json").write_text('{"state": "dancing"}')
+    found = state.read(ledger)
+    assert len(found.runs) == 2 and all("'dancing' is no state" in warning for warning in found.warnings)
 
 
-def test_code_of_a_submission_that_is_gone_is_said(book: Ledger, refused):
-    said = refused(resubmit, f"paths.outputs={book.study.parent}")
-    assert "code/c: is gone; give --new-code" in said
+def test_missing_code_of_a_submission_is_reported(ledger: Ledger, refused):
+    said = refused(resubmit, f"paths.outputs={ledger.study.parent}")
+    assert "code/c: does not exist; give --new-code" in said
 
 
-def test_a_cluster_of_its_own_that_is_damaged_is_said(refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_damaged_cluster_file_is_reported(refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (tmp_path / "cluster").mkdir()
     (tmp_path / "cluster" / "mine.yaml").write_text("kind: [slurm\n")
     monkeypatch.setattr(cluster, "CONF", tmp_path)
     assert "cluster=mine: mine.yaml cannot be read" in refused(submit, "+sweep=gamma", "cluster=mine")
 
 
-def test_the_log_of_a_run_that_no_study_knows_is_said(book: Ledger, refused):
-    assert "no run's id begins so" in refused(logs, "kl", f"paths.outputs={book.study.parent}")
+def test_asking_for_the_log_of_an_unknown_run_is_reported(ledger: Ledger, refused):
+    assert "no run's id starts with this" in refused(logs, "kl", f"paths.outputs={ledger.study.parent}")

@@ -1,4 +1,4 @@
-"""A submission onto a disk that does not take it: real file systems, one sentence that says what and where."""
+"""Submissions to disks that cannot be written, on real file systems: one sentence with the reason and the place."""
 
 import os
 import shutil
@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from sweeps import submit
-from sweeps.handover import recover
 from sweeps.ledger import Ledger
+from sweeps.submission import recover
 
 ROOT, CI = os.geteuid() == 0, bool(os.environ.get("CI"))
 SWEEP = ("+sweep=gamma", "sweep.seeds=[0]")
@@ -19,7 +19,7 @@ SWEEP = ("+sweep=gamma", "sweep.seeds=[0]")
 
 @pytest.fixture
 def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
-    """Mounts a small file system; where that is not allowed the test skips, or fails under CI."""
+    """Mount a small file system; where that is not allowed the test skips, or fails in CI."""
     places = []
 
     def mount(*arguments: str) -> Path:
@@ -27,7 +27,7 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         place.mkdir()
         done = subprocess.run(["mount", *arguments, str(place)], capture_output=True, text=True, check=False)
         if done.returncode:
-            (pytest.fail if CI else pytest.skip)(f"no file system can be mounted here: {done.stderr.strip()}")
+            (pytest.fail if CI else pytest.skip)(f"cannot mount a file system here: {done.stderr.strip()}")
         places.append(place)
         return place
 
@@ -36,28 +36,26 @@ def mounted(tmp_path: Path) -> Iterator[Callable[..., Path]]:
         subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_full_disk_is_said_and_leaves_nothing_half_submitted(mounted, refused):
+def test_a_full_disk_is_reported_and_leaves_nothing_half_submitted(mounted, refused):
     disk = mounted("-t", "tmpfs", "-o", "size=128k", "none")
     said = refused(submit, *SWEEP, f"paths.outputs={disk}")
     assert "No space left on device" in said and str(disk) in said and "free some space" in said
-    book = Ledger(disk / "main")
-    assert not [one for one in book.submissions() if one.abandoned is None]
+    ledger = Ledger(disk / "main")
+    assert not [one for one in ledger.submissions() if one.abandoned is None]
     subprocess.run(["mount", "-o", "remount,size=16m", str(disk)], check=True)
-    with book.lock():
-        recover(book)
-    assert not list((book.folder / "submissions").glob("*"))
+    with ledger.lock():
+        recover(ledger)
+    assert not list((ledger.folder / "submissions").glob("*"))
 
 
-def test_a_disk_that_is_read_only_is_said(mounted, refused):
+def test_a_read_only_disk_is_reported(mounted, refused):
     disk = mounted("-t", "tmpfs", "-o", "ro", "none")
     said = refused(submit, *SWEEP, f"paths.outputs={disk}")
     assert "Read-only file system" in said and str(disk) in said and "paths.outputs=DIR" in said
 
 
-@pytest.mark.skipif(
-    not CI and not shutil.which("mkfs.btrfs"), reason="a quota is tried on btrfs, and its tools are not here"
-)
-def test_a_quota_that_is_used_up_is_said(mounted, refused, tmp_path: Path):
+@pytest.mark.skipif(not CI and not shutil.which("mkfs.btrfs"), reason="needs btrfs-progs, to test a quota")
+def test_an_exhausted_quota_is_reported(mounted, refused, tmp_path: Path):
     image = tmp_path / "image"
     with open(image, "wb") as file:
         file.truncate(120 << 20)
@@ -73,11 +71,11 @@ def test_a_quota_that_is_used_up_is_said(mounted, refused, tmp_path: Path):
     assert "Disk quota exceeded" in said and str(disk) in said and "the quota is used up" in said
 
 
-def test_outputs_that_may_not_be_written_are_said(tmp_path: Path):
+def test_outputs_without_write_permission_are_reported(tmp_path: Path):
     folder = tmp_path / "theirs"
     folder.mkdir(mode=0o555)
     command = [sys.executable, "-m", "sweeps.submit", *SWEEP, f"paths.outputs={folder}"]
-    if ROOT:  # who may write everywhere, unless that is taken away
+    if ROOT:  # may write everywhere without this
         os.chown(folder, 65534, 65534)
         command = ["setpriv", "--bounding-set=-dac_override", *command]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -85,13 +83,13 @@ def test_outputs_that_may_not_be_written_are_said(tmp_path: Path):
     assert f"Permission denied ({folder}" in done.stderr and "choose a folder that can be written" in done.stderr
 
 
-def test_outputs_where_no_folder_can_be_made_are_said(refused):
+def test_outputs_that_cannot_be_created_are_reported(refused):
     said = refused(submit, *SWEEP, "paths.outputs=/proc/nowhere")
     assert "No folder can be made there (/proc/nowhere" in said and "choose a folder that can be written" in said
 
 
 @pytest.mark.parametrize("place", ["outputs", "outputs/main", "outputs/main/.sweep"])
-def test_a_file_where_a_folder_should_be_is_said(refused, tmp_path: Path, place: str):
+def test_a_file_in_place_of_a_folder_is_reported(refused, tmp_path: Path, place: str):
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text("")
     said = refused(submit, *SWEEP, f"paths.outputs={tmp_path / 'outputs'}")

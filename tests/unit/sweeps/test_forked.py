@@ -1,4 +1,4 @@
-"""A command as a copy of this process: its status, its group, the signals that it hears."""
+"""A module in a forked process: exit status, process group, signals, exit handlers."""
 
 import os
 import signal
@@ -53,20 +53,20 @@ def start(tmp_path: Path):
 @pytest.mark.parametrize(
     ("how", "status"), [("none", 0), ("0", 0), ("2", 2), ("75", 75), ("a sentence", 1), ("kill", -9)]
 )
-def test_its_status_is_that_of_the_command(start, how: str, status: int):
+def test_the_exit_status_is_that_of_the_module(start, how: str, status: int):
     said, errors = start(how).communicate(timeout=60)
     assert said.splitlines()[1:] == [f"{status} []", "the first at its exit"]
     assert errors.strip() == ("a sentence" if how == "a sentence" else "")
 
 
-def test_what_is_to_be_done_at_an_exit_is_done_by_whose_it_is(start):
+def test_each_process_runs_only_its_own_exit_handlers(start):
     said, errors = start("exit").communicate(timeout=60)
     assert said.splitlines()[1:] == ["3 []", "the first at its exit"]
     assert errors == "the copy at its exit\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_to_its_group_ends_it_and_not_the_one_that_it_is_a_copy_of(start, number: int, tmp_path: Path):
+def test_a_signal_to_its_group_ends_the_fork_and_not_its_parent(start, number: int, tmp_path: Path):
     parent = start("sleep", str(tmp_path / "begun"))
     child = int(parent.stdout.readline())
     limit = time.monotonic() + 60
@@ -78,7 +78,7 @@ def test_a_signal_to_its_group_ends_it_and_not_the_one_that_it_is_a_copy_of(star
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR2])
-def test_a_signal_before_it_has_begun_ends_it_too(start, number: int, tmp_path: Path):
+def test_a_signal_before_the_module_runs_ends_the_fork(start, number: int, tmp_path: Path):
     parent = start("sleep", str(tmp_path / "begun"))
-    os.killpg(int(parent.stdout.readline()), number)  # its number is its group's from the first moment
+    os.killpg(int(parent.stdout.readline()), number)  # its process group exists from the start
     assert parent.communicate(timeout=60)[0].splitlines()[0] == f"{-number} []"

@@ -1,4 +1,4 @@
-"""Sweep files: what they expand to, and that the published ones cover what they say."""
+"""Sweep files: their arms, and what the published ones cover."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,7 @@ from sweeps.compose import composer
 from sweeps.grid import Sweep
 
 CLAIMS_FILE = Path(__file__).parents[3].parent / "shared" / "reference" / "claims.yaml"
-# Those that are no config of `opd.train`: a reward alone, supervised distillation, a second round of fine-tuning.
+# Not a config of `opd.train`: a reward alone, supervised distillation, a second round of fine-tuning.
 NO_ARM = {
     "gsm8k-opd-beats-rl",
     "gsm8k-starting-points",
@@ -48,18 +48,18 @@ def test_a_block_is_the_product_of_its_axes():
     ]
 
 
-def test_axes_of_one_key_go_along_together():
+def test_axes_in_one_key_change_together():
     assert grid.arms(sweep({"name, optim.lr": [["low", 1e-6], ["high", 1e-4]]})) == [
         ("name=low", "optim.lr=1e-06"),
         ("name=high", "optim.lr=0.0001"),
     ]
 
 
-def test_blocks_are_joined_and_an_arm_of_two_is_one():
+def test_blocks_are_joined_and_a_shared_arm_is_there_once():
     assert grid.arms(sweep({"gamma": [0, 1]}, {"gamma": [1, 2]})) == [("gamma=0",), ("gamma=1",), ("gamma=2",)]
 
 
-def test_a_string_is_an_axis_as_hydra_writes_it():
+def test_a_string_is_an_axis_in_hydras_syntax():
     assert grid.arms(sweep({"gamma": "range(0, 1, 0.5)"})) == [("gamma=0.0",), ("gamma=0.5",)]
     assert grid.arms(sweep({"seed_": "choice(a, b)"})) == [("seed_=a",), ("seed_=b",)]
 
@@ -88,7 +88,7 @@ def test_a_value_is_written_as_hydra_reads_it(value, text: str):
 
 
 @pytest.mark.parametrize("value", ["12", "1e-3", "true", "it's", "a,b", "", "\\", "null"])
-def test_a_text_stays_a_text(value: str):
+def test_a_string_stays_a_string(value: str):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     (arm,) = grid.arms(sweep({"key": [value]}))
@@ -99,23 +99,23 @@ def test_a_text_stays_a_text(value: str):
     ("node", "said"),
     [
         ({"grid": [{"gamma": []}]}, "sweep.grid[0]: axis gamma has no values"),
-        ({"grid": [{"gamma": "0.5"}]}, "sweep.grid[0]: gamma=0.5 is one value; an axis is a list"),
-        ({"grid": [{"gamma": "range(0,"}]}, "sweep.grid[0]: gamma=range(0, is no axis"),
-        ({"grid": [{"gamma": [0], "gamma, epochs": [[1, 2]]}]}, "sweep.grid[0]: axes clash: gamma stands there twice"),
-        ({"grid": [{"gamma, epochs": [[1]]}]}, "gamma, epochs is 2 axes, and [1] gives no value to each"),
-        ({"grid": [{"gamma, epochs": "1,2"}]}, "axes that go along together (gamma, epochs) need a list of lists"),
-        ({"grid": [{"seed": [1, 2]}]}, "sweep.grid[0]: seed is no axis; the seeds of all arms are sweep.seeds"),
+        ({"grid": [{"gamma": "0.5"}]}, "sweep.grid[0]: gamma=0.5 is a single value; an axis is a list"),
+        ({"grid": [{"gamma": "range(0,"}]}, "sweep.grid[0]: gamma=range(0, is not an axis"),
+        ({"grid": [{"gamma": [0], "gamma, epochs": [[1, 2]]}]}, "sweep.grid[0]: axes clash: gamma is there twice"),
+        ({"grid": [{"gamma, epochs": [[1]]}]}, "gamma, epochs is 2 axes, but [1] does not give each a value"),
+        ({"grid": [{"gamma, epochs": "1,2"}]}, "axes that change together (gamma, epochs) need a list of lists"),
+        ({"grid": [{"seed": [1, 2]}]}, "sweep.grid[0]: seed cannot be an axis; the seeds of all arms are sweep.seeds"),
         ({"grid": []}, "sweep.grid: sweep=s has no arms"),
         ({"include": ["nonsense"]}, "sweep.include: there is no sweep 'nonsense'; there are credit, divergence"),
         ({"seeds": []}, "sweep.seeds=[]: list should have at least 1 item"),
-        ({"seeds": [1, 1]}, "sweep.seeds=[1, 1]: names a seed twice"),
+        ({"seeds": [1, 1]}, "sweep.seeds=[1, 1]: contains a seed twice"),
         ({"seeds": [-1]}, "sweep.seeds.0=-1: should be greater than or equal to 0"),
         ({"metric": "accuracy"}, "sweep.metric='accuracy': string should match pattern"),
         ({"arms": []}, "sweep.arms: a sweep has no such key"),
         ({"baseline": "../x"}, "sweep.baseline='../x': string should match pattern"),
     ],
 )
-def test_a_sweep_that_makes_no_sense_is_refused_in_one_sentence(node: dict, said: str):
+def test_a_wrong_sweep_is_refused_in_one_sentence(node: dict, said: str):
     with pytest.raises(UserError, match=re.escape(said)):
         grid.arms(sweep(**({"grid": [{"gamma": [0, 1]}]} | node)))
 
@@ -133,7 +133,7 @@ def test_the_arms_of_a_published_sweep_are_experiments_and_its_baseline_is_among
     assert arms <= EXPERIMENTS and published[name].baseline in arms
 
 
-def test_everything_holds_every_experiment(published):
+def test_everything_contains_every_experiment(published):
     assert {arm[0].removeprefix("+experiment=") for arm in grid.arms(published["everything"])} == EXPERIMENTS
 
 
@@ -151,6 +151,6 @@ def test_the_sweeps_test_every_published_claim_that_has_an_arm(published):
         assert set(tested) == published_claims - NO_ARM
 
 
-def test_no_value_hangs_on_the_seed():
+def test_no_value_depends_on_the_seed():
     """One composition serves all seeds of an arm."""
     assert not [file for file in CONF.rglob("*.yaml") if "${seed" in file.read_text()]

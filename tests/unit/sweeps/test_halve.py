@@ -1,21 +1,19 @@
-"""Successive halving on records: who is stopped, against an enumeration, and by the command on a real ledger."""
+"""Successive halving: which arms are stopped, against an enumeration, and by the command on a real ledger."""
 
 import itertools
-import json
 import math
 from pathlib import Path
 
 import pytest
 
-from opd.records.run_dir import RunDir, Status
-from sweeps import halve, state
-from sweeps.cluster import Local
+from sweeps import halve, local, state
 from sweeps.halve import stopped
-from sweeps.ledger import Ledger, write_submission
+from sweeps.ledger import Ledger
 from sweeps.score import score
+from tests.unit.sweeps.conftest import submitted, write_attempts, write_status
 
 RUNGS = (10, 20)
-# Eight arms by hand: 4 of 8 pass the first rung, 2 of 4 the second.
+# Eight arms: 4 of 8 pass the first rung, 2 of 4 the second.
 SCORES = {
     "a": (0.9, 0.1), "b": (0.8, 0.7), "c": (0.7, 0.6), "d": (0.6, 0.9),
     "e": (0.5, 1.0), "f": (0.4, 1.0), "g": (0.3, 1.0), "h": (0.2, 1.0),
@@ -30,8 +28,8 @@ def test_the_better_half_goes_on_at_each_rung():
     }  # fmt: skip
 
 
-def test_an_arm_is_stopped_only_when_it_is_certain_to_be_out_whoever_comes_first():
-    """Every order of arrival of four arms: what is stopped grows, and ends at what all records together give."""
+def test_an_arm_is_stopped_only_once_it_is_certain_to_be_out():
+    """In every order in which four arms arrive, the stopped ones only grow, and end as with all records at once."""
     arms, whole = ("a", "b", "e", "f"), {one.arm for one in stopped({k: SCORES[k] for k in "abef"}, RUNGS, 0.5)}
     assert whole == {"e", "f", "a"}
     for order in itertools.permutations([(arm, rung) for arm in arms for rung in (0, 1)]):
@@ -52,12 +50,10 @@ def test_the_share_that_goes_on_is_rounded_up(number: int, keep: float, left: in
 
 
 def run_of(folder: Path, step: int, values: dict[int, float]) -> None:
-    folder.mkdir(parents=True)
-    then = "2026-01-01T00:00:00+00:00"
-    RunDir(folder).write_status(Status("running", step, 100, None, then, then, "elsewhere", None, 1))
+    run = write_status(folder, "running", step, 100)
     for number in range(1, step + 1):
         line = {"step": number} | ({"evaluate/mean@8": values[number]} if number in values else {})
-        RunDir(folder).append_metrics(line)
+        run.append_metrics(line)
 
 
 def test_a_score_is_the_largest_or_latest_evaluation_up_to_a_step(tmp_path: Path):
@@ -69,43 +65,39 @@ def test_a_score_is_the_largest_or_latest_evaluation_up_to_a_step(tmp_path: Path
 
 
 @pytest.fixture
-def book(tmp_path: Path) -> Ledger:
-    """Four arms of two seeds on another machine; one seed of the worst arm is not at the rung yet."""
-    book = Ledger(tmp_path / "main")
+def ledger(tmp_path: Path) -> Ledger:
+    """Four arms with two seeds on another machine; one seed of the worst arm has not reached the rung."""
+    ledger = Ledger(tmp_path / "main")
     runs = []
     for arm, value in {"a": 0.9, "b": 0.8, "c": 0.3, "d": 0.1}.items():
         for seed in (0, 1):
             runs.append(f"{arm}-01234567-s{seed}")
             late = arm == "d" and seed == 1
-            run_of(book.study / runs[-1], 9 if late else 15, {} if late else {10: value + seed / 100})
-    where = Local("local", max_parallel=8, ranks=1, max_retries=0)
-    folder = book.submission_folder("one")
-    write_submission(folder, where.__dict__, runs, [{} for _ in runs], "c")
-    book.append("intent", submission="one", sweep="gamma", cluster="local", code="c", runs=runs, portion=8)
-    book.append("submitted", submission="one", jobs=[], pid=1, host="elsewhere")
+            run_of(ledger.study / runs[-1], 9 if late else 15, {} if late else {10: value + seed / 100})
+    folder = submitted(ledger, runs)
     for run in runs:
-        (folder / "attempts" / f"{run}.jsonl").write_text(json.dumps({"event": "start"}) + "\n")
-    return book
+        write_attempts(folder, run, [{"event": "start"}])
+    return ledger
 
 
-def test_the_command_ends_all_seeds_of_an_arm_that_is_out_and_no_other(book: Ledger, capsys):
+def test_the_command_cancels_all_seeds_of_an_arm_that_is_out_and_no_other(ledger: Ledger, capsys):
     from filelock import FileLock
 
-    given = ["study=main", f"paths.outputs={book.study.parent}", "rungs=10", "metric=mean@8 last"]
-    with FileLock(book.submission_folder("one") / "runner.lock"):  # as a runner that lives
+    given = ["study=main", f"paths.outputs={ledger.study.parent}", "rungs=10", "metric=mean@8 last"]
+    with FileLock(ledger.submission_folder("one") / "runner.lock"):  # held by a live runner
         halve.main([*given, "--dry-run"])
         assert "would end 2 runs, 8 go on" in capsys.readouterr().out
-        assert not book.submissions()[0].cancelled
+        assert not ledger.submissions()[0].cancelled
         halve.main(given)
     said = capsys.readouterr().out
     assert "c-01234567-s0: mean@8 last 0.3050 at step 10, not among the 2 best" in said
     assert "ended 2 runs, 6 go on" in said
-    assert book.submissions()[0].cancelled == {"c-01234567-s0", "c-01234567-s1"}
-    assert local_cancelled(book) == book.submissions()[0].cancelled
-    assert {one.state for one in state.look(book).runs if one.name == "c"} == {"cancelled"}
+    assert ledger.submissions()[0].cancelled == {"c-01234567-s0", "c-01234567-s1"}
+    assert local.cancelled(ledger.submission_folder("one")) == ledger.submissions()[0].cancelled
+    assert {one.state for one in state.read(ledger).runs if one.name == "c"} == {"cancelled"}
 
 
-def test_an_arm_waits_for_all_of_its_seeds_though_the_late_one_has_a_score_already(tmp_path: Path, capsys):
+def test_an_arm_waits_for_all_of_its_seeds_to_reach_the_rung(tmp_path: Path, capsys):
     for seed in (0, 1):
         run_of(tmp_path / "main" / f"a-01234567-s{seed}", 12, {5: 0.9, 10: 0.9})
     run_of(tmp_path / "main" / "b-01234567-s0", 12, {5: 0.1, 10: 0.9})
@@ -115,24 +107,18 @@ def test_an_arm_waits_for_all_of_its_seeds_though_the_late_one_has_a_score_alrea
     assert "would end 0 runs, 4 go on" in capsys.readouterr().out
 
 
-def local_cancelled(book: Ledger) -> set[str]:
-    from sweeps import local
-
-    return local.cancelled(book.submission_folder("one"))
-
-
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         ([], "study: must be given, as in study=NAME rungs=30,90"),
         (["study=main", "metric=mean@8 last"], "rungs: must be given"),
-        (["study=main", "rungs=30,10", "metric=mean@8 last"], "rungs=30,10: should be steps in rising order"),
-        (["study=main", "rungs=ten", "metric=mean@8 last"], "rungs=ten: should be steps"),
-        (["study=main", "rungs=0", "metric=mean@8 last"], "rungs=0: should be steps"),
-        (["study=main", "rungs=10", "metric=accuracy"], "metric=accuracy: is no metric; give mean@K"),
+        (["study=main", "rungs=30,10", "metric=mean@8 last"], "rungs=30,10: should be increasing steps"),
+        (["study=main", "rungs=ten", "metric=mean@8 last"], "rungs=ten: should be increasing steps"),
+        (["study=main", "rungs=0", "metric=mean@8 last"], "rungs=0: should be increasing steps"),
+        (["study=main", "rungs=10", "metric=accuracy"], "metric=accuracy: is not a metric; give mean@K"),
         (["study=main", "rungs=10", "metric=mean@8 last", "keep=1"], "keep=1: should be a share between 0 and 1"),
         (["study=main", "rungs=10", "metric=mean@8 last", "keep=1/0"], "keep=1/0: should be a share"),
     ],
 )
-def test_what_cannot_be_halved_is_refused_in_one_sentence(refused, arguments: list[str], said: str, tmp_path: Path):
+def test_wrong_arguments_are_refused_in_one_sentence(refused, arguments: list[str], said: str, tmp_path: Path):
     assert said in refused(halve, *arguments, f"paths.outputs={tmp_path}")

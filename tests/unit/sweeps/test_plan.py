@@ -1,4 +1,4 @@
-"""A plan: every run composed as `opd.train` composes it, checked, and there once."""
+"""A plan: every run composed as by `opd.train`, checked, and there once."""
 
 import re
 
@@ -30,7 +30,7 @@ def compose():
 )
 def test_a_config_is_what_hydra_composes(overrides: list[str], compose: Composer):
     ours = check.as_dict(compose.config(overrides))
-    # Composed again in a block of its own, so that nothing is shared.
+    # Composed again by a separate Hydra, so that nothing is shared.
     from hydra.core.global_hydra import GlobalHydra
 
     held = GlobalHydra.instance().hydra
@@ -39,7 +39,7 @@ def test_a_config_is_what_hydra_composes(overrides: list[str], compose: Composer
     GlobalHydra.instance().initialize(held)
 
 
-def test_a_hydra_that_is_at_work_is_there_again_afterwards(compose: Composer):
+def test_an_outer_hydra_is_restored_afterwards(compose: Composer):
     from hydra.core.global_hydra import GlobalHydra
 
     held = GlobalHydra.instance().hydra
@@ -75,10 +75,10 @@ def test_all_bad_arms_are_listed(compose: Composer):
     assert len(found.bad) == 3 and all("shaping.anchor" in reason for _, reason in found.bad)
 
 
-def test_arms_that_differ_in_nothing_but_their_name_are_told(compose: Composer):
+def test_arms_that_differ_only_in_their_name_are_listed(compose: Composer):
     found = plan(compose, ["+sweep=epochs", "epochs=3", "sweep.seeds=[0,1]"], ranks=1)
     assert found.alike == [("+experiment=mis", "+experiment=two_epochs")] and found.twins == []
-    assert "+experiment=mis and +experiment=two_epochs differ in nothing but their name" in found.notes[0]
+    assert "+experiment=mis and +experiment=two_epochs differ only in their name" in found.notes[0]
     assert len(found.runs) == 4
     assert plan(compose, ["+sweep=epochs"], ranks=1).notes == []
 
@@ -100,7 +100,7 @@ def test_no_two_arms_of_a_published_sweep_are_one_run(name: str, compose: Compos
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "sweep: no sweep is chosen; choose one with +sweep=NAME, of credit, "),
+        ([], "sweep: none is chosen; choose one with +sweep=NAME: credit, "),
         (["+sweep=nonsense"], "sweep=nonsense: there is no such choice"),
         (["+sweep=gamma", "sweep.nonsense=1"], "sweep.nonsense: there is no such key"),
         (["+sweep=gamma", "seed=1"], "seed=1: axes clash: the seeds of a sweep are sweep.seeds=[…]"),
@@ -108,13 +108,13 @@ def test_no_two_arms_of_a_published_sweep_are_one_run(name: str, compose: Compos
         (["+sweep=gamma", "epochs=1,2"], "epochs=1,2: gives several values; write the axis into sweep.grid"),
         (["+sweep=gamma", "hydra/launcher=basic"], "hydra/launcher=basic: belongs to python -m opd.train -m"),
         (["+sweep=gamma", "epochs"], "epochs: cannot be read; give KEY=VALUE"),
-        (["+sweep=gamma", "sweep.grid=[{study:[a,b]}]"], "study: is no axis"),
+        (["+sweep=gamma", "sweep.grid=[{study:[a,b]}]"], "study: cannot be an axis"),
         (["+sweep=gamma", "scale=nonsense"], "scale=nonsense: there is no such choice"),
         (["+sweep=gamma", "nonsense=1"], "nonsense: there is no such key"),
-        (["+sweep=gamma", "+sweep=epochs"], "+sweep=gamma,epochs: is more than one sweep; submit them one after an"),
+        (["+sweep=gamma", "+sweep=epochs"], "+sweep=gamma,epochs: is more than one sweep; submit them one by one"),
         (["+sweep=gamma,epochs"], "+sweep=gamma,epochs: is more than one sweep"),
-        (["+sweep=gamma", "sweep.seeds=0,1"], "sweep.seeds=0,1: gives several values; a list is written in brackets"),
-        (["+sweep=gamma", "~sweep"], "sweep: no sweep is chosen"),
+        (["+sweep=gamma", "sweep.seeds=0,1"], "sweep.seeds=0,1: gives several values; write a list in brackets"),
+        (["+sweep=gamma", "~sweep"], "sweep: none is chosen"),
         (["+sweep=gamma", "~sweep.grid"], "sweep.grid: is missing; give it a value"),
         (["+sweep=gamma", "sweep.grid=[]"], "sweep.grid: sweep=gamma has no arms"),
         (["+sweep=gamma", "sweep.grid=[gamma]"], "sweep.grid.0='gamma': should be an object"),
@@ -131,7 +131,7 @@ def test_no_two_arms_of_a_published_sweep_are_one_run(name: str, compose: Compos
         (["+sweep=gamma", "gamma=2"], "gamma=2: should be less than or equal to 1"),
     ],
 )
-def test_what_cannot_be_planned_is_refused_in_one_sentence(overrides: list[str], said: str, compose: Composer):
+def test_a_wrong_plan_is_refused_in_one_sentence(overrides: list[str], said: str, compose: Composer):
     with pytest.raises(UserError, match=re.escape(said)) as refused:
         found = plan(compose, overrides, ranks=1)
         raise UserError(found.bad[0][1])

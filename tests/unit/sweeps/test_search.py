@@ -1,4 +1,4 @@
-"""What a search asks for: Hydra's axes as Optuna's, and what is refused."""
+"""A search's axes: from Hydra's syntax to Optuna's distributions, and what is refused."""
 
 import re
 
@@ -32,12 +32,12 @@ def test_axes_on_the_command_line_are_optunas_distributions():
     [
         (["gamma=0.5"], "hydra/sweeper=optuna: there is no axis; give one, as"),
         (["gamma=0,1", "seed=0,1"], "seed=0,1: axes clash: the seeds of a trial are hydra.sweeper.seeds=[…]"),
-        (["gamma=0,1", "+sweep=gamma"], "+sweep=gamma: is a grid, which needs no search; leave it out"),
-        (["optim.lr=tag(log, interval(0, 1))"], "optim.lr=tag(log, interval(0, 1)): is no interval"),
+        (["gamma=0,1", "+sweep=gamma"], "+sweep=gamma: is a grid, which is not searched; leave it out"),
+        (["optim.lr=tag(log, interval(0, 1))"], "optim.lr=tag(log, interval(0, 1)): is not a valid interval"),
         (["gamma=interval(0,"], "gamma=interval(0,: cannot be read"),
     ],
 )
-def test_axes_that_make_no_sense_are_refused_in_one_sentence(arguments: list[str], said: str):
+def test_wrong_axes_are_refused_in_one_sentence(arguments: list[str], said: str):
     from hydra_plugins.opd_search import _axes
 
     with pytest.raises(UserError, match=re.escape(said)) as refused:

@@ -1,4 +1,4 @@
-"""A task of a SLURM job between two attempts: put back into the queue, or going on where it is."""
+"""A SLURM task between two attempts: requeued, or continued in place."""
 
 import os
 import signal
@@ -7,14 +7,15 @@ from pathlib import Path
 
 import pytest
 
-from sweeps import slurm, task
+from sweeps import slurm_commands, task
+from sweeps.executor import Unavailable
 from sweeps.task import PREEMPTED, Task
 from tests.unit.sweeps.conftest import failed_study
 
 
 @pytest.fixture
 def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
-    """Verdicts of the attempts that are made: one that is to be retried, then one that finished."""
+    """The verdicts of two fake attempts: retry, then finished."""
     made: list[str] = []
 
     def attempt(_: Task, asked: list[int]) -> str:
@@ -24,7 +25,6 @@ def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[s
 
     before = signal.getsignal(signal.SIGTERM)
     monkeypatch.setattr(task, "attempt", attempt)
-    monkeypatch.setattr(task, "abandoned", lambda _: False)
     monkeypatch.setattr(task.time, "sleep", lambda _: None)
     yield made
     signal.signal(signal.SIGTERM, before)
@@ -32,15 +32,15 @@ def attempts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[list[s
 
 @pytest.fixture
 def submission(tmp_path: Path) -> Path:
-    book = failed_study(tmp_path)
-    (book.submission_folder("one") / "cluster.json").write_text(
+    ledger = failed_study(tmp_path)
+    (ledger.submission_folder("one") / "cluster.json").write_text(
         '{"kind": "slurm", "max_parallel": 1, "max_retries": 1}'
     )
-    return book.submission_folder("one")
+    return ledger.submission_folder("one")
 
 
-@pytest.mark.parametrize("answer", [None, slurm.Unanswered("scontrol: status -15")])
-def test_a_job_that_is_requeued_leaves_though_scontrol_was_ended_with_it(
+@pytest.mark.parametrize("answer", [None, Unavailable("scontrol: status -15")])
+def test_a_requeued_job_exits_even_if_scontrol_was_killed_with_it(
     answer: Exception | None, attempts: list[str], submission: Path, monkeypatch: pytest.MonkeyPatch
 ):
     def requeue() -> None:
@@ -48,18 +48,19 @@ def test_a_job_that_is_requeued_leaves_though_scontrol_was_ended_with_it(
         if answer:
             raise answer
 
-    monkeypatch.setattr(slurm, "requeue_this_job", requeue)
+    monkeypatch.setattr(slurm_commands, "requeue_this_task", requeue)
     assert task.main(submission, 0) == PREEMPTED and attempts == ["retry"]
 
 
-def test_a_job_that_cannot_be_requeued_goes_on_where_it_is(
+def test_a_job_that_cannot_be_requeued_continues_in_place(
     attempts: list[str], submission: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def requeue() -> None:
-        raise slurm.Unanswered("scontrol: Requested operation is presently disabled")
+        raise Unavailable("scontrol: Requested operation is presently disabled")
 
-    monkeypatch.setattr(slurm, "requeue_this_job", requeue)
+    monkeypatch.setattr(slurm_commands, "requeue_this_task", requeue)
     assert task.main(submission, 0) == 0 and attempts == ["retry", "finished"]
     assert (
-        "cannot be requeued (scontrol: Requested operation is presently disabled); going on" in capsys.readouterr().out
+        "cannot be requeued (scontrol: Requested operation is presently disabled); continuing"
+        in capsys.readouterr().out
     )

@@ -1,8 +1,9 @@
-"""A study's folder that somebody else has made: no command runs what lies in it, nor goes where its ledger leads."""
+"""A study's folder from somebody else: no command runs its content, or follows names in its ledger elsewhere."""
 
 import json
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,54 +11,47 @@ import pytest
 
 from opd.errors import UserError
 from opd.records.run_dir import RecordError
-from sweeps import cancel, logs, prune, resubmit, snapshot, state, status, submit
-from sweeps.cluster import Slurm
-from sweeps.handover import hand_over
+from sweeps import cancel, logs, prune, resubmit, snapshot, state, status
 from sweeps.ledger import Ledger
+from sweeps.submission import submit_runs
 from sweeps.task import Task
-from tests.unit.sweeps.conftest import LOCAL, RUN, failed_study
-
-SLURM = Slurm(
-    "slurm", max_parallel=1, nodes=1, ranks_per_node=1, gpus_per_rank=0, cpus_per_rank=1, mem=None, time=20,
-    signal_before=60, partition=None, account=None, qos=None, constraint=None, sbatch={}, setup=[], python=None,
-    max_retries=0, max_requeues=0,
-)  # fmt: skip
+from tests.unit.sweeps.conftest import LOCAL, RUN, SLURM, failed_study
 
 
 @pytest.fixture(autouse=True)
 def nothing_starts(monkeypatch: pytest.MonkeyPatch):
-    """Whatever would start a program from a study's folder says so instead."""
-    monkeypatch.setattr("sweeps.resubmit.hand_over", lambda *_: pytest.fail("it was handed over"))
-    monkeypatch.setattr("sweeps.slurm.require", lambda: pytest.fail("SLURM was asked"))
+    """Fail the test if anything would be started from a study's folder."""
+    monkeypatch.setattr("sweeps.submission.submit_runs", lambda *_: pytest.fail("it was handed over"))
+    monkeypatch.setattr("sweeps.slurm_commands.max_array_size", lambda: pytest.fail("SLURM was asked"))
 
 
-def with_code(book: Ledger, text: str) -> str:
-    """A copy of other code, as a submission would keep it; its hash."""
-    folder = book.folder / "code" / "x"
+def with_code(ledger: Ledger, text: str) -> str:
+    """Store other code in a study, as a submission would; its hash."""
+    folder = ledger.folder / "code" / "x"
     (folder / "opd").mkdir(parents=True)
     (folder / "opd" / "train.py").write_text(text)
     name = snapshot._digest(folder, [folder / "opd" / "train.py"])[:12]
-    folder.rename(book.folder / "code" / name)
+    folder.rename(ledger.folder / "code" / name)
     return name
 
 
-def test_other_code_that_a_study_keeps_is_not_run(tmp_path: Path, refused):
+def test_other_code_in_a_study_is_not_run(tmp_path: Path, refused):
     code = with_code(Ledger(tmp_path / "main"), "import os; os.system('touch mark')")
     failed_study(tmp_path, code)
     said = refused(resubmit, f"paths.outputs={tmp_path}")
-    assert f"one was of other code ({code}, and this is {snapshot.current().hash}); give --new-code" in said
+    assert f"one ran other code ({code}, and this is {snapshot.current().hash}); give --new-code" in said
     assert "--as-submitted for the copy in" in said
 
 
 @pytest.mark.parametrize("change", ["edited", "renamed", "added", "cached", "linked", "cache linked", "removed"])
-def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_path: Path, refused):
-    book = failed_study(tmp_path, snapshot.current().hash)
-    folder = snapshot.take(snapshot.current(), book.folder / "code")
+def test_copied_code_that_was_changed_is_not_run(change: str, tmp_path: Path, refused):
+    ledger = failed_study(tmp_path, snapshot.current().hash)
+    folder = snapshot.take(snapshot.current(), ledger.folder / "code")
     room = folder / "opd" / "step"
     loop, cache = room / "loop.py", room / "__pycache__"
     cache.mkdir()
     (cache / "loop.pyc").write_bytes(b"\0")
-    assert snapshot.kept(folder) == folder and not cache.exists(), "sources alone are held against the hash"
+    assert snapshot.verify(folder) == folder and not cache.exists(), "caches are not part of the hash"
     if change == "edited":
         loop.write_text(loop.read_text() + "\n")
     elif change == "renamed":
@@ -76,25 +70,25 @@ def test_kept_code_that_is_not_what_its_name_says_is_not_run(change: str, tmp_pa
     else:
         loop.unlink()
     for flag in ([], ["--as-submitted"]):
-        assert "is not the code that was copied there" in refused(resubmit, f"paths.outputs={tmp_path}", *flag)
+        assert "has changed since the code was copied there" in refused(resubmit, f"paths.outputs={tmp_path}", *flag)
 
 
-def test_a_new_submission_does_not_take_code_that_lies_there_for_its_own(tmp_path: Path):
-    book, code = Ledger(tmp_path / "main"), snapshot.current()
-    planted = book.folder / "code" / code.hash
+def test_a_new_submission_does_not_use_planted_code(tmp_path: Path):
+    ledger, code = Ledger(tmp_path / "main"), snapshot.current()
+    planted = ledger.folder / "code" / code.hash
     (planted / "opd").mkdir(parents=True)
     (planted / "opd" / "train.py").write_text("")
-    with pytest.raises(UserError, match="is not the code that was copied there"):
-        hand_over(book, LOCAL, "gamma", [(RUN, {})], code, 0)
-    assert book.submissions() == [] and submit.hand_over is hand_over
+    with pytest.raises(UserError, match="has changed since the code was copied there"):
+        submit_runs(ledger, LOCAL, "gamma", [(RUN, {})], code, 0)
+    assert ledger.submissions() == []
 
 
 @pytest.mark.parametrize(
     ("key", "value"), [("setup", ["touch mark"]), ("python", "/tmp/mine"), ("sbatch", {"export": "LD_PRELOAD=/x"})]
 )
-def test_commands_of_a_cluster_that_a_study_keeps_are_not_run(key: str, value: Any, tmp_path: Path, refused):
-    book = failed_study(tmp_path, snapshot.current().hash, Slurm(**{**SLURM.__dict__, key: value}))
-    snapshot.take(snapshot.current(), book.folder / "code")
+def test_commands_in_a_studys_recorded_settings_are_not_run(key: str, value: Any, tmp_path: Path, refused):
+    ledger = failed_study(tmp_path, snapshot.current().hash, replace(SLURM, **{key: value}))
+    snapshot.take(snapshot.current(), ledger.folder / "code")
     assert f"one runs commands of its own (cluster.{key} in" in refused(resubmit, f"paths.outputs={tmp_path}")
 
 
@@ -106,28 +100,28 @@ BREAK = "x'\ntouch mark\n'"
     [(key, BREAK) for key in ("partition", "account", "qos", "constraint", "mem", "python")]
     + [("sbatch", {BREAK: 1}), ("sbatch", {"comment": BREAK})],
 )
-def test_an_option_that_a_study_keeps_adds_no_line_to_the_script(key: str, value: Any, tmp_path: Path, refused):
-    book = failed_study(tmp_path, snapshot.current().hash)
-    (book.submission_folder("one") / "cluster.json").write_text(json.dumps({**SLURM.__dict__, key: value}))
-    snapshot.take(snapshot.current(), book.folder / "code")
+def test_a_recorded_option_cannot_add_a_line_to_the_script(key: str, value: Any, tmp_path: Path, refused):
+    ledger = failed_study(tmp_path, snapshot.current().hash)
+    (ledger.submission_folder("one") / "cluster.json").write_text(json.dumps({**SLURM.__dict__, key: value}))
+    snapshot.take(snapshot.current(), ledger.folder / "code")
     for flag in ([], ["--as-submitted"]):
         assert f"cluster.{key}" in refused(resubmit, f"paths.outputs={tmp_path}", *flag)
 
 
-def test_no_variable_is_sent_to_servers_that_a_study_names(tmp_path: Path, refused):
+def test_no_variable_is_sent_to_servers_named_by_a_study(tmp_path: Path, refused):
     server = {"urls": [["http://elsewhere:8000"]], "api_key_env": "AWS_SECRET_ACCESS_KEY"}
-    book = failed_study(tmp_path, snapshot.current().hash, config={"teacher": {"server": server}})
-    snapshot.take(snapshot.current(), book.folder / "code")
+    ledger = failed_study(tmp_path, snapshot.current().hash, config={"teacher": {"server": server}})
+    snapshot.take(snapshot.current(), ledger.folder / "code")
     for flag in ([], ["--new-code"]):
         said = refused(resubmit, f"paths.outputs={tmp_path}", *flag)
         assert "sends the environment variable AWS_SECRET_ACCESS_KEY to servers" in said
 
 
-def test_what_this_checkout_would_run_anyway_needs_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_the_code_of_this_checkout_needs_no_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     given = []
-    monkeypatch.setattr("sweeps.resubmit.hand_over", lambda *arguments: given.append(arguments) or "two")
-    book = failed_study(tmp_path / "own", snapshot.current().hash)
-    snapshot.take(snapshot.current(), book.folder / "code")
+    monkeypatch.setattr("sweeps.submission.submit_runs", lambda *arguments: given.append(arguments) or "two")
+    ledger = failed_study(tmp_path / "own", snapshot.current().hash)
+    snapshot.take(snapshot.current(), ledger.folder / "code")
     resubmit.main([f"paths.outputs={tmp_path / 'own'}"])
     other = with_code(Ledger(tmp_path / "other" / "main"), "")
     failed_study(tmp_path / "other", other)
@@ -145,38 +139,38 @@ EVENTS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("command", [status, resubmit, cancel, prune, logs])
 @pytest.mark.parametrize("event", EVENTS)
-def test_a_ledger_leads_nowhere_else(event: str, command, tmp_path: Path, refused):
-    book = failed_study(tmp_path)
+def test_names_in_a_ledger_cannot_lead_elsewhere(event: str, command, tmp_path: Path, refused):
+    ledger = failed_study(tmp_path)
     intent = {"submission": "two", "sweep": "s", "cluster": "local", "code": "c", "runs": [RUN], "portion": 1}
-    book.append("intent", **(intent | EVENTS[event]))
+    ledger.append("intent", **(intent | EVENTS[event]))
     before = sorted(tmp_path.parent.rglob("*"))
     arguments = {cancel: ["study=main"], logs: [RUN]}.get(command, [])
-    assert "line 3: has something else than it should (" in refused(command, *arguments, f"paths.outputs={tmp_path}")
+    assert "line 3: has a wrong value (" in refused(command, *arguments, f"paths.outputs={tmp_path}")
     assert set(before) >= {file for file in tmp_path.parent.rglob("*") if file.name != "lock"}
 
 
 @pytest.mark.parametrize(
     "more", [{"jobs": [["--user=root", 0, 1]]}, {"jobs": [["../../log", 0, 1]]}, {"jobs": [], "pid": "../self"}]
 )
-def test_jobs_of_a_ledger_are_numbers(more: dict[str, Any], tmp_path: Path):
-    book = failed_study(tmp_path)
-    book.append("submitted", **({"submission": "one", "pid": None, "host": None} | more))
-    with pytest.raises(UserError, match="line 3: has something else than it should"):
-        state.look(book)
+def test_jobs_in_a_ledger_are_numbers(more: dict[str, Any], tmp_path: Path):
+    ledger = failed_study(tmp_path)
+    ledger.append("submitted", **({"submission": "one", "pid": None, "host": None} | more))
+    with pytest.raises(UserError, match="line 3: has a wrong value"):
+        state.read(ledger)
 
 
-def test_tasks_of_a_submission_lead_nowhere_else(tmp_path: Path):
+def test_tasks_of_a_submission_cannot_lead_elsewhere(tmp_path: Path):
     folder = failed_study(tmp_path).submission_folder("one")
     (tmp_path / f"{RUN}.yaml").write_text((folder / "configs" / f"{RUN}.yaml").read_text())
     away = os.path.relpath(tmp_path / RUN, folder / "configs")
     (folder / "tasks.json").write_text(json.dumps([away]))
-    with pytest.raises(RecordError, match=r"tasks.json: does not list runs \('\.\./.*' is no name\)"):
+    with pytest.raises(RecordError, match=r"tasks.json: is not a list of runs \('\.\./.*' is not a valid name\)"):
         Task.read(folder, 0)
 
 
 def test_a_task_names_the_variable_that_its_submission_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     started = []
-    monkeypatch.setattr("sweeps.task.Forked", lambda module, arguments: started.append(arguments))
+    monkeypatch.setattr("sweeps.local.Forked", lambda module, arguments: started.append(arguments))
     for name, server in (("a", {"api_key_env": "TEACHER_KEY"}), ("b", {"api_key_env": None}), ("c", None)):
         folder = failed_study(tmp_path / name, config={"teacher": {"server": server}}).submission_folder("one")
         Task.read(folder, 0).start()

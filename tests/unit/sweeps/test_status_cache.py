@@ -1,4 +1,4 @@
-"""Finished runs are read once; whatever changes is seen all the same."""
+"""Finished runs are read once, and changes are noticed; the table and the watch of `sweeps.status`."""
 
 import json
 import os
@@ -11,18 +11,14 @@ from pathlib import Path
 
 import pytest
 
-from opd.records.run_dir import RecordError, RunDir, Status
+from opd.records.run_dir import RecordError, RunDir, State
 from sweeps import status
-from sweeps.glance import Glances
-
-RUN = "mis-01234567-s0"
-THEN = "2026-01-01T00:00:00+00:00"
+from sweeps.status_cache import StatusCache
+from tests.unit.sweeps.conftest import RUN, write_status
 
 
-def write(study: Path, state: str, step: int = 4) -> RunDir:
-    folder = RunDir(study / RUN)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.write_status(Status(state, step, 4, None, THEN, THEN, "n", None, 1))  # pyright: ignore[reportArgumentType]
+def write(study: Path, state: State, step: int = 4) -> RunDir:
+    folder = write_status(study / RUN, state, step, 4)
     folder.metrics_file.write_text(
         '{"step": 3}\n{"step": 4, "evaluate/mean@8": 0.5, "loss": 1, "entropy/student": null}\n'
     )
@@ -31,64 +27,64 @@ def write(study: Path, state: str, step: int = 4) -> RunDir:
 
 @pytest.fixture
 def kept(tmp_path: Path) -> Path:
-    """A study with a finished run that has been looked at."""
+    """A study with a finished run in its cache."""
     write(tmp_path, "finished")
-    glances = Glances(tmp_path)
-    found = glances.status(RUN)
-    assert found is not None and glances.metrics(RUN, found) == {"evaluate/mean@8": 0.5}
-    glances.keep()
+    cache = StatusCache(tmp_path)
+    found = cache.status(RUN)
+    assert found is not None and cache.metrics(RUN, found) == {"evaluate/mean@8": 0.5}
+    cache.save()
     return tmp_path
 
 
 def test_a_finished_run_is_not_read_again(kept: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(RunDir, "status", lambda _: pytest.fail("read again"))
     (kept / RUN / "metrics.jsonl").unlink()
-    glances = Glances(kept)
-    found = glances.status(RUN)
-    assert found is not None and found.state == "finished" and glances.metrics(RUN, found) == {"evaluate/mean@8": 0.5}
+    cache = StatusCache(kept)
+    found = cache.status(RUN)
+    assert found is not None and found.state == "finished" and cache.metrics(RUN, found) == {"evaluate/mean@8": 0.5}
 
 
 @pytest.mark.parametrize("state", ["running", "failed", "finished"])
-def test_a_status_that_was_written_anew_is_read(kept: Path, state: str):
+def test_a_changed_status_is_read_again(kept: Path, state: State):
     write(kept, state, step=3)
-    found = Glances(kept).status(RUN)
+    found = StatusCache(kept).status(RUN)
     assert found is not None and (found.state, found.step) == (state, 3)
 
 
-def test_a_run_that_is_not_finished_is_never_kept(tmp_path: Path):
+def test_an_unfinished_run_is_not_cached(tmp_path: Path):
     write(tmp_path, "running")
-    glances = Glances(tmp_path)
-    assert glances.status(RUN) is not None
-    glances.keep()
+    cache = StatusCache(tmp_path)
+    assert cache.status(RUN) is not None
+    cache.save()
     assert not (tmp_path / ".sweep").exists()
 
 
-def test_a_run_that_is_gone_is_gone(kept: Path):
+def test_a_removed_status_is_not_taken_from_the_cache(kept: Path):
     (kept / RUN / "status.json").unlink()
-    assert Glances(kept).status(RUN) is None
+    assert StatusCache(kept).status(RUN) is None
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", json.dumps({RUN: 1}), json.dumps({RUN: [[0, 0], {}, {}]})])
-def test_what_was_kept_and_is_damaged_is_read_anew(kept: Path, content: str):
+def test_a_damaged_cache_is_ignored(kept: Path, content: str):
     (kept / ".sweep" / "finished.json").write_text(content)
-    found = Glances(kept).status(RUN)
+    found = StatusCache(kept).status(RUN)
     assert found is not None and found.state == "finished"
 
 
-def test_a_kept_entry_of_another_shape_is_read_anew(kept: Path):
+def test_a_cache_entry_of_another_version_is_ignored(kept: Path):
     file = kept / ".sweep" / "finished.json"
     content = json.loads(file.read_text())
     content[RUN][1].pop("host")
     file.write_text(json.dumps(content))
-    found = Glances(kept).status(RUN)
-    assert found is not None and found.host == "n"
+    found = StatusCache(kept).status(RUN)
+    assert found is not None and found.host == "elsewhere"
 
 
 def test_a_status_that_cannot_be_read_is_an_error(tmp_path: Path):
     (tmp_path / RUN).mkdir()
     (tmp_path / RUN / "status.json").write_text("{")
     with pytest.raises(RecordError):
-        Glances(tmp_path).status(RUN)
+        StatusCache(tmp_path).status(RUN)
 
 
 @pytest.mark.parametrize(
@@ -102,22 +98,19 @@ def test_a_status_that_cannot_be_read_is_an_error(tmp_path: Path):
         ("\n", {}),
     ],
 )
-def test_the_last_whole_line_is_what_counts(tmp_path: Path, text: str, expected: dict):
+def test_the_last_complete_line_of_metrics_is_read(tmp_path: Path, text: str, expected: dict):
     (tmp_path / RUN).mkdir()
     (tmp_path / RUN / "metrics.jsonl").write_text(text)
-    assert Glances(tmp_path).last(RUN) == expected
+    assert StatusCache(tmp_path).last_metrics(RUN) == expected
 
 
-def test_a_long_table_is_cut_to_the_screen_with_what_runs_on_top(tmp_path: Path):
+def test_a_long_table_is_cut_to_the_screen_with_running_runs_first(tmp_path: Path):
     from sweeps import state
     from sweeps.ledger import Ledger
 
     for seed in range(30):
-        folder = RunDir(tmp_path / "main" / f"mis-01234567-s{seed}")
-        folder.path.mkdir(parents=True)
-        how = "running" if seed == 29 else "finished"
-        folder.write_status(Status(how, 4, 4, None, THEN, THEN, "elsewhere", None, 1))
-    seen = status.first_the_live(state.look(Ledger(tmp_path / "main")).runs)
+        write_status(tmp_path / "main" / f"mis-01234567-s{seed}", "running" if seed == 29 else "finished")
+    seen = status.by_urgency(state.read(Ledger(tmp_path / "main")).runs)
     lines = status.table(seen, 12).splitlines()
     assert len(lines) == 11 and lines[1].startswith("mis-01234567-s29  running")
     assert "… and 23 more" in lines and lines[-1] == "30 runs: 1 running, 29 finished"
@@ -125,12 +118,12 @@ def test_a_long_table_is_cut_to_the_screen_with_what_runs_on_top(tmp_path: Path)
 
 
 def interruptible() -> None:
-    """What a shell starts in the background ignores Ctrl-C, and so would these tests' processes."""
+    """Restore Ctrl-C, which processes of a background shell ignore."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
-def test_a_watch_is_left_with_ctrl_c(tmp_path: Path):
-    """In a terminal of its own: the screen is cleared for each table, and Ctrl-C ends it without a word."""
+def test_ctrl_c_ends_a_watch(tmp_path: Path):
+    """In a pseudo-terminal: the screen is cleared for each table, and Ctrl-C ends the command silently."""
     write(tmp_path / "main", "finished")
     ours, theirs = pty.openpty()
     command = [sys.executable, "-m", "sweeps.status", "--watch", f"paths.outputs={tmp_path}"]
