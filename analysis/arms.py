@@ -1,4 +1,4 @@
-"""Arms: runs that differ in nothing but their seed. The baseline is one of them."""
+"""Arms: groups of runs that differ only in their seed. The baseline is one of them."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +12,12 @@ class Arm:
 
     Attributes:
         id: its name and config hash.
-        label: its name alone, where no other arm bears it.
-        runs: every run of it that could be read, seed by seed.
-        used: the runs that its numbers come from: those that count; where none counts, those that were evaluated.
-        settled: whether the runs used count. One that is not settled is shown but contrasted with nothing.
-        role: "baseline", "teacher" (its name is `teacher` or starts with `teacher-`) or "arm".
+        label: its name alone where it is unique, else its id.
+        runs: every readable run of it, by seed.
+        used: the runs that its numbers come from: those that count, or where none counts, those that were evaluated.
+        seeds: of the runs used.
+        settled: whether the runs used count. An arm that is not settled is shown but not compared.
+        role: "baseline", "teacher" (named `teacher` or `teacher-…`) or "arm".
     """
 
     id: str
@@ -29,12 +30,12 @@ class Arm:
 
 
 def group_arms(runs: pd.DataFrame, evaluated: Sequence[str], *, baseline: str) -> tuple[list[Arm], str | None]:
-    """The arms, the baseline's first and the teachers' last, and why there is no baseline (None where there is one).
+    """The arms, the baseline first and teachers last, and why there is no baseline (None where there is one).
 
     Args:
         runs: `Records.runs`.
-        evaluated: the runs of which at least one evaluation could be read.
-        baseline: the name of the arm to compare with, or its id where several bear the name.
+        evaluated: the runs with at least one readable evaluation.
+        baseline: the name of the arm to compare with, or its id where several share the name.
     """
     names = runs.groupby("arm")["name"].first()
     candidates = {
@@ -46,6 +47,7 @@ def group_arms(runs: pd.DataFrame, evaluated: Sequence[str], *, baseline: str) -
     for arm, rows in runs.groupby("arm"):
         name, settled = str(names[arm]), bool(rows["counted"].any())
         used = rows[rows["counted"]] if settled else rows[rows["run"].isin(evaluated)]
+        is_teacher = name == "teacher" or name.startswith("teacher-")
         arms.append(
             Arm(
                 id=str(arm),
@@ -54,15 +56,11 @@ def group_arms(runs: pd.DataFrame, evaluated: Sequence[str], *, baseline: str) -
                 used=tuple(used["run"]),
                 seeds=tuple(int(seed) for seed in used["seed"]),
                 settled=settled,
-                role="baseline" if candidates == {arm} else "teacher" if _is_teacher(name) else "arm",
+                role="baseline" if candidates == {arm} else "teacher" if is_teacher else "arm",
             )
         )
     arms.sort(key=lambda arm: (arm.role != "baseline", arm.role == "teacher", arm.label, arm.id))
     return arms, _no_baseline(candidates, baseline)
-
-
-def _is_teacher(name: str) -> bool:
-    return name == "teacher" or name.startswith("teacher-")
 
 
 def _no_baseline(candidates: set[str], baseline: str) -> str | None:

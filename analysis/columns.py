@@ -1,11 +1,11 @@
-"""The columns that are read from a run's records, declared as data."""
+"""The columns that are read from the records of a run."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a frame: the record and key that it comes from and the type of its values."""
+    """One column of a frame: its name, which is the key in the record too, the record, and the type of its values."""
 
     name: str
     source: str

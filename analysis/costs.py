@@ -1,4 +1,4 @@
-"""What training an arm cost: the hours of its devices and the tokens that it sampled."""
+"""The cost of training an arm: device-hours and sampled tokens."""
 
 from dataclasses import dataclass
 
@@ -21,7 +21,7 @@ class Cost:
 
 
 def costs(results: Results) -> dict[str, Cost]:
-    """Arm → its cost, of arms whose runs made a step."""
+    """Arm → its cost, of arms whose runs took a step."""
     training = results.records.training
     steps = training[training["step"] > 0]
     spent = steps.groupby("run")[["time/step", "response/tokens"]].agg(lambda column: column.sum(skipna=False))

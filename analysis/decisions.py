@@ -1,4 +1,4 @@
-"""What each kind of claim states of the scores, and what the scores say to that."""
+"""What each kind of claim states about scores, and how its statements are tested."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -25,13 +25,13 @@ class Statement:
 
 
 @dataclass(frozen=True)
-class Found:
-    """A statement and what the runs say of its difference, one number each in the estimate.
+class Finding:
+    """A statement with the estimate of its difference, of one metric.
 
     Attributes:
-        seeds: of the side that has fewest.
-        sides: 1 where the seeds of both are paired, 2 where not.
-        problems: how many both were asked.
+        seeds: of the side with fewer.
+        sides: 1 where the seeds of both are paired, else 2.
+        problems: number of problems that both answered.
     """
 
     statement: Statement
@@ -40,20 +40,34 @@ class Found:
     sides: int
     problems: int
 
+    def p_holds(self) -> float:
+        """p-value against the statement being false; NaN where nothing varies."""
+        low, high = self.statement.low, self.statement.high
+        above = self.estimate.p_above(low)[0] if math.isfinite(low) else 0.0
+        below = self.estimate.p_below(high)[0] if math.isfinite(high) else 0.0
+        return math.nan if self.estimate.error[0] == 0 else float(max(above, below))
+
+    def p_fails(self) -> float:
+        """p-value against the statement being true; NaN where nothing varies."""
+        low, high = self.statement.low, self.statement.high
+        below = self.estimate.p_below(low)[0] if math.isfinite(low) else 1.0
+        above = self.estimate.p_above(high)[0] if math.isfinite(high) else 1.0
+        return math.nan if self.estimate.error[0] == 0 else float(min(below, above))
+
 
 @dataclass(frozen=True)
 class Decision:
-    """What the statements of one claim come to.
+    """The tests of all statements of a claim, combined.
 
     Attributes:
-        holds: the chance of such scores if the claim were false.
-        fails: the chance of such scores if the claim were true.
-        deciding: the statement that is least sure if the claim seems to hold, the one most surely false if it does not.
+        holds: p-value against the claim being false.
+        fails: p-value against the claim being true.
+        deciding: the least certain statement if the claim seems to hold, else the one that most certainly fails.
     """
 
     holds: float
     fails: float
-    deciding: Found
+    deciding: Finding
 
     @property
     def p(self) -> float:
@@ -61,106 +75,61 @@ class Decision:
         return float(np.minimum(1, 2 * np.minimum(self.holds, self.fails)))
 
 
-def decide(found: Sequence[Found]) -> Decision:
-    """A claim holds where all of its statements do, and fails where one of them does.
+def decide(findings: Sequence[Finding]) -> Decision:
+    """Tests a claim, which holds where all of its statements do and fails where one of them does.
 
-    That all hold is as sure as the one that is least so, without a correction (the intersection-union test: Berger,
-    1982). That one fails is the smallest of their chances times how many there are (Bonferroni). A statement holds if
-    the difference is above `low` and below `high`, each tested one-sided, and fails if it is below `low` or above
-    `high`: for two finite ends the first is the test of equivalence by two one-sided tests (Schuirmann, 1987).
+    That all hold is as certain as the least certain of them, without a correction (the intersection-union test: Berger,
+    1982). That one fails is tested by the smallest p-value times their number (Bonferroni). A statement holds if the
+    difference is above `low` and below `high`, each tested one-sided, and fails if it is below `low` or above `high`:
+    with two finite ends the first is the test of equivalence by two one-sided tests (Schuirmann, 1987).
     """
-    holds, fails = [_holds(one) for one in found], [_fails(one) for one in found]
-    all_hold, one_fails = max(holds), min(1.0, len(found) * min(fails))
-    # NaN, of a difference without an error, is in both lists at the same place and settles nothing.
-    if np.isnan(holds).any():
-        return Decision(math.nan, math.nan, found[int(np.isnan(holds).argmax())])
-    return Decision(all_hold, one_fails, found[int(np.argmax(holds) if all_hold <= one_fails else np.argmin(fails))])
+    holds, fails = [one.p_holds() for one in findings], [one.p_fails() for one in findings]
+    if np.isnan(holds).any():  # a difference without an error, NaN in both lists, settles nothing
+        return Decision(math.nan, math.nan, findings[int(np.isnan(holds).argmax())])
+    all_hold, one_fails = max(holds), min(1.0, len(findings) * min(fails))
+    return Decision(all_hold, one_fails, findings[int(np.argmax(holds) if all_hold <= one_fails else np.argmin(fails))])
 
 
-def _holds(one: Found) -> float:
-    low, high = one.statement.low, one.statement.high
-    above = one.estimate.p_above(low)[0] if math.isfinite(low) else 0.0
-    below = one.estimate.p_below(high)[0] if math.isfinite(high) else 0.0
-    return math.nan if one.estimate.error[0] == 0 else float(max(above, below))
-
-
-def _fails(one: Found) -> float:
-    low, high = one.statement.low, one.statement.high
-    below = one.estimate.p_below(low)[0] if math.isfinite(low) else 1.0
-    above = one.estimate.p_above(high)[0] if math.isfinite(high) else 1.0
-    return math.nan if one.estimate.error[0] == 0 else float(min(below, above))
-
-
-# ---- what each kind states
-
-
-def _direction(claim: Claim, settings: Settings) -> list[Statement]:
-    """Every arm is above, or below, every baseline."""
-    return _each(claim, *_side(claim.expected == "above"))
-
-
-def _effect(claim: Claim, settings: Settings) -> list[Statement]:
-    """The arm differs from the baseline in the published direction. The published size, measured once and elsewhere, is
-    not tested.
-    """
-    return _each(claim, *_side((claim.effect or 0) > 0))
-
-
-def _monotone(claim: Claim, settings: Settings) -> list[Statement]:
-    """Every arm is above the one before it."""
-    return [Statement(later, earlier, *_side(True)) for earlier, later in pairwise(claim.arms)]
-
-
-def _argmax(claim: Claim, settings: Settings) -> list[Statement]:
-    """The arm is above every other."""
-    return _each(claim, *_side(True))
-
-
-def _equivalence(claim: Claim, settings: Settings) -> list[Statement]:
-    """Every arm is within the margin of the baseline."""
-    return _each(claim, -settings.margin / 100, settings.margin / 100)
-
-
-def _no_worse(claim: Claim, settings: Settings) -> list[Statement]:
-    """Every arm is at most the margin below the baseline."""
-    return _each(claim, -settings.margin / 100, math.inf)
-
-
-def _ranking(claim: Claim, settings: Settings) -> list[Statement]:
-    """No later arm is more than the margin above the first."""
-    first, *later = claim.arms
-    return [Statement(arm, first, -math.inf, settings.margin / 100) for arm in later]
-
-
-def _stability(claim: Claim, settings: Settings) -> list[Statement]:
-    """Every arm has less than `kept` of the baseline's score."""
-    return _each(claim, -math.inf, 0.0, factor=settings.kept)
-
-
-def _nothing(claim: Claim, settings: Settings) -> list[Statement]:
-    """Nothing that could be false: the differences are shown."""
-    return _each(claim, -math.inf, math.inf)
-
-
-KINDS: dict[str, Callable[[Claim, Settings], list[Statement]]] = {
-    "direction": _direction,
-    "effect": _effect,
-    "monotone": _monotone,
-    "argmax": _argmax,
-    "ranking": _ranking,
-    "flat": _equivalence,
-    "equivalence": _equivalence,
-    "no worse": _no_worse,
-    "stability": _stability,
-    REPORT_ONLY: _nothing,
-    NOT_RUN: _nothing,
-    IDENTITY: _nothing,
-}
+def _each(claim: Claim, low: float, high: float, *, factor: float = 1.0) -> list[Statement]:
+    return [Statement(arm, baseline, low, high, factor) for arm in claim.arms for baseline in claim.baseline]
 
 
 def _side(above: bool) -> tuple[float, float]:
     return (0.0, math.inf) if above else (-math.inf, 0.0)
 
 
-def _each(claim: Claim, low: float, high: float, *, factor: float = 1.0) -> list[Statement]:
-    return [Statement(arm, baseline, low, high, factor) for arm in claim.arms for baseline in claim.baseline]
+def _equivalence(claim: Claim, settings: Settings) -> list[Statement]:
+    return _each(claim, -settings.margin / 100, settings.margin / 100)
+
+
+def _nothing(claim: Claim, settings: Settings) -> list[Statement]:
+    return _each(claim, -math.inf, math.inf)
+
+
+# Kind → the statements that a claim of this kind makes.
+KINDS: dict[str, Callable[[Claim, Settings], list[Statement]]] = {
+    # Every arm is above, or below, every baseline.
+    "direction": lambda claim, settings: _each(claim, *_side(claim.expected == "above")),
+    # The arm differs from the baseline in the published direction. The published size, measured once and elsewhere, is
+    # not tested.
+    "effect": lambda claim, settings: _each(claim, *_side((claim.effect or 0) > 0)),
+    # Every arm is above the one before it.
+    "monotone": lambda claim, settings: [Statement(b, a, *_side(True)) for a, b in pairwise(claim.arms)],
+    # The arm is above every other.
+    "argmax": lambda claim, settings: _each(claim, *_side(True)),
+    # No later arm is more than the margin above the first.
+    "ranking": lambda claim, settings: [
+        Statement(arm, claim.arms[0], -math.inf, settings.margin / 100) for arm in claim.arms[1:]
+    ],
+    # Every arm is within the margin of the baseline.
+    "flat": _equivalence,
+    "equivalence": _equivalence,
+    # Every arm is at most the margin below the baseline.
+    "no worse": lambda claim, settings: _each(claim, -settings.margin / 100, math.inf),
+    # Every arm has less than `kept` of the baseline's score.
+    "stability": lambda claim, settings: _each(claim, -math.inf, 0.0, factor=settings.kept),
+    # No statement that could be false: the differences are shown.
+    REPORT_ONLY: _nothing,
+    NOT_RUN: _nothing,
+    IDENTITY: _nothing,
+}

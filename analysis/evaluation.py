@@ -1,4 +1,4 @@
-"""One evaluation: the graded answers of one `evaluate/step_*.jsonl` → the scores of each problem."""
+"""Reads one evaluation, the graded answers of an `evaluate/step_*.jsonl`, as the scores of each problem."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from analysis.lines import read_table
+from analysis.json_lines import read_table
 from analysis.text import encodable, printable
 from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
 from opd.records.run_dir import RecordError, RunDir, Sample, parse_lines, read_bytes
 
 AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's benchmarks
 
-# What the k answers to one problem come to: `opd.grading.scores`, the share cut off at the length limit, the mean
+# The scores of a problem's k answers: those of `opd.grading.scores`, the share cut off at the length limit, the mean
 # length in tokens. In a `Sample`, `prediction` is the answer found in the student's text (None: none), `answer` the
 # right one.
 SCORES = ("mean", "best", "best_resampled", "maj", "truncated", "length")
@@ -48,13 +48,13 @@ class Example:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The problems of one evaluation, each answered as often as the others of its benchmark.
+    """The problems of one evaluation; those of one benchmark have the same number of answers.
 
     Attributes:
-        step: the optimizer step it was made at; 0 is before training.
-        benchmark, problem, k: what was asked and how often, a value a problem.
+        step: the optimizer step; 0 is before training.
+        benchmark, problem, k: of each problem, k the number of its answers.
         scores: `SCORES`, "score problem".
-        examples: the first answer to the first problems, from the benchmarks in turn.
+        examples: the first answer to the first problems, alternating between the benchmarks.
     """
 
     step: int
@@ -65,18 +65,18 @@ class Evaluation:
     examples: list[Example]
 
     def mean(self, score: str) -> float:
-        """The mean over the benchmarks, each as much as another, of the mean over their problems."""
+        """The unweighted mean over the benchmarks of the mean over their problems."""
         names, of = np.unique(self.benchmark, return_inverse=True)
         total = np.bincount(of, weights=self.scores[SCORES.index(score)], minlength=len(names))
         return float((total / np.bincount(of)).mean())
 
 
 def read_evaluation(run: RunDir, step: int, *, examples: int) -> Evaluation:
-    """Reads the evaluation at `step`, with at most so many examples.
+    """Reads the evaluation at `step`, with at most that many examples.
 
     Raises:
-        RecordError: where a line is broken, torn or of the wrong type, an answer is there twice, or answers are missing
-            (not as many to one problem of a benchmark as to another).
+        RecordError: where a line is damaged, cut off or of the wrong type, an answer is a duplicate, or answers are
+            missing (one problem of a benchmark has fewer than another).
     """
     table = _read(run, step)
     blocks, graded = list(_blocks(table)), table.select(["correct", "truncated", "num_tokens", "prediction"])
@@ -91,14 +91,14 @@ def read_evaluation(run: RunDir, step: int, *, examples: int) -> Evaluation:
 
 
 def _read(run: RunDir, step: int) -> pa.Table:
-    """The file's lines as a table; what is not plainly so is left to the record's own reader, which knows what is
-    wrong and where.
+    """The file's lines as a table. Lines that are not of the plain form go through the slower reader of records, which
+    says what is wrong and where.
     """
     content = read_bytes(run.samples_file(step))
     if not content:
-        raise RecordError("holds no answer")
+        raise RecordError("has no answers")
     if not content.endswith(b"\n"):
-        raise RecordError("its last line is torn")
+        raise RecordError("its last line is cut off")
     table = read_table(content, _SCHEMA, optional=frozenset({"prediction"}))
     return _table(list(parse_lines(content, run.samples_file(step)))) if table is None else table
 
@@ -116,13 +116,13 @@ def _table(lines: Sequence[Mapping[str, Any]]) -> pa.Table:
     return pa.table(columns, schema=_SCHEMA)
 
 
-# Every score here is of right and wrong answers; how much of one is right is not read.
+# Scores here are of right and wrong answers; partial credit (`score`) is not read.
 assert set(_SCHEMA.names) == {field.name for field in fields(Sample)} - {"score"}
 
 
 @dataclass(frozen=True)
 class _Block:
-    """One benchmark: its problems in the order of the record, and the rows of the answers, "problem sample"."""
+    """One benchmark: its problems in the order of the record, and the rows of their answers, "problem sample"."""
 
     benchmark: str
     problems: list[str]
@@ -135,7 +135,7 @@ def _blocks(table: pa.Table) -> Iterator[_Block]:
     sample, problems = table["sample"].to_numpy(), problem.dictionary.to_pylist()
     for code, name in enumerate(benchmark.dictionary.to_pylist()):
         if name == AVERAGE or not name or name != printable(name, limit=60):
-            raise RecordError(f"{printable(repr(name), limit=60)} cannot be a benchmark's name")
+            raise RecordError(f"{printable(repr(name), limit=60)} is not a valid name of a benchmark")
         rows = np.flatnonzero(of_benchmark == code)
         rows = rows[np.lexsort((sample[rows], of_problem[rows]))]
         asked, answers = np.unique(of_problem[rows], return_counts=True)
@@ -145,14 +145,14 @@ def _blocks(table: pa.Table) -> Iterator[_Block]:
         rows = rows.reshape(len(asked), -1)
         for position in np.flatnonzero((np.diff(sample[rows], axis=1) == 0).any(axis=1))[:1]:
             where = printable(f"{name} problem {problems[asked[position]]}", limit=100)
-            raise RecordError(f"{where} has one sample twice")
+            raise RecordError(f"{where} has a duplicate sample")
         yield _Block(name, [problems[code] for code in asked], rows)
 
 
 def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
     correct, truncated = (
         answers[name].cast(pa.uint8()).to_numpy().astype(bool).reshape(shape) for name in ("correct", "truncated")
-    )  # of truth values Arrow makes an object each
+    )  # Arrow makes an object of each boolean
     length = answers["num_tokens"].to_numpy().reshape(shape)
     given = answers["prediction"].combine_chunks().dictionary_encode().indices.fill_null(-1)
     maj = _maj(given.to_numpy().reshape(shape), correct)
@@ -160,7 +160,7 @@ def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _maj(given: np.ndarray, correct: np.ndarray) -> np.ndarray:
-    """`opd.grading.scores.maj_at_k` of each row of "problem sample"; equal answers have equal numbers, none is -1."""
+    """`opd.grading.scores.maj_at_k` of each row of "problem sample"; equal answers have equal codes, none is -1."""
     size, k = given.shape
     votes = np.arange(size)[:, None] * (given.max() + 1) + given
     at = np.flatnonzero(given >= 0)
@@ -175,7 +175,7 @@ def _maj(given: np.ndarray, correct: np.ndarray) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _by_count(k: int) -> np.ndarray:
-    """mean@k, best@k and resampled best@k of 0, 1, … k right answers: they depend on nothing else."""
+    """mean@k, best@k and resampled best@k of 0, 1, … k right answers, on which alone they depend."""
     given = [[True] * right + [False] * (k - right) for right in range(k + 1)]
     return np.array([[score(answers) for answers in given] for score in (mean_at_k, best_at_k, best_at_k_resampled)])
 

@@ -1,4 +1,4 @@
-"""What the report says first: how far the student came, and what ran."""
+"""The headline of the report: how far the student improved, and what ran."""
 
 import math
 from dataclasses import dataclass
@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from analysis.arms import Arm
 from analysis.evaluation import AVERAGE
 from analysis.results import Results, rows_of
-from analysis.wandb_export import EXPORTED
+from analysis.wandb_import import EXPORTED
 
 
 @dataclass(frozen=True)
 class Tile:
-    """One number with what it is."""
+    """One number with its label and a note."""
 
     label: str
     value: str
@@ -20,16 +20,16 @@ class Tile:
 
 @dataclass(frozen=True)
 class Headline:
-    """The title, a line on what ran, the numbers that matter, and where they lie between 0 and 100 %."""
+    """The title, a line on what ran, the key numbers, and the progress bar."""
 
     title: str
     ran: str
     tiles: list[Tile]
-    climb: "Climb | None" = None
+    progress: "Progress | None" = None
 
 
 @dataclass(frozen=True)
-class Climb:
+class Progress:
     """Scores in percent: before training, after it, and the teacher's."""
 
     before: float
@@ -45,7 +45,7 @@ class _Score:
 
 
 def headline(results: Results) -> Headline:
-    """Tells of the baseline; without one, of the highest settled arm, or else of the highest unfinished one."""
+    """About the baseline; without one, about the best settled arm, or else the best unfinished one."""
     scores = _last_scores(results)
     scored = [arm for arm in results.arms if arm.id in scores]
     students = [arm for arm in scored if arm.role != "teacher"]
@@ -59,10 +59,15 @@ def headline(results: Results) -> Headline:
         _title(results, student, scores[student.id]),
         " · ".join([*_ran(results), _asked(results, student)]),
         _tiles(results, student, scores[student.id], teacher, scores[teacher.id] if teacher else None),
-        Climb(100 * results.before[student.id], scores[student.id].value, scores[teacher.id].value if teacher else None)
-        if student.id in results.before
-        else None,
+        _progress(results, student, scores, teacher),
     )
+
+
+def _progress(results: Results, student: Arm, scores: dict[str, "_Score"], teacher: Arm | None) -> Progress | None:
+    if student.id not in results.before:
+        return None
+    goal = scores[teacher.id].value if teacher else None
+    return Progress(100 * results.before[student.id], scores[student.id].value, goal)
 
 
 def _last_scores(results: Results) -> dict[str, _Score]:

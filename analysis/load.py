@@ -1,12 +1,10 @@
-"""Run directories → tidy frames. What cannot be used is listed by name with the reason, and counts nowhere.
+"""Reads run directories into tidy frames. What cannot be used is listed with the reason, and counts nowhere.
 
-`analysis.columns` declares what is read of a run, with where it comes from and its type. Paths are relative to the
-folder that was loaded: the frames are a pure function of the records in it.
+Paths are relative to the folder that was loaded, so that the frames are a pure function of the records in it.
 """
 
-import os
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -14,36 +12,36 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from analysis.cache import Cache, Place
-from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS, Column
-from analysis.contents import Contents, read_contents
-from analysis.details import Details, read_details
+from analysis.arm_details import ArmDetails, read_details
+from analysis.cache import Cache
+from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS
 from analysis.evaluation import SCORES, Evaluation, Example
-from analysis.processes import spread
+from analysis.parallel import parallel_map
+from analysis.read_run import RunContents, read_run
 from analysis.text import printable
 from analysis.training import Training
 from opd.records.run_dir import RunDir, find_runs
 
-FEWEST = 40  # runs to read: of fewer, starting processes takes longer than reading
+FEWEST = 40  # runs worth starting processes for
 _EXAMPLE = [field.name for field in fields(Example)]
 
 
 @dataclass(frozen=True)
 class Records:
-    """What a folder of runs holds.
+    """The records of a folder of runs.
 
     Attributes:
-        runs: one row a run, in order of name, config hash and seed. `run` (its path), `arm` (name and config hash: what
-            its seeds share), `RUN_COLUMNS`, `counted` (it is finished and its last step was evaluated), `last_known`
+        runs: one row a run, sorted by name, config hash and seed. `run` (its path), `arm` (name and config hash, which
+            its seeds share), `RUN_COLUMNS`, `counted` (it has finished and its last step was evaluated), `last_known`
             and `max_known` (no damaged evaluation hides its last or its best score).
         training: one row a step. `run`, `step` and `TRAINING_COLUMNS`, NaN where nothing was recorded.
         scores: one row a problem of an evaluation. `run`, `step`, `benchmark`, `problem`, `k` and `SCORES`.
         answers: a few answers of each run's last evaluation.
         excluded: one row a thing left out. `run`, `left_out`, `reason`.
-        details: arm → what it was set to and what its rollouts look like.
-        damage: those rows of `excluded` that are there because a record is broken, missing, foreign or there twice,
-            not because its run has not finished.
-        whole: those of `SCORES` that are known of an evaluation only, and that each of its problems has the mean of.
+        details: arm → its config and rollouts.
+        damage: the rows of `excluded` that are there because a record is damaged, missing, foreign or a duplicate, not
+            because its run has not finished.
+        averaged: those of `SCORES` that are known only as the mean of an evaluation, which each of its problems has.
     """
 
     runs: pd.DataFrame
@@ -51,66 +49,58 @@ class Records:
     scores: pd.DataFrame
     answers: pd.DataFrame
     excluded: pd.DataFrame
-    details: Mapping[str, Details] = field(default_factory=dict)
+    details: Mapping[str, ArmDetails] = field(default_factory=dict)
     damage: list[tuple[str, str, str]] = field(default_factory=list)
-    whole: tuple[str, ...] = ()
+    averaged: tuple[str, ...] = ()
 
 
 def load(root: Path, *, cache: Cache | None = None) -> Records:
-    """Reads every run directory under `root`. No record, however broken, makes it raise.
+    """Reads every run directory under `root`. No record, however damaged, makes it raise.
 
-    With `cache`, what has been read before and has not changed since is taken from there.
+    Runs that are in the `cache` and have not changed since are taken from there.
     """
     unreadable: list[OSError] = []
     folders = find_runs(root, on_error=unreadable.append)
     contents = _contents(folders, cache)
     if cache:
-        cache.tidy(folders)
+        cache.prune(folders)
     read: list[_Run] = []
-    alike: dict[str, int] = {}
+    seen = Counter[str]()
     for folder, found in zip(folders, contents, strict=True):
         path = _relative(folder.path, root)
-        alike[path] = alike.get(path, 0) + 1
-        read.append(_judged(path if alike[path] == 1 else f"{path} #{alike[path]}", folder, found))
+        seen[path] += 1
+        read.append(_assess(path if seen[path] == 1 else f"{path} #{seen[path]}", folder, found))
     kept = sorted(_without_duplicates(read), key=lambda run: [run.row[key] for key in ("name", "arm", "seed", "run")])
-    details, torn = read_details((run.row["arm"], run.path, run.folder) for run in kept)
-    damage = sorted((run.path, *what) for run in read for what in run.damage) + torn
+    details, damaged = read_details((run.row["arm"], run.path, run.folder) for run in kept)
+    damage = sorted((run.path, *what) for run in read for what in run.damage) + damaged
     damage += sorted((_relative(Path(error.filename), root), "all in it", str(error.strerror)) for error in unreadable)
+    unfinished = [(run.path, *what) for run in read for what in run.unfinished]
+    names = ["run", "arm", *(column.name for column in RUN_COLUMNS), "counted", "last_known", "max_known"]
+    examples = [
+        (run.path, one.step, *(getattr(example, name) for name in _EXAMPLE))
+        for run in kept
+        for one in run.evaluations[-1:]
+        for example in one.examples
+    ]
     return Records(
-        runs=_frame(
-            ("run", "arm", *_names(RUN_COLUMNS), "counted", "last_known", "max_known"),
-            [tuple(run.row.values()) for run in kept],
-        ).astype({"error": "str"}),  # where no run has one too
+        runs=pd.DataFrame([run.row for run in kept], columns=names).astype({"error": "str"}),  # even if all are missing
         training=_training(kept),
         scores=_scores(kept),
-        answers=_frame(
-            ("run", "step", *_EXAMPLE),
-            [
-                (run.path, evaluation.step, *(getattr(example, name) for name in _EXAMPLE))
-                for run in kept
-                for evaluation in run.evaluations[-1:]
-                for example in evaluation.examples
-            ],
-        ),
-        excluded=_frame(
-            ("run", "left_out", "reason"),
-            sorted([*damage, *((run.path, *what) for run in read for what in run.unfinished)]),
-        ),
+        answers=pd.DataFrame(examples, columns=["run", "step", *_EXAMPLE]),
+        excluded=pd.DataFrame(sorted([*damage, *unfinished]), columns=["run", "left_out", "reason"]),
         details=details,
         damage=damage,
     )
 
 
-def _contents(folders: Sequence[RunDir], cache: Cache | None) -> list[Contents]:
-    """What each run holds, in order."""
+def _contents(folders: Sequence[RunDir], cache: Cache | None) -> list[RunContents]:
+    """The contents of each run, in order."""
     if cache is None:
-        return list(spread(read_contents, folders, fewest=FEWEST))
-    places = [cache.of(folder) for folder in folders]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        kept = list(pool.map(Place.contents, places))
-    left = [place for place, found in zip(places, kept, strict=True) if found is None]
-    read = spread(Place.read, left, fewest=FEWEST)
-    return [next(read) if found is None else found for found in kept]
+        return list(parallel_map(read_run, folders, fewest=FEWEST))
+    cached = [cache.get(folder) for folder in folders]
+    missing = [folder for folder, found in zip(folders, cached, strict=True) if found is None]
+    read = parallel_map(cache.read, missing, fewest=FEWEST)
+    return [next(read) if found is None else found for found in cached]
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -131,11 +121,11 @@ class _Run:
     unfinished: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _judged(path: str, folder: RunDir, found: Contents) -> _Run:
+def _assess(path: str, folder: RunDir, found: RunContents) -> _Run:
     """The run with what its numbers may be used for, and what it is left out of."""
     run = _Run(path, folder, {}, found.training, found.evaluations, list(found.damage))
     run.damage += [(f"its evaluation at step {step}", reason) for step, reason in found.damaged.items()]
-    run.damage += [("its best score over training", "an evaluation of it is damaged")] if found.damaged else []
+    run.damage += [("its best score over training", "one of its evaluations is damaged")] if found.damaged else []
     if not found.row:
         return run
     last = found.evaluations[-1].step if found.evaluations else -1
@@ -149,30 +139,30 @@ def _judged(path: str, folder: RunDir, found: Contents) -> _Run:
 
 
 def _not_counted(row: dict[str, Any], last: int, last_known: bool) -> tuple[str, str] | None:
-    """What a run is left out of, and why: unfinished, or its last step not evaluated. None where it counts."""
-    where = f"{row['state']} at step {row['step']} of {row['num_steps']}"
+    """What a run is left out of because it has not finished or its last step was not evaluated; None if it counts."""
+    progress = f"{row['state']} at step {row['step']} of {row['num_steps']}"
     if row["state"] == "finished" and last < row["num_steps"]:
-        where = f"finished {row['num_steps']} steps"
+        progress = f"finished {row['num_steps']} steps"
     elif row["state"] == "finished":
         return None if last_known else ("means and differences", "its last evaluation is damaged")
     if last < 0:
-        return ("its scores", f"{where}, no evaluation to read")
-    return ("means and differences", f"{where}, last evaluated at step {last}")
+        return ("its scores", f"{progress}, no readable evaluation")
+    return ("means and differences", f"{progress}, last evaluated at step {last}")
 
 
 # ---- all runs
 
 
 def _without_duplicates(read: Sequence[_Run]) -> list[_Run]:
-    """One run for each name, config and seed: a finished one before others, then the one that came furthest, then the
-    one in the directory that bears its id.
+    """One run for each name, config and seed: finished ones first, then the one with most steps, then the one whose
+    directory has its id as name.
     """
     kept: dict[tuple[str, int], _Run] = {}
     readable = [run for run in read if run.row]
 
     def rank(run: _Run) -> tuple:
-        at_home = run.path.endswith(f"{run.row['arm']}-s{run.row['seed']}")
-        return run.row["state"] != "finished", -run.row["step"], not at_home, run.path
+        named = run.path.endswith(f"{run.row['arm']}-s{run.row['seed']}")
+        return run.row["state"] != "finished", -run.row["step"], not named, run.path
 
     for run in sorted(readable, key=rank):
         first = kept.setdefault((run.row["arm"], run.row["seed"]), run)
@@ -189,7 +179,7 @@ def _training(kept: Sequence[_Run]) -> pd.DataFrame:
         {
             "run": np.repeat(np.array([run.path for run in kept], dtype=object), [len(curve.step) for curve in curves]),
             "step": np.concatenate([np.empty(0, dtype=np.int64), *(curve.step for curve in curves)]),
-            **dict(zip(_names(TRAINING_COLUMNS), values, strict=True)),
+            **dict(zip([column.name for column in TRAINING_COLUMNS], values, strict=True)),
         }
     )
 
@@ -208,11 +198,3 @@ def _scores(kept: Sequence[_Run]) -> pd.DataFrame:
             **dict(zip(SCORES, values, strict=True)),
         }
     )
-
-
-def _names(columns: Sequence[Column]) -> list[str]:
-    return [column.name for column in columns]
-
-
-def _frame(columns: Sequence[str], rows: list[tuple]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(columns))

@@ -1,4 +1,4 @@
-"""What each run scored: at every evaluated step, at its last one, and at its best one."""
+"""The scores of each run: at every evaluated step, at its last one, and at its best one."""
 
 from typing import Any, Literal, get_args
 
@@ -7,20 +7,20 @@ import pandas as pd
 
 from analysis.evaluation import AVERAGE, SCORES
 from analysis.load import Records
-from analysis.stats.stability import collapsed, drift, fall, spikes
+from analysis.stats.curves import collapsed, drift, drop_from_best, spikes
 
 Which = Literal["last", "max"]
 SHARES = ("mean", "best", "best_resampled", "maj", "truncated")
-GRADES = ("mean", "best", "best_resampled", "maj")  # higher is better, so that there is a best one over training
+GRADES = ("mean", "best", "best_resampled", "maj")  # higher is better, so that they have a best step
 MEASURES: tuple[tuple[Which, str], ...] = tuple(
     (which, score) for which in get_args(Which) for score in (SCORES if which == "last" else GRADES)
 )
 
-KEPT = 0.5  # a run that ends with less of its best mean@k collapsed
-SPIKE_WINDOW, SPIKE_TIMES = 20, 5.0  # a gradient norm of so many times the median of so many steps before is a spike
-DRIFT_SHARE = 0.1  # of the steps: the train KL's last tenth against the tenth before
+KEPT = 0.5  # a run collapsed if it ends with less than this share of its best mean@k
+SPIKE_WINDOW, SPIKE_TIMES = 20, 5.0  # a spike is a gradient norm above 5 times the median of the 20 steps before
+DRIFT_SHARE = 0.1  # of the steps: the training KL's last tenth against the tenth before
 
-# (run, which, score) → the step at which the run is judged; no entry where that is not known.
+# (run, which, score) → the step at which the run is scored; no entry where that is unknown.
 Steps = dict[tuple[str, Which, str], int]
 
 
@@ -45,10 +45,10 @@ def by_step(records: Records) -> pd.DataFrame:
 
 
 def chosen_steps(records: Records, scored: pd.DataFrame) -> Steps:
-    """The steps at which each run is judged.
+    """The steps at which each run is scored.
 
     `last` is the last evaluated step. `max` is the step after training began at which the score, averaged over the
-    benchmarks, is highest, the earliest of equals: chosen on the test sets, hence too good.
+    benchmarks, is highest, the earliest in a tie; chosen on the test sets, hence optimistic.
     """
     average = scored[scored["benchmark"] == AVERAGE]
     last_known, max_known = (set(records.runs.loc[records.runs[known], "run"]) for known in ("last_known", "max_known"))
@@ -81,12 +81,12 @@ def outcomes(scored: pd.DataFrame, steps: Steps) -> pd.DataFrame:
 
 
 def steadiness(records: Records, scored: pd.DataFrame) -> pd.DataFrame:
-    """How steadily each run trained. One row a run.
+    """How stable the training of each run was. One row a run.
 
     Columns: `run`; `collapsed`, whether its last mean@k is less than `KEPT` of its best, and `fall`, its best minus its
-    last, averaged over benchmarks, from the first step of training on (missing where it was not evaluated in training);
-    `spikes`, the number of steps with a spike of the gradient norm; `kl_drift`, the train KL's last tenth minus the
-    tenth before it, above 0 where it turned.
+    last, averaged over benchmarks, from the first step of training on (missing where no step of it was evaluated);
+    `spikes`, the number of steps with a spike of the gradient norm; `kl_drift`, the training KL's last tenth minus the
+    tenth before it, above 0 where it rises again.
     """
     average = scored[(scored["benchmark"] == AVERAGE) & (scored["step"] > 0)]
     curves = {str(run): rows.sort_values("step")["mean"].to_numpy(float) for run, rows in average.groupby("run")}
@@ -98,7 +98,7 @@ def steadiness(records: Records, scored: pd.DataFrame) -> pd.DataFrame:
             (
                 run,
                 None if known is None else collapsed(known, kept=KEPT),
-                float("nan") if known is None else fall(known),
+                float("nan") if known is None else drop_from_best(known),
                 None if trained is None else _spikes(trained),
                 float("nan") if trained is None else _drift(trained),
             )

@@ -1,8 +1,8 @@
-"""Results → one self-contained HTML page, and Markdown. It asks no network, and nothing from a record can run.
+"""The self-contained HTML page of the report, and its Markdown. It makes no request, and nothing in a record can run.
 
-Records reach the page in two ways only: through Jinja with autoescaping, and as JSON whose <, > and & are escaped, read
-with `JSON.parse` and shown as text. A content security policy allows no script but those inlined here, by their
-hashes, and no request at all.
+Records enter the page only through Jinja with autoescaping, and as JSON whose <, > and & are escaped, read with
+`JSON.parse` and shown as text. A content security policy allows only the scripts inlined here, by their hashes, and no
+requests.
 """
 
 import base64
@@ -16,13 +16,13 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
-from analysis.cells import Table
 from analysis.evaluation import AVERAGE
 from analysis.figures.curves import many_evaluations
-from analysis.figures.panel import DARK, DIFFERENT, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks
+from analysis.figures.panel import DARK, LIGHT, NUM_STYLES, TEACHER_DARK, TEACHER_LIGHT, Panel, arm_styles
 from analysis.headline import Headline
 from analysis.page_data import page_data
 from analysis.results import Results
+from analysis.table import Table
 from analysis.text import markdown, script_json
 from analysis.topics import TOPICS
 
@@ -30,38 +30,42 @@ METHOD = (
     "mean@k is the share of a problem's k answers that are right, averaged over the problems; best@k is 1 for a problem"
     " with any right answer; maj@k is 1 if its most frequent answer is right. Benchmarks are averaged unweighted.",
     "Intervals are 95 % intervals of Student's t over the problems of each benchmark and, for runs with several seeds,"
-    " over the seeds; of a single run's shares on at most 50 problems, exact or beta-binomial ones. With one seed they"
-    " say nothing of how seeds differ; with two or three they are wide if seeds differ much.",
-    "Only finished runs whose last step was evaluated count in means and differences. What is broken, unfinished or"
-    " there twice is named under “Left out”. A missing number is shown as –, never as 0.",
+    " over the seeds; for a single run's shares on at most 50 problems, exact or beta-binomial. With one seed they say"
+    " nothing about how seeds differ; with two or three they are wide if seeds differ much.",
+    "Only finished runs whose last step was evaluated count in means and differences. Damaged, unfinished and duplicate"
+    " records are listed under “Left out”. A missing number is shown as –, never as 0.",
 )
-# Group of figures → its title, what it shows, and the table that stands below its figures ("" for none).
+# Group of figures → its title, a note, and the table below its figures ("" for none).
 GROUPS = {
     "learning": ("Learning curves", "Scores at each evaluation; step 0 is the student before training.", ""),
     "differences": ("Differences", "Each finished run against the baseline, with its uncertainty.", ""),
     "stability": (
         "Stability",
-        "Whether training holds: the default, a lower learning rate, and corrections of the rollout's mismatch.",
+        "Whether training is stable: the default, a lower learning rate, and corrections of the rollout mismatch.",
         "",
     ),
-    "explorer": ("Hyper-parameters", "What each knob of the default does, moved alone.", "hyperparameters"),
-    "divergence": ("Divergences", "What each divergence rewards, and what came of it.", ""),
-    "ensemble": ("Teacher ensembles", "Several teachers made one, against the default's single one.", ""),
-    "filter": ("Token filters", "Learning from some of the tokens only.", "filters"),
+    "explorer": (
+        "Hyper-parameters",
+        "The effect of each hyper-parameter of the default, varied alone.",
+        "hyperparameters",
+    ),
+    "divergence": ("Divergences", "What each divergence rewards, and the scores that it reaches.", ""),
+    "ensemble": ("Teacher ensembles", "Several teachers combined, against the single one of the default.", ""),
+    "filter": ("Token filters", "Learning from some of the tokens.", "filters"),
     "tokens": (
         "Tokens",
-        "Responses of the last recorded step: blue tokens are made likelier, orange ones less likely; the deeper, the"
-        " larger the advantage. Struck out: not learned.",
+        "Responses of the last recorded step: blue tokens become more likely, orange ones less likely; the deeper the"
+        " colour, the larger the advantage. Struck out: not learned.",
         "",
     ),
     "cost": ("Cost", "Score against the hours and tokens that training took.", "costs"),
-    "seeds": ("Seeds", "How far runs of one config lie apart.", ""),
-    "training": ("Training", "What each step recorded, as a moving average (α = {alpha}).", ""),
+    "seeds": ("Seeds", "How much runs of one config differ.", ""),
+    "training": ("Training", "The metrics of each step, as a moving average (α = {alpha}).", ""),
 }
 DETAILS = ("settings", "verdicts", "ranking", "scores", "differences", "runs", "answers", "excluded")
-MANY = 12  # arms: of more, curves begin with those of one comparison
-SHOWN_AT_FIRST = 8  # of the arms that belong to no published comparison; of one's own, as many as look different
-ROWS_AT_FIRST = 100  # of a table: the script adds the others when they are asked for
+MANY = 12  # arms: with more, curves initially show one comparison
+SHOWN_AT_FIRST = 8  # arms outside published comparisons; within one, as many as have different styles
+ROWS_AT_FIRST = 100  # of a table; the script adds the others on demand
 
 
 def markdown_page(headline: Headline, tables: Mapping[str, Table]) -> str:
@@ -142,19 +146,19 @@ def _groups(
 
 
 def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
-    drawn = looks(results.arms, members)
+    styles = arm_styles(results.arms, members)
     known = {arm for arms in members.values() for arm in arms}
     others = [arm.id for arm in results.arms if arm.role != "teacher" and arm.id not in known]
-    shown = {arm for arms in members.values() for arm in arms[:DIFFERENT]}.union(others[:SHOWN_AT_FIRST])
+    shown = {arm for arms in members.values() for arm in arms[:NUM_STYLES]}.union(others[:SHOWN_AT_FIRST])
     return {
         arm.id: {
             "id": arm.id,
             "label": arm.label,
             "settled": arm.settled,
             "shown": arm.role in ("teacher", "baseline") or arm.id in shown,
-            "slot": "teacher" if drawn[arm.id].slot is None else drawn[arm.id].slot,
-            "dashes": _DASHES[drawn[arm.id].dash],
-            "outline": "" if arm.role == "teacher" else _OUTLINES[drawn[arm.id].marker],
+            "slot": "teacher" if styles[arm.id].slot is None else styles[arm.id].slot,
+            "dashes": _DASHES[styles[arm.id].dash],
+            "outline": "" if arm.role == "teacher" else _OUTLINES[styles[arm.id].marker],
         }
         for arm in results.arms
     }

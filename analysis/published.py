@@ -1,4 +1,4 @@
-"""What was published, as data: `claims.yaml`, with what makes each claim decidable."""
+"""The published claims: `claims.yaml`, with what makes each claim decidable."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +11,7 @@ from analysis.outcomes import Which
 
 @dataclass(frozen=True)
 class Settings:
-    """What all verdicts share; `claims.yaml` says what each is for. Scores are percentage points, the rest shares."""
+    """The settings of all verdicts, which `claims.yaml` explains. Scores are percentage points, the rest shares."""
 
     margin: float
     kept: float
@@ -25,16 +25,17 @@ class Claim:
     """One published claim.
 
     Attributes:
-        id: its name, which a sweep's `claims` holds.
+        id: its name, listed in a sweep's `claims`.
         source, section: where it was published.
-        sweep: the one of `conf/sweep` that tests it; its claims are corrected together. None where no run can.
+        sweep: the one of `conf/sweep` that tests it; the claims of a sweep are corrected together. None where no run
+            can test it.
         kind: how it is decided: a key of `decisions.KINDS`.
-        says: what it says, in one sentence.
+        says: the claim in one sentence.
         arms: names of runs, in the order that the kind gives a meaning.
         baseline: the names that the arms are compared with.
-        score, which: on what: a score of `evaluation.SCORES`, at the last step or at its best.
-        expected: "above" or "below" the baseline; None where the kind or the effect says it.
-        effect: the published difference in percentage points; None where none was.
+        score, which: the score it is about: one of `evaluation.SCORES`, at the last step or at the best.
+        expected: "above" or "below" the baseline; None where the kind or the effect determines it.
+        effect: the published difference in percentage points; None where none was published.
         published: the published result in words.
         why: why nothing is decided; "" where something is.
     """
@@ -42,22 +43,22 @@ class Claim:
     id: str
     source: str
     section: str
-    sweep: str | None
     kind: str
     says: str
-    arms: tuple[str, ...]
-    baseline: tuple[str, ...]
     score: str
     which: Which
-    expected: str | None
-    effect: float | None
     published: str
-    why: str
+    sweep: str | None = None
+    arms: tuple[str, ...] = ()
+    baseline: tuple[str, ...] = ()
+    expected: str | None = None
+    effect: float | None = None
+    why: str = ""
 
 
 @dataclass(frozen=True)
 class Published:
-    """`claims.yaml`. `same` maps a name to another that runs of the same config may bear."""
+    """`claims.yaml`. `same` maps a name to another that runs of the same config may have."""
 
     settings: Settings
     same: dict[str, str]
@@ -67,12 +68,12 @@ class Published:
 @cache
 def published() -> Published:
     """The project's list of published claims."""
-    found = yaml.safe_load((files("analysis") / "claims.yaml").read_text(encoding="utf-8"))
-    return Published(Settings(**found["settings"]), found["same"], tuple(_claim(**entry) for entry in found["claims"]))
+    content = yaml.safe_load((files("analysis") / "claims.yaml").read_text(encoding="utf-8"))
+    return Published(
+        Settings(**content["settings"]), content["same"], tuple(_claim(**one) for one in content["claims"])
+    )
 
 
 def _claim(*, metric: str, **entry) -> Claim:
-    score, which = metric.split()
-    optional = {"sweep": None, "expected": None, "effect": None, "why": ""}
-    arms = {key: tuple(entry.pop(key, ())) for key in ("arms", "baseline")}
-    return Claim(**{**optional, **entry, **arms, "score": score, "which": which})
+    names = {key: tuple(entry.get(key, ())) for key in ("arms", "baseline")}
+    return Claim(**{**entry, **names, **dict(zip(("score", "which"), metric.split(), strict=True))})

@@ -1,18 +1,19 @@
-"""The published tables: settings, the hyper-parameter explorer's numbers, the token filters, cost, and the verdicts."""
+"""The published tables: settings, hyper-parameters one at a time, token filters, cost, ranking, and the verdicts."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from analysis.arms import Arm
-from analysis.cells import Field, Table, table
 from analysis.claims import Verdict
 from analysis.costs import COSTS, Cost
 from analysis.evaluation import AVERAGE
-from analysis.figures.explorer import axes, shown
+from analysis.figures.explorer import axes, value_text
 from analysis.results import Results, rows_of
 from analysis.settings import SETTINGS
-from analysis.tables import benchmarks_of, measures, own_tables
+from analysis.table import Field, Table, table
+from analysis.tables import benchmarks_of, measures, run_tables
+
+VERDICTS = ("reproduced", "contradicted", "not settled", "report only", "not run")
 
 
 def all_tables(
@@ -20,7 +21,7 @@ def all_tables(
 ) -> list[Table]:
     """Every table of the report: the verdicts, the summary, the published tables that have rows, and the rest.
 
-    Where no published claim was run the verdicts come last.
+    Where no published claim was tested the verdicts come last.
     """
     published = [
         settings(results),
@@ -29,9 +30,9 @@ def all_tables(
         cost_table(results, costs),
         ranking_table(results),
     ]
-    first, *rest = own_tables(results)
-    decided = [verdict_table(verdicts)] if verdicts else []
+    first, *rest = run_tables(results)
     others = [first, *(table for table in published if len(table.frame)), *rest]
+    decided = [verdict_table(verdicts)] if verdicts else []
     return [*decided, *others] if any(one.verdict != "not run" for one in verdicts) else [*others, *decided]
 
 
@@ -51,36 +52,28 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     ]
     rows = [
         {
-            "says": verdict.says,
-            "source": f"{verdict.source}, {verdict.section}" if verdict.section else verdict.source,
-            "published": verdict.published,
-            "ours": verdict.value,
-            "ours_low": verdict.low,
-            "ours_high": verdict.high,
-            "verdict": verdict.verdict,
-            "note": verdict.note,
-            "seeds_needed": verdict.seeds_needed,
-            "metric": verdict.metric,
-            "id": verdict.id,
-            "runs": len(verdict.runs),
+            **vars(one.claim),
+            **vars(one),
+            "source": ", ".join(filter(None, (one.claim.source, one.claim.section))),
+            "ours": one.value,
+            "ours_low": one.low,
+            "ours_high": one.high,
+            "runs": len(one.runs),
         }
-        for verdict in sorted(verdicts, key=lambda verdict: ORDER.index(verdict.verdict))
+        for one in sorted(verdicts, key=lambda one: VERDICTS.index(one.verdict))
     ]
-    counts = Counter(verdict.verdict for verdict in verdicts)
-    counted = ", ".join(f"{counts[word]} {word}" for word in ORDER if counts[word])
+    counts = Counter(one.verdict for one in verdicts)
+    counted = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
     note = (
-        f"{counted}. Here: the difference in points that decides the claim, with its interval, corrected for how many"
-        " claims of its sweep are tested. Reproduced: it lies wholly where the claim has it. Contradicted: wholly"
-        " elsewhere. Not settled: neither; seeds needed an arm would settle it four times in five."
+        f"{counted}. Here: the difference in points that decides the claim, with its interval, corrected for the number"
+        " of claims tested in its sweep. Reproduced: the interval lies entirely where the claim has it. Contradicted:"
+        " entirely elsewhere. Not settled: neither; with the seeds needed an arm, four studies in five would settle it."
     )
-    return table("verdicts", "Published claims", note, fields, rows, [None] * len(rows))
-
-
-ORDER = ("reproduced", "contradicted", "not settled", "report only", "not run")
+    return table("verdicts", "Published claims", note, fields, [(None, row) for row in rows])
 
 
 def settings(results: Results) -> Table:
-    """Table 1 of the adventures post beside what the baseline was set to."""
+    """Table 1 of the adventures post beside the settings of the baseline."""
     baseline = results.baseline
     details = results.records.details.get(baseline.id) if baseline else None
     fields = [
@@ -91,85 +84,71 @@ def settings(results: Results) -> Table:
         Field("key", "Key"),
     ]
     rows = [
-        {
-            "group": setting.group,
-            "setting": setting.label,
-            "published": setting.published,
-            "here": _setting(details.config[setting.key]),
-            "key": setting.key,
-        }
+        {**vars(setting), "here": _setting_text(details.config[setting.key])}
         for setting in SETTINGS
         if details and setting.key in details.config
     ]
     label = baseline.label if baseline else ""
-    note = f"What was published as the default, and what {label} was set to; the complete config is with each run."
-    return table("settings", "Settings of the default", note, fields, rows, [None] * len(rows))
+    note = f"The published default, and the settings of {label}; the complete config is in each run's directory."
+    return table("settings", "Settings of the default", note, fields, [(None, row) for row in rows])
 
 
 def hyperparameters(results: Results, members: Mapping[str, list[str]]) -> Table:
     """One row a hyper-parameter, value and benchmark."""
-    mean, best = results.label("mean"), results.label("best")
     fields = [
         Field("label", "Run"),
         Field("axis", "Hyper-parameter"),
         Field("value", "Value"),
         Field("benchmark", "Benchmark"),
         Field("seeds", "Seeds", "number"),
-        Field("mean_max", f"max {mean}", "percent", interval=True),
-        Field("best_max", f"max {best}", "percent", interval=True),
-        Field("mean_last", f"last {mean}", "percent", interval=True),
-        Field("best_last", f"last {best}", "percent", interval=True),
+        *_max_and_last(results, "{which} {score}"),
     ]
-    rows: list[dict[str, Any]] = []
-    arms: list[Arm | None] = []
-    for topic, values in axes(results, members):
-        for value, arm in values:
-            for benchmark in benchmarks_of(results, results.estimated, arm):
-                own = {"axis": topic.title, "value": value, "benchmark": benchmark}
-                rows.append({**measures(results.estimated, arm, benchmark), **own})
-                arms.append(arm)
-    note = "One hyper-parameter at a time, all else as in the default. max: chosen on the test sets, so it flatters."
-    return table("hyperparameters", "Hyper-parameters, one at a time", note, fields, rows, arms)
+    rows = [
+        (arm, {**measures(results.estimated, arm, name), "axis": topic.title, "value": value, "benchmark": name})
+        for topic, values in axes(results, members)
+        for value, arm in values
+        for name in benchmarks_of(results, results.estimated, arm)
+    ]
+    note = (
+        "One hyper-parameter at a time, all else as in the default. max: chosen on the test sets, so it is optimistic."
+    )
+    return table("hyperparameters", "Hyper-parameters, one at a time", note, fields, rows)
 
 
 def filters(results: Results, members: Mapping[str, list[str]]) -> Table:
     """Table 2 of the adventures post."""
-    mean, best = results.label("mean"), results.label("best")
     fields = [
         Field("label", "Run"),
         Field("seeds", "Seeds", "number"),
-        Field("mean_max", f"{mean} (max)", "percent", interval=True),
-        Field("best_max", f"{best} (max)", "percent", interval=True),
-        Field("mean_last", f"{mean} (last)", "percent", interval=True),
-        Field("best_last", f"{best} (last)", "percent", interval=True),
+        *_max_and_last(results, "{score} ({which})"),
         Field("kl", "Train KL (last)", "decimal"),
         Field("entropy", "Entropy (last)", "decimal"),
     ]
     training = results.records.training.sort_values(["run", "step"])
     last = training.groupby("run")[["divergence/reverse_kl", "entropy/student"]].last()
-    rows, arms = [], []
+    rows = []
     for arm in results.arms:
-        if arm.id not in members.get("filter", ()):
-            continue
-        own = last.loc[[run for run in arm.used if run in last.index]].mean()
-        rows.append(
-            {
-                **measures(results.estimated, arm, AVERAGE),
-                "seeds": len(arm.used),
-                "kl": float(own["divergence/reverse_kl"]),
-                "entropy": float(own["entropy/student"]),
-            }
-        )
-        arms.append(arm)
+        if arm.id in members.get("filter", ()):
+            kl, entropy = last.loc[[run for run in arm.used if run in last.index]].mean()
+            own = {"seeds": len(arm.used), "kl": float(kl), "entropy": float(entropy)}
+            rows.append((arm, {**measures(results.estimated, arm, AVERAGE), **own}))
     note = (
-        "Percent, averaged over the benchmarks, at the best step (chosen on the test sets, so it flatters) and at the"
-        " last one; train KL and the student's entropy at the last step, nats a token."
+        "Percent, averaged over the benchmarks, at the best step (chosen on the test sets, so it is optimistic) and at"
+        " the last one; training KL and the student's entropy at the last step, in nats a token."
     )
-    return table("filters", "Token filters", note, fields, rows, arms)
+    return table("filters", "Token filters", note, fields, rows)
+
+
+def _max_and_last(results: Results, label: str) -> list[Field]:
+    return [
+        Field(f"{score}_{which}", label.format(score=results.label(score), which=which), "percent", interval=True)
+        for which in ("max", "last")
+        for score in ("mean", "best")
+    ]
 
 
 def cost_table(results: Results, costs: Mapping[str, Cost]) -> Table:
-    """What an arm's runs took on average, beside what they scored."""
+    """The mean cost of an arm's runs beside their scores."""
     mean = results.label("mean")
     fields = [
         Field("label", "Run"),
@@ -178,14 +157,17 @@ def cost_table(results: Results, costs: Mapping[str, Cost]) -> Table:
         Field("mean_last", f"last {mean}", "percent", interval=True),
         Field("mean_max", f"max {mean}", "percent", interval=True),
     ]
-    own = [arm for arm in results.arms if arm.id in costs and arm.role != "teacher"]
-    rows = [{**measures(results.estimated, arm, AVERAGE), "seeds": len(arm.used), **vars(costs[arm.id])} for arm in own]
+    rows = [
+        (arm, {**measures(results.estimated, arm, AVERAGE), "seeds": len(arm.used), **vars(costs[arm.id])})
+        for arm in results.arms
+        if arm.id in costs and arm.role != "teacher"
+    ]
     note = "The mean over an arm's runs: hours of all devices together, without evaluations, and tokens sampled."
-    return table("costs", "Cost", note, fields, rows, own)
+    return table("costs", "Cost", note, fields, rows)
 
 
 def ranking_table(results: Results) -> Table:
-    """The settled arms by their score at the last step, each with the interval of its rank."""
+    """The arms by their score at the last step, each with the interval of its rank."""
     fields = [
         Field("label", "Run"),
         Field("seeds", "Seeds", "number"),
@@ -194,24 +176,27 @@ def ranking_table(results: Results) -> Table:
         Field("mean_last", f"last {results.label('mean')}", "percent", interval=True),
     ]
     arms = {arm.id: arm for arm in results.arms}
-    shown = [row for row in rows_of(results.ranking) if (row["score"], row["which"]) == ("mean", "last")]
     rows = [
-        {
-            **measures(results.estimated, arms[row["arm"]], AVERAGE),
-            "rank": row["rank"],
-            "rank_low": row["low"],
-            "rank_high": row["high"],
-            "best": 100 * row["best"],
-        }
-        for row in shown
+        (
+            arms[row["arm"]],
+            {
+                **measures(results.estimated, arms[row["arm"]], AVERAGE),
+                "rank": row["rank"],
+                "rank_low": row["low"],
+                "rank_high": row["high"],
+                "best": 100 * row["best"],
+            },
+        )
+        for row in rows_of(results.ranking)
+        if (row["score"], row["which"]) == ("mean", "last")
     ]
     note = (
         "By the score at the last step, averaged over the benchmarks, with the 95 % interval of the rank over resamples"
-        " of problems and seeds. Best in: the share of resamples, in percent, in which the run is first."
+        " of problems and seeds. Best in: the percentage of resamples in which the run ranks first."
     )
-    return table("ranking", "Ranking", note, fields, rows, [arms[row["arm"]] for row in shown])
+    return table("ranking", "Ranking", note, fields, rows)
 
 
-def _setting(value: Any) -> str | None:
-    """A value as a reader says it; a function by its own name."""
-    return None if value is None else shown(value).removeprefix("opd.objective.").rpartition(":")[2]
+def _setting_text(value: Any) -> str | None:
+    """A config value in short; a function by its own name."""
+    return None if value is None else value_text(value).removeprefix("opd.objective.").rpartition(":")[2]

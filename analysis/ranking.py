@@ -1,4 +1,4 @@
-"""The arms in the order of their scores, each with the interval of its rank."""
+"""The arms ranked by their scores, each with the interval of its rank."""
 
 from collections.abc import Sequence
 
@@ -6,22 +6,22 @@ import numpy as np
 import pandas as pd
 
 from analysis.arms import Arm
-from analysis.compared import ProblemScores
+from analysis.comparison import ProblemScores
 from analysis.contrasts import LEVEL, Bootstrap
 from analysis.outcomes import MEASURES, Steps
 from analysis.stats.bootstrap import resampled_means
-from analysis.stats.ranking import ranks
+from analysis.stats.comparisons import ranks
 
 _COLUMNS = ["arm", "score", "which", "rank", "low", "high", "best"]
 _RANKED = (("last", "mean"), ("max", "mean"))
 
 
 def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap: Bootstrap) -> pd.DataFrame:
-    """The settled arms by mean@k, last and max, averaged over benchmarks; teachers stay out, and so do arms that were
-    not asked what the first of the others was.
+    """The settled arms by mean@k, last and max, averaged over benchmarks, without teachers and arms evaluated on
+    other problems than the first.
 
     Columns: `arm`, `score`, `which`, `rank` (1 is best), `low` and `high` (95 % of resamples), `best` (the share of
-    resamples in which it is best). With one seed an arm the ranks say nothing of how seeds differ.
+    resamples in which it is best). With one seed an arm the ranks say nothing about how seeds differ.
     """
     settled = [arm for arm in arms if arm.settled and arm.role != "teacher"]
     asked = {arm.id: _asked(arm, scores) for arm in settled}
@@ -42,7 +42,7 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
     rows = []
     for (which, score), value, drawn in zip(_RANKED, values.round(12), draws.round(12), strict=True):
         known = np.flatnonzero(~np.isnan(value))
-        if not len(known):  # damage hides every best score
+        if not len(known):  # damaged evaluations hide every best score
             continue
         found = ranks(value[known], drawn[:, known], level=LEVEL)
         columns = (found.rank, found.low, found.high, found.best)
@@ -51,7 +51,7 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
 
 
 def _asked(arm: Arm, scores: ProblemScores) -> dict[str, tuple[tuple[str, ...], int]] | None:
-    """Benchmark → the problems and k of all of the arm's runs; None where they differ."""
+    """Benchmark → the problems and k that all of the arm's runs share; None where they differ."""
     each = [
         {name: (scores.problems[run, name], scores.k[run, name]) for name in scores.benchmarks(run)} for run in arm.used
     ]

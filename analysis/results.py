@@ -1,4 +1,4 @@
-"""Records → everything that tables, figures and the page show."""
+"""The analysed records, which tables, figures and the page show."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.arms import Arm, group_arms
-from analysis.compared import ProblemScores
+from analysis.comparison import ProblemScores
 from analysis.contrasts import Bootstrap, contrasts, estimates
 from analysis.evaluation import AVERAGE
 from analysis.load import Records
@@ -17,21 +17,21 @@ from analysis.ranking import ranking
 
 @dataclass(frozen=True)
 class Results:
-    """What the records come to. Scores are shares in [0, 1] here; tables and figures show percent.
+    """The analysed records. Scores are shares in [0, 1] here; tables and figures show percent.
 
     Attributes:
-        records: what was read.
+        records: the records.
         by_step: every run's scores at every evaluated step (`outcomes.by_step`).
         outcomes: every run's last and best scores (`outcomes.outcomes`).
-        arms: the runs that differ in nothing but their seed, in the order in which they are shown.
+        arms: the runs grouped by config, in the order in which they are shown.
         estimates: every arm's scores with intervals (`contrasts.estimates`).
         differences: every arm minus the baseline with intervals (`contrasts.contrasts`).
-        ranking: the arms in the order of their scores (`ranking.ranking`).
-        steadiness: how steadily every run trained (`outcomes.steadiness`).
-        scores, steps: what intervals are made from: the score of every problem, and where each run is judged.
-        excluded: `run`, `left_out`, `reason`: of reading and of comparing.
-        benchmarks: all benchmarks there, sorted.
-        k: the number of answers to a problem; 0 where it is not the same everywhere.
+        ranking: the arms ranked by their scores (`ranking.ranking`).
+        steadiness: how stable the training of every run was (`outcomes.steadiness`).
+        scores, steps: the score of every problem, and the steps at which each run is scored, for further intervals.
+        excluded: `run`, `left_out`, `reason`: what was left out in reading and in comparing.
+        benchmarks: all benchmarks, sorted.
+        k: number of answers a problem; 0 where it differs.
     """
 
     records: Records
@@ -64,8 +64,8 @@ class Results:
 
     @cached_property
     def before(self) -> dict[str, float]:
-        """Arm → mean@k before training, averaged over benchmarks and over the seeds its numbers come from; only of arms
-        whose every such run was evaluated at step 0 and again later.
+        """Arm → mean@k before training, averaged over benchmarks and the runs used; only of arms all of whose used runs
+        were evaluated at step 0 and later.
         """
         average = self.by_step[self.by_step["benchmark"] == AVERAGE]
         start = average[average["step"] == 0].set_index("run")["mean"].to_dict()
@@ -77,7 +77,7 @@ class Results:
         }
 
     def label(self, score: str) -> str:
-        """A score's name with its k, as mean@8; with the letter where k is not the same everywhere."""
+        """A score's name with its k, such as mean@8, or mean@k where k differs."""
         k = str(self.k or "k")
         return {
             "mean": f"mean@{k}",
@@ -90,7 +90,7 @@ class Results:
 
 
 def analyse(records: Records, *, baseline: str, bootstrap: Bootstrap) -> Results:
-    """Scores, arms, intervals and differences of what was read."""
+    """Computes scores, arms, intervals and differences."""
     scored = by_step(records)
     steps = chosen_steps(records, scored)
     arms, no_baseline = group_arms(records.runs, list(scored["run"].unique()), baseline=baseline)
@@ -125,6 +125,6 @@ def _by_arm_and_benchmark(frame: pd.DataFrame) -> dict[tuple[str, str], list[dic
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    """The rows of a frame as plain mappings."""
+    """The rows of a frame as dicts."""
     columns = [str(column) for column in frame.columns]
     return [dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False, name=None)]

@@ -1,14 +1,14 @@
-"""Table 1 of the adventures post: the published settings, and where a config holds each."""
+"""Table 1 of the adventures post: the published settings, and their keys in a config."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One row: what it is called, the key of the config, and what was published."""
+    """One row: its name, the key of the config, and the published value."""
 
     group: str
-    label: str
+    setting: str
     key: str
     published: str
 

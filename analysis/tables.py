@@ -1,65 +1,58 @@
-"""The report's tables. Scores are in percent, differences in percentage points, lengths in tokens."""
+"""The report's tables of runs. Scores are in percent, differences in percentage points, lengths in tokens."""
 
 from collections.abc import Mapping
 from typing import Any
 
 from analysis.arms import Arm
-from analysis.cells import Field, Table, table
 from analysis.evaluation import AVERAGE
 from analysis.outcomes import GRADES, SHARES
 from analysis.results import Results, rows_of
+from analysis.table import Field, Table, table
 
-EXAMPLES_OF_ALL = 60  # runs: of more, each config's first one shows its answers
+MOST_RUNS_WITH_ANSWERS = 60  # of more runs, only the first of each config shows its answers
 ByBenchmark = Mapping[tuple[str, str], list[dict[str, Any]]]
 
 
-def own_tables(results: Results) -> list[Table]:
-    """What the runs came to, the summary first."""
+def run_tables(results: Results) -> list[Table]:
+    """What the runs scored, the summary first."""
     return [make(results) for make in (summary, scores, differences, runs, answers, excluded)]
 
 
 def summary(results: Results) -> Table:
     """One row an arm: its scores at the last step, averaged over benchmarks, and its differences to the baseline."""
     mean, best = results.label("mean"), results.label("best")
+    contrasted, unsettled = not results.differences.empty, not all(arm.settled for arm in results.arms)
     fields = [
         Field("label", "Run"),
         Field("seeds", "Seeds", "number"),
         Field("before", "Before", "percent"),
         Field("mean_last", mean, "percent", interval=True),
-        Field("mean_last_diff", f"Δ {mean}", "points", interval=True),
+        *([Field("mean_last_diff", f"Δ {mean}", "points", interval=True)] if contrasted else []),
         Field("best_last", best, "percent"),
-        Field("best_last_diff", f"Δ {best}", "points"),
+        *([Field("best_last_diff", f"Δ {best}", "points")] if contrasted else []),
         Field("mean_max", f"max {mean}", "percent"),
-        Field("state", "State"),
+        *([Field("state", "State")] if unsettled else []),
     ]
     rows = [
-        {
-            **measures(results.estimated, arm, AVERAGE),
-            **measures(results.contrasted, arm, AVERAGE, suffix="_diff"),
-            "seeds": len(arm.used),
-            "state": _state(results, arm),
-            "before": 100 * results.before[arm.id] if arm.id in results.before else None,
-        }
+        (
+            arm,
+            {
+                **measures(results.estimated, arm, AVERAGE),
+                **measures(results.contrasted, arm, AVERAGE, suffix="_diff"),
+                "seeds": len(arm.used),
+                "state": _state(results, arm),
+                "before": 100 * results.before[arm.id] if arm.id in results.before else None,
+            },
+        )
         for arm in results.arms
     ]
-    if results.differences.empty:
-        fields = [field for field in fields if not field.key.endswith("_diff")]
-    if all(arm.settled for arm in results.arms):
-        fields = [field for field in fields if field.key != "state"]
-    return table("summary", "Summary", _summary_note(results), fields, rows, results.arms)
-
-
-def _summary_note(results: Results) -> str:
-    mean, over = results.label("mean"), "averaged over the benchmarks"
-    if len(results.benchmarks) == 1:
-        over = f"on {results.benchmarks[0]}"
-    parts = [
-        f"Percent at the last step {over}, with 95 % intervals.",
-        f"Before: {mean} before training.",
-        f"Δ: points above {results.baseline.label}." if results.baseline and len(results.differences) else "",
-        f"max {mean}: best over training, chosen on the test sets.",
-    ]
-    return " ".join(part for part in parts if part)
+    over = f"on {results.benchmarks[0]}" if len(results.benchmarks) == 1 else "averaged over the benchmarks"
+    delta = f" Δ: points above {results.baseline.label}." if results.baseline and contrasted else ""
+    note = (
+        f"Percent at the last step {over}, with 95 % intervals. Before: {mean} before training.{delta} max {mean}: best"
+        " over training, chosen on the test sets."
+    )
+    return table("summary", "Summary", note, fields, rows)
 
 
 def scores(results: Results) -> Table:
@@ -75,18 +68,21 @@ def scores(results: Results) -> Table:
         Field("length_last", results.label("length"), "tokens"),
         *(Field(f"{score}_max", f"max {results.label(score)}", "percent", interval=True) for score in GRADES),
     ]
-    own = [(arm, benchmark) for arm in results.arms for benchmark in benchmarks_of(results, results.estimated, arm)]
-    rows = [{**measures(results.estimated, arm, benchmark), "benchmark": benchmark} for arm, benchmark in own]
+    rows = [
+        (arm, {**measures(results.estimated, arm, benchmark), "benchmark": benchmark})
+        for arm in results.arms
+        for benchmark in benchmarks_of(results, results.estimated, arm)
+    ]
     note = (
         f"Percent at the last step; length in tokens. {results.label('best_resampled')} is the expected best of k draws"
-        " with replacement from the k answers, which veRL reports as best@k. max: at the step of training whose average"
-        " over the benchmarks is highest; it is chosen on the test sets, so it flatters."
+        " with replacement from the k answers, which veRL reports as best@k. max: at the step of training with the"
+        " highest average over the benchmarks; chosen on the test sets, so it is optimistic."
     )
-    return table("scores", "Scores on each benchmark", note, fields, rows, [arm for arm, _ in own])
+    return table("scores", "Scores on each benchmark", note, fields, rows)
 
 
 def differences(results: Results) -> Table:
-    """One row a settled arm and benchmark: its scores minus the baseline's."""
+    """One row an arm that counts and benchmark: its scores minus the baseline's."""
     fields = [
         Field("label", "Run"),
         Field("benchmark", "Benchmark"),
@@ -96,21 +92,23 @@ def differences(results: Results) -> Table:
         *(Field(f"{score}_last_diff", f"Δ {results.label(score)}", "points", interval=True) for score in GRADES),
         *(Field(f"{score}_max_diff", f"Δ max {results.label(score)}", "points", interval=True) for score in GRADES),
     ]
-    own = [(arm, benchmark) for arm in results.arms for benchmark in benchmarks_of(results, results.contrasted, arm)]
     rows = []
-    for arm, benchmark in own:
-        cells = measures(results.contrasted, arm, benchmark, suffix="_diff")
-        rows.append({**cells, "benchmark": benchmark, "drawn": _drawn(cells)})
+    for arm in results.arms:
+        for benchmark in benchmarks_of(results, results.contrasted, arm):
+            cells = measures(results.contrasted, arm, benchmark, suffix="_diff")
+            own, other = cells["seeds"], cells["baseline_seeds"]
+            drawn = "problems, seeds" if cells["paired"] else f"problems, {own} and {other} seeds unpaired"
+            rows.append((arm, {**cells, "benchmark": benchmark, "drawn": "problems" if own == other == 1 else drawn}))
     name = results.baseline.label if results.baseline else "the baseline"
     note = (
         f"Percentage points, run minus {name}, on the same problems and, where both have them, the same seeds, with"
-        " 95 % intervals. An interval over problems alone says nothing of how seeds differ."
+        " 95 % intervals. An interval over problems alone says nothing about how seeds differ."
     )
-    return table("differences", f"Differences to {name}", note, fields, rows, [arm for arm, _ in own])
+    return table("differences", f"Differences to {name}", note, fields, rows)
 
 
 def runs(results: Results) -> Table:
-    """One row a run: its state and what it scored."""
+    """One row a run: its state and its scores."""
     fields = [
         Field("label", "Run"),
         Field("seed", "Seed", "number"),
@@ -125,21 +123,17 @@ def runs(results: Results) -> Table:
         Field("error", "Error"),
         Field("run", "Directory"),
     ]
-    measured: dict[str, dict[str, Any]] = {}
+    cells = {row["run"]: row for row in rows_of(results.records.runs)}
     for row in rows_of(results.outcomes[results.outcomes["benchmark"] == AVERAGE]):
-        cells = measured.setdefault(row["run"], {})
-        cells[f"{row['score']}_{row['which']}"] = _shown(row["score"], row["value"])
+        own = cells[row["run"]]
+        own[f"{row['score']}_{row['which']}"] = _shown(row["score"], row["value"])
         if (row["which"], row["score"]) == ("max", "mean"):
-            cells["max_step"] = row["step"]
-    of_run = {row["run"]: row for row in rows_of(results.records.runs)}
-    own = [(arm, run) for arm in results.arms for run in arm.runs]
-    keys = ("run", "seed", "state", "step", "num_steps", "error")
-    rows = [{**{key: of_run[run][key] for key in keys}, **measured.get(run, {})} for _, run in own]
+            own["max_step"] = row["step"]
     note = (
         "Every run that could be read, seed by seed: percent at its last evaluation, averaged over the benchmarks; max:"
         " at its best evaluation, chosen on the test sets."
     )
-    return table("runs", "Every run", note, fields, rows, [arm for arm, _ in own])
+    return table("runs", "Every run", note, fields, [(arm, cells[run]) for arm in results.arms for run in arm.runs])
 
 
 def answers(results: Results) -> Table:
@@ -159,36 +153,32 @@ def answers(results: Results) -> Table:
     for row in rows_of(results.records.answers):
         verdict = "✓ right" if row["correct"] else "✗ wrong"
         given.setdefault(row["run"], []).append({**row, "seed": seeds[row["run"]], "verdict": verdict})
-    runs = 1 if len(results.records.runs) > EXAMPLES_OF_ALL else None
-    own = [(arm, row) for arm in results.arms for run in arm.runs[:runs] for row in given.get(run, [])]
+    runs = 1 if len(results.records.runs) > MOST_RUNS_WITH_ANSWERS else None
+    rows = [(arm, row) for arm in results.arms for run in arm.runs[:runs] for row in given.get(run, [])]
     whose = "each run's" if runs is None else "each config's first run's"
     note = (
-        f"The first answer to the first problems of {whose} last evaluation, in the order of the record, not picked."
-        " –: no answer was found in what the student wrote. Follows the choice of runs above."
+        f"The first answer to the first problems of {whose} last evaluation, in the order of the record, not selected."
+        " –: no answer was found in the student's text. Shows the runs chosen above."
     )
-    return table("answers", "Examples of answers", note, fields, [row for _, row in own], [arm for arm, _ in own])
+    return table("answers", "Examples of answers", note, fields, rows)
 
 
 def excluded(results: Results) -> Table:
     """What is left out of what, and why."""
     fields = [Field("run", "Run"), Field("left_out", "Left out"), Field("reason", "Reason")]
-    rows = rows_of(results.excluded)
-    note = "Broken, unfinished, foreign or there twice: named here, counted nowhere."
-    return table("excluded", "Left out", note, fields, rows, [None] * len(rows))
+    note = "Damaged, unfinished, foreign or duplicate records: listed here, counted nowhere."
+    return table("excluded", "Left out", note, fields, [(None, row) for row in rows_of(results.excluded)])
 
 
-# ---- parts
-
-
-def measures(found: ByBenchmark, arm: Arm, benchmark: str, *, suffix: str = "") -> dict[str, Any]:
-    """The cells of one arm and benchmark: `<score>_<which><suffix>` with its ends, k, seeds and problems."""
+def measures(estimates: ByBenchmark, arm: Arm, benchmark: str, *, suffix: str = "") -> dict[str, Any]:
+    """The cells of one arm and benchmark: `<score>_<which><suffix>` with its interval, k, seeds and problems."""
     cells: dict[str, Any] = {}
-    for row in found.get((arm.id, benchmark), ()):
+    for row in estimates.get((arm.id, benchmark), ()):
         key = f"{row['score']}_{row['which']}{suffix}"
         for end, name in (("value", key), ("low", f"{key}_low"), ("high", f"{key}_high")):
             cells[name] = _shown(row["score"], row[end])
-        passed_on = ("seeds", "baseline_seeds", "problems", "paired")
-        cells |= {"k": row["k"] or None, **{name: row[name] for name in passed_on if name in row}}
+        names = ("seeds", "baseline_seeds", "problems", "paired")
+        cells |= {"k": row["k"] or None, **{name: row[name] for name in names if name in row}}
     return cells
 
 
@@ -196,23 +186,16 @@ def _shown(score: str, value: float) -> float:
     return 100 * value if score in SHARES else value
 
 
-def benchmarks_of(results: Results, found: ByBenchmark, arm: Arm) -> list[str]:
-    """The arm's benchmarks, the average over them first where there are several."""
-    own = [benchmark for benchmark in results.benchmarks if (arm.id, benchmark) in found]
+def benchmarks_of(results: Results, estimates: ByBenchmark, arm: Arm) -> list[str]:
+    """The arm's benchmarks, preceded by their average where there are several."""
+    own = [benchmark for benchmark in results.benchmarks if (arm.id, benchmark) in estimates]
     return [AVERAGE, *own] if len(own) > 1 else own
 
 
 def _state(results: Results, arm: Arm) -> str:
-    """The state of the runs behind the arm's numbers, with how far they are where they do not count."""
+    """The state of the runs behind the arm's numbers, with their progress where they do not count."""
     if arm.settled:
         return "finished"
-    of_run = {row["run"]: row for row in rows_of(results.records.runs)}
-    rows = [of_run[run] for run in arm.used or arm.runs]
+    frame = results.records.runs
+    rows = rows_of(frame[frame["run"].isin(arm.used or arm.runs)])
     return ", ".join(sorted({f"{row['state']} {row['step']}/{row['num_steps']}" for row in rows}))
-
-
-def _drawn(cells: Mapping[str, Any]) -> str:
-    own, other = cells["seeds"], cells["baseline_seeds"]
-    if own == other == 1:
-        return "problems"
-    return "problems, seeds" if cells["paired"] else f"problems, {own} and {other} seeds unpaired"

@@ -1,4 +1,4 @@
-"""Text from a record, made safe for each place where it is shown. Records come from models and strangers."""
+"""Escapes text from records for each place where it is shown. Records come from models and strangers."""
 
 import html
 import re
@@ -36,13 +36,13 @@ _BREAKS_OUT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u202
 
 
 def printable(text: str, *, limit: int) -> str:
-    """`text` on one line and no longer than `limit`, with U+FFFD for each character that is not seen as it is."""
+    """`text` on one line and no longer than `limit`, with U+FFFD for characters that are invisible or misleading."""
     text = " ".join(text[: 4 * limit + 100].split())
     return _UNPRINTABLE.sub("\ufffd", text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def encodable(text: str) -> str:
-    """`text` with lone surrogates, which JSON can hold and UTF-8 cannot, spelt out."""
+    """`text` with lone surrogates, which JSON can hold and UTF-8 cannot, escaped."""
     return text.encode(errors="backslashreplace").decode()
 
 
@@ -52,8 +52,8 @@ def markdown(text: str) -> str:
 
 
 def latex(text: str) -> str:
-    """`text` for LaTeX: no command, no mathematics, no end of a cell or of the line. What pdflatex has no letter for is
-    spelt by its code.
+    """`text` for LaTeX: no command, no mathematics, no end of a cell or line. Characters that pdflatex lacks become
+    their code points.
     """
     return "".join(_LATEX.get(character) or _letter(character) for character in text)
 
@@ -67,12 +67,12 @@ def _letter(character: str) -> str:
 
 
 def csv_cell(text: str) -> str:
-    """`text` for a CSV cell: a spreadsheet takes what starts with =, +, - or @ for a formula, unless it is a number."""
+    """`text` for a CSV cell, quoted where a spreadsheet would take it for a formula: it starts with =, +, - or @."""
     return f"'{text}" if text.startswith(_FORMULA) and not _NUMBER.fullmatch(text) else text
 
 
 def plot_label(text: str) -> str:
-    """`text` for a plotly label, which knows a few HTML tags and entities."""
+    """`text` for a plotly label, which interprets a few HTML tags and entities."""
     return html.escape(text, quote=False)
 
 

@@ -1,7 +1,7 @@
-"""Which arms belong to which published figure: those that differ from the baseline in what the figure is about.
+"""The arms of each published comparison: those whose configs differ from the baseline in what it varies.
 
-An arm is known by what its config changes, not by its name, so that a user's own arm stands in the figure beside the
-published ones, at every scale.
+An arm is recognised by what its config changes, not by its name, so that a user's own arm appears beside the published
+ones, at every scale.
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,8 @@ from typing import Any
 
 from analysis.results import Results
 
-# What names an arm, or follows from the choice of models: no change of method.
-UNCOUNTED = ("name", "study", "seed", "scale", "recipes", "paths", "tracker", "rollouts", "evaluate.sources")
+# Keys that name an arm or follow from the choice of models, and do not change the method.
+IGNORED = ("name", "study", "seed", "scale", "recipes", "paths", "tracker", "rollouts", "evaluate.sources")
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,10 @@ class Topic:
     """A published comparison.
 
     Attributes:
-        name, title, source: how it is called here, and where it was published.
-        moves: the keys of the config that its arms change, each with all below it; at least one is changed.
+        name, title, source: its name here, and where it was published.
+        moves: the config keys that its arms change, each with all below it; at least one is changed.
         along: keys that may change with them.
-        axis: the key whose values the hyper-parameter explorer shows; "" where they are no scale.
+        axis: the key whose values the hyper-parameter explorer shows; "" for none.
     """
 
     name: str
@@ -80,7 +80,7 @@ TOPICS = (
 
 
 def members(results: Results) -> dict[str, list[str]]:
-    """Topic → its arms in the order of the report, the baseline first; of topics in which it is not alone."""
+    """Topic → its arms in the order of the report, the baseline first; only topics with arms besides the baseline."""
     baseline, details = results.baseline, results.records.details
     if baseline is None or baseline.id not in details:
         return {}
@@ -95,17 +95,17 @@ def members(results: Results) -> dict[str, list[str]]:
 
 
 def belongs(topic: Topic, keys: set[str]) -> bool:
-    """Whether an arm that changes these keys is one of the topic's: it moves what it is about, and nothing else."""
+    """Whether an arm that changes these keys belongs to the topic: it changes its keys, and nothing else."""
     return any(_under(key, topic.moves) for key in keys) and all(_under(key, topic.moves + topic.along) for key in keys)
 
 
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that is method."""
-    return {key: value for key, value in config.items() if not _under(key, UNCOUNTED)}
+    return {key: value for key, value in config.items() if not _under(key, IGNORED)}
 
 
 def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
-    """The keys that the two do not share with one value."""
+    """The keys whose values differ between the two."""
     return {key for key in {*one, *other} if key not in one or key not in other or one[key] != other[key]}
 
 

@@ -1,4 +1,4 @@
-"""The training curves of a run: the lines of its `metrics.jsonl`."""
+"""Reads the training curves of a run, the lines of its `metrics.jsonl`."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,25 +9,25 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.columns import TRAINING_COLUMNS
-from analysis.lines import read_table
+from analysis.json_lines import read_table
 from analysis.text import printable
 from opd.records.run_dir import RecordError, RunDir, parse_lines, read_bytes
 
 _NAMES = [column.name for column in TRAINING_COLUMNS]
 _LENGTH = "evaluate/num_tokens"
 _SCHEMA = pa.schema([("step", pa.int64()), *((name, pa.float64()) for name in (*_NAMES, _LENGTH))])
-MOST_STEPS = 2**53  # beyond them a step is no longer one apart from the next in every tool that reads on
+MOST_STEPS = 2**53  # beyond, not every tool that reads the exports can tell neighbouring steps apart
 
 
 @dataclass(frozen=True)
 class Training:
-    """What was recorded of each step, in order of steps; of a step that is there twice, what was recorded last.
+    """The metrics of each step, sorted by step; of a repeated step, those recorded last.
 
     Attributes:
         step: the steps; 0 is before training.
-        values: `TRAINING_COLUMNS`, "column step"; NaN where nothing was recorded, or no finite number.
-        torn: whether the last line was torn, and so dropped.
-        length: step → the mean length of the answers of its evaluation, as the run recorded it.
+        values: `TRAINING_COLUMNS`, "column step"; NaN where no finite number was recorded.
+        torn: whether the last line was cut off, and so dropped.
+        length: step → mean length of the answers of its evaluation, as the run recorded it.
     """
 
     step: np.ndarray
@@ -43,30 +43,30 @@ def read_training(run: RunDir) -> Training:
     """Reads the run's curves.
 
     Raises:
-        RecordError: where there is no file, a line is broken, or a step is none.
+        RecordError: where there is no file, a line is damaged, or a step is invalid.
     """
     content = read_bytes(run.metrics_file)
     whole = content[: content.rfind(b"\n") + 1]
     table = read_table(whole, _SCHEMA, optional=frozenset((*_NAMES, _LENGTH)))
     if table is None:
-        step, values = _carefully(list(parse_lines(whole, run.metrics_file)))
+        step, values = _read_slowly(list(parse_lines(whole, run.metrics_file)))
     else:
         step = table["step"].to_numpy()
         values = np.stack([table[name].to_numpy() for name in (*_NAMES, _LENGTH)])
     if len(step) and not 0 <= step.min() <= step.max() < MOST_STEPS:
-        raise RecordError(f"metrics.jsonl: {step.min() if step.min() < 0 else step.max()} is no step")
+        raise RecordError(f"metrics.jsonl: {step.min() if step.min() < 0 else step.max()} is not a valid step")
     last = len(step) - 1 - np.unique(step[::-1], return_index=True)[1]
     step, values, length = step[last], values[:-1, last], values[-1, last]
-    examined = np.flatnonzero(np.isfinite(length))
-    told = dict(zip(step[examined].tolist(), length[examined].tolist(), strict=True))
-    return Training(step, values, torn=len(whole) < len(content), length=told)
+    evaluated = np.flatnonzero(np.isfinite(length))
+    lengths = dict(zip(step[evaluated].tolist(), length[evaluated].tolist(), strict=True))
+    return Training(step, values, torn=len(whole) < len(content), length=lengths)
 
 
-def _carefully(lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _read_slowly(lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
     steps = [line.get("step") for line in lines]
     for step in steps:
         if type(step) is not int or abs(step) > MOST_STEPS:
-            raise RecordError(f"metrics.jsonl: {printable(repr(step), limit=40)} is no step")
+            raise RecordError(f"metrics.jsonl: {printable(repr(step), limit=40)} is not a valid step")
     names = (*_NAMES, _LENGTH)
     values = np.array([[_number(line.get(name)) for line in lines] for name in names]).reshape(len(names), -1)
     return np.array(steps, dtype=np.int64), values

@@ -106,9 +106,10 @@ def spared(folder: Path, share: float, measure: Callable[[], None]) -> str:
 def report(folder: Path, out: Path) -> dict[str, Any]:
     """Part → seconds, seconds of processor and peak memory in GB; and how much was read."""
     started = time.perf_counter(), time.process_time()
+    from analysis.command import write
     from analysis.contrasts import Bootstrap
     from analysis.load import load
-    from analysis.report import Arguments, contents, write
+    from analysis.report import Arguments, contents
     from analysis.results import analyse
 
     parts: dict[str, Any] = {"imports": _measures(*started)}

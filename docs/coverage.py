@@ -9,9 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.decisions import KINDS, Found, decide
+from analysis.decisions import KINDS, Finding, decide
 from analysis.published import Claim, published
-from analysis.stats.bootstrap import percentile_interval, resampled_means, resampling_weights
+from analysis.stats.bootstrap import resampled_means, resampling_weights
 from analysis.stats.corrections import holm_levels
 from analysis.stats.intervals import block, estimate
 from analysis.stats.small import beta_binomial_interval
@@ -116,7 +116,7 @@ def covered(seeds: int, problems: int, spread: float, *, paired: bool) -> tuple[
     few = scores[:FEW_TRIALS]
     weights = [resampling_weights(size, drawn=size, count=DRAWS, rng=rng) for size in (seeds, problems)]
     drawn = resampled_means(few, seeds=weights[0], problems=weights[1])
-    return _holds(by_t, truth), _holds(percentile_interval(drawn, level=0.95), truth[:FEW_TRIALS])
+    return _holds(by_t, truth), _holds(np.quantile(drawn, [0.025, 0.975], axis=0), truth[:FEW_TRIALS])
 
 
 def _answers(
@@ -169,7 +169,7 @@ def wrong_verdicts(sweep: str, seeds: int, problems: int, between: float) -> flo
     made = [_on_the_edge(claim, arms, arm, baseline) for claim in claims]
     wrong = 0
     for trial in range(FEW_TRIALS):
-        decisions = [decide([Found(one, est.one(trial), seeds, 1, problems) for one, est in found]) for found in made]
+        decisions = [decide([Finding(one, est.one(trial), seeds, 1, problems) for one, est in found]) for found in made]
         p = np.array([decision.p for decision in decisions])
         wrong += bool((p <= holm_levels(p, alpha=settings.error)).any())
     return 100 * wrong / FEW_TRIALS

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from analysis.differences import applied, difference
+from analysis.config_diff import applied, difference
 
 GOLDEN = Path(__file__).parent / "golden" / "configs"
 

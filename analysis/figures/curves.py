@@ -1,20 +1,18 @@
 """Curves over training: scores at each evaluation, and what each step recorded."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from analysis.arms import Arm
-from analysis.figures.panel import Control, Look, Looks, Panel, Trace, colour, layout, line, rounded, short, thin
+from analysis.figures.panel import Control, Panel, Styles, Trace, curve, layout, rounded, scatter, short, thin
 from analysis.results import Results
-from analysis.stats.smoothing import ema
+from analysis.stats.curves import ema
 from analysis.text import plot_label
 
 POINTS_PER_FIGURE, POINTS_PER_TRACE = 20_000, 200
-SEEDS_UP_TO = 60  # arms: of more, only means are drawn
+MOST_ARMS_WITH_SEEDS = 60  # of more arms only means are drawn
 TRAINING = {
     "divergence/reverse_kl": ("Divergence", "Sampled reverse KL to the teacher, nats a token"),
     "entropy/student": ("Entropy", "Student's entropy, nats a token"),
@@ -26,80 +24,87 @@ TRAINING = {
     "response/truncated": ("Truncated responses", "Share of the batch, %"),
 }
 PERCENT = {"filter/kept", "rollout_correction/masked", "response/truncated"}
-# What Figure 2 of the adventures post switches between, below and above.
+# The choices of the two stability figures, after Figure 2 of the adventures post.
 DIAGNOSTICS = ("grad_norm", "rollout_correction/log_ppl_drift", "entropy/student", "rollout_correction/masked")
 OUTCOMES = ("divergence/reverse_kl", "response/length", "response/truncated")
-SCORES = ("mean", "best")
+SCORES = {"mean": "Share of correct answers", "best": "Share of problems with any correct answer"}
 SMOOTHED_FROM = 25  # evaluations: a moving average of fewer mostly shows its own lag
 
 Curves = dict[str, list[Trace]]
 
 
-def learning_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
-    """Score → its traces, raw and smoothed, of every benchmark. A teacher is a line across at its score."""
+def learning_curves(results: Results, styles: Styles, *, alpha: float) -> Curves:
+    """Score → its traces on every benchmark, raw and smoothed. A teacher is a horizontal line at its score."""
     if results.by_step.empty:
         return {}
     last_step = int(results.by_step["step"].max())
-    found: Curves = {score: [] for score in SCORES}
+    curves: Curves = {score: [] for score in SCORES}
     for benchmark, rows in results.by_step.groupby("benchmark"):
         by_score = rows.pivot(index="step", columns="run", values=list(SCORES))
         for score in SCORES:
-            by_run = _Runs.of(by_score[score] * 100)
+            by_run = by_score[score] * 100
             for arm in results.arms:
-                look, own = drawn[arm.id], {"arm": arm.id, "benchmark": str(benchmark)}
-                values = by_run.among(arm.used)
-                if arm.role == "teacher" and (known := values[~np.isnan(values).all(axis=1)]).size:
-                    found[score].append(_across(arm, look, float(np.nanmean(known[-1])), last_step, own))
-                if arm.role == "teacher":
-                    continue
-                for curve in _curves(by_run.step, values, seeds=len(results.arms) <= SEEDS_UP_TO):
-                    found[score] += _scored(arm, look, curve, own, alpha)
-    return found
+                style, meta = styles[arm.id], {"arm": arm.id, "benchmark": str(benchmark)}
+                values = _of(by_run, arm.used)
+                if arm.role != "teacher":
+                    for one in _curves(values, seeds=len(results.arms) <= MOST_ARMS_WITH_SEEDS):
+                        x, y, smooth = one.step, one.values, ema(one.values, alpha=alpha)
+                        mode = "lines" if one.seed else "lines+markers"
+                        raw, smoothed = {**meta, "smooth": False}, {**meta, "smooth": True}
+                        curves[score] += [
+                            curve(arm.label, style, x, y, mode, " %", raw, faint=one.seed),
+                            curve(arm.label, style, x, smooth, "lines", " %", smoothed, faint=one.seed),
+                        ]
+                        if not one.seed:
+                            curves[score].append(curve(arm.label, style, x, y, "markers", " %", smoothed, faint=True))
+                elif (known := values.dropna(how="all")).size:
+                    value = float(np.nanmean(known.iloc[-1]))
+                    curves[score].append(
+                        scatter(
+                            arm.label,
+                            style,
+                            [0, last_step],
+                            [rounded(value)] * 2,
+                            meta,
+                            hover="%{y} %",
+                            mode="lines+text",
+                            text=[f"{plot_label(short(arm.label))} {value:.1f}", ""],
+                            textposition="top right",
+                            cliponaxis=False,
+                            line={"color": style.color, "width": 1.5, "dash": style.dash},
+                        )
+                    )
+    return curves
 
 
-def training_curves(results: Results, drawn: Looks, *, alpha: float) -> Curves:
-    """Metric → its traces, smoothed; only metrics that a run recorded."""
-    training = results.records.training
+def training_curves(results: Results, styles: Styles, *, alpha: float) -> Curves:
+    """Metric → its traces, smoothed; only of metrics that a run recorded."""
+    training, seeds = results.records.training, len(results.arms) <= MOST_ARMS_WITH_SEEDS
     recorded = [name for name in TRAINING if training[name].notna().any()]
-    every = training.pivot(index="step", columns="run", values=recorded)
-    found: Curves = {}
+    metrics = training.pivot(index="step", columns="run", values=recorded)
+    curves: Curves = {}
     for name in recorded:
-        by_run = _Runs.of(every[name] * (100 if name in PERCENT else 1))
-        curves = [
-            (arm, curve)
-            for arm in results.arms
-            for curve in _curves(
-                by_run.step, by_run.among(arm.used or arm.runs), seeds=len(results.arms) <= SEEDS_UP_TO
-            )
-        ]
-        points = max(20, min(POINTS_PER_TRACE, POINTS_PER_FIGURE // max(1, len(curves))))
-        unit = " %" if name in PERCENT else ""
-        found[name] = []
-        for arm, curve in curves:
-            x, y = thin(curve.step, ema(curve.values, alpha=alpha), points)
-            found[name].append(line(arm.label, drawn[arm.id], x, y, "lines", unit, {"arm": arm.id}, faint=curve.seed))
-    return found
+        by_run, unit = metrics[name] * (100 if name in PERCENT else 1), " %" if name in PERCENT else ""
+        own = [(arm, one) for arm in results.arms for one in _curves(_of(by_run, arm.used or arm.runs), seeds=seeds)]
+        points = max(20, min(POINTS_PER_TRACE, POINTS_PER_FIGURE // max(1, len(own))))
+        curves[name] = []
+        for arm, one in own:
+            x, y = thin(one.step, ema(one.values, alpha=alpha), points)
+            curves[name].append(curve(arm.label, styles[arm.id], x, y, "lines", unit, {"arm": arm.id}, faint=one.seed))
+    return curves
 
 
 def many_evaluations(results: Results) -> bool:
-    """Whether runs were evaluated often enough for a moving average of their scores to say something."""
+    """Whether runs were evaluated often enough for a moving average of their scores to be of use."""
     evaluations = results.by_step.groupby("run")["step"].nunique()
     return bool(len(evaluations)) and float(evaluations.median()) >= SMOOTHED_FROM
 
 
 def learning_panels(results: Results, curves: Curves) -> list[Panel]:
-    """Scores over training, of the runs that the reader chose."""
+    """Scores over training, of the arms that the reader chose."""
     return [
-        Panel(f"learning-{score}", "learning", results.label(score), _NOTES[score], curves[score], _scores_layout())
+        Panel(f"learning-{score}", "learning", results.label(score), SCORES[score], curves[score], _SCORE_LAYOUT)
         for score in curves
-    ]
-
-
-def training_panels(curves: Curves) -> list[Panel]:
-    """What each step recorded, one figure a metric."""
-    return [
-        Panel(_id(name), "training", *TRAINING[name], traces, layout(x="step", y=_unit(name)))
-        for name, traces in curves.items()
     ]
 
 
@@ -110,90 +115,57 @@ def ensemble_panels(results: Results, curves: Curves) -> list[Panel]:
             f"ensemble-{score}",
             "ensemble",
             f"{results.label(score)} over training",
-            _NOTES[score],
+            SCORES[score],
             curves[score],
-            _scores_layout(),
+            _SCORE_LAYOUT,
             topic="ensemble",
         )
         for score in curves
     ]
 
 
+_SCORE_LAYOUT = layout(x="step", y="%", yaxis={"rangemode": "tozero"})
+
+
+def training_panels(curves: Curves) -> list[Panel]:
+    """What each step recorded, one figure a metric."""
+    return [
+        Panel(
+            name.replace("/", "-").replace("_", "-"),
+            "training",
+            *TRAINING[name],
+            traces,
+            layout(x="step", y="%" if name in PERCENT else ""),
+        )
+        for name, traces in curves.items()
+    ]
+
+
 def stability_panels(results: Results, learning: Curves, training: Curves) -> list[Panel]:
     """Figures 1 and 2 of the adventures post: diagnostics and outcomes, each by a metric of the reader's choice."""
     labels = {**{score: results.label(score) for score in SCORES}, **{name: TRAINING[name][0] for name in TRAINING}}
-    percent = {*SCORES, *PERCENT}
-    titles = {name: f"{label}, %" if name in percent else label for name, label in labels.items()}
-    found = []
-    for name, title, note, names in (
-        ("diagnostics", "Stability diagnostics", "What shows first that training goes wrong", DIAGNOSTICS),
-        ("outcomes", "Outcomes", "What comes of it", (*SCORES, *OUTCOMES)),
-    ):
-        known = [(metric, {**learning, **training}[metric]) for metric in names if metric in {**learning, **training}]
-        traces = [
-            {**trace, "meta": {**trace["meta"], "metric": metric}} for metric, traces in known for trace in traces
-        ]
-        control = Control("metric", "Metric", tuple((metric, labels[metric]) for metric, _ in known))
-        found.append(
-            Panel(
-                f"stability-{name}",
-                "stability",
-                title,
-                note,
-                traces,
-                layout(x="step", y=""),
-                (control,),
-                "stability",
-                {metric: titles[metric] for metric, _ in known},
-            )
-        )
-    return [panel for panel in found if panel.traces]
-
-
-_NOTES = {"mean": "Answers that are right", "best": "Problems with any right answer"}
-
-
-def _scored(arm: Arm, look: Look, curve: "_Curve", own: dict[str, str], alpha: float) -> list[Trace]:
-    seed, x, y = curve
-    raw, smooth = {**own, "smooth": False}, {**own, "smooth": True}
-    traces = [
-        line(arm.label, look, x, y, "lines" if seed else "lines+markers", " %", raw, faint=seed),
-        line(arm.label, look, x, ema(y, alpha=alpha), "lines", " %", smooth, faint=seed),
+    panels = [
+        _by_metric("diagnostics", "Stability diagnostics", "Early signs of instability", DIAGNOSTICS, training, labels),
+        _by_metric("outcomes", "Outcomes", "What it leads to", (*SCORES, *OUTCOMES), {**learning, **training}, labels),
     ]
-    return traces if seed else [*traces, line(arm.label, look, x, y, "markers", " %", smooth, faint=True)]
+    return [panel for panel in panels if panel.traces]
 
 
-def _across(arm: Arm, look: Look, value: float, last_step: int, meta: dict[str, str]) -> Trace:
-    return {
-        "type": "scatter",
-        "x": [0, last_step],
-        "y": [rounded(value)] * 2,
-        "name": plot_label(arm.label),
-        "mode": "lines+text",
-        "text": [f"{plot_label(short(arm.label))} {value:.1f}", ""],
-        "textposition": "top right",
-        "cliponaxis": False,
-        "line": {"color": colour(look), "width": 1.5, "dash": look.dash},
-        "hovertemplate": "%{y} %<extra>%{fullData.name}</extra>",
-        "meta": {**meta, "slot": look.slot},
-    }
-
-
-@dataclass(frozen=True)
-class _Runs:
-    """Values over steps, "step run"; NaN where there is none."""
-
-    step: np.ndarray
-    place: dict[str, int]  # of a run's column
-    values: np.ndarray
-
-    @classmethod
-    def of(cls, frame: pd.DataFrame) -> "_Runs":
-        return cls(frame.index.to_numpy(), {run: at for at, run in enumerate(frame.columns)}, frame.to_numpy(float))
-
-    def among(self, runs: Sequence[str]) -> np.ndarray:
-        """Those of these runs, where they have any."""
-        return self.values[:, [self.place[run] for run in runs if run in self.place]]
+def _by_metric(
+    name: str, title: str, note: str, metrics: Sequence[str], curves: Curves, labels: Mapping[str, str]
+) -> Panel:
+    known = [metric for metric in metrics if metric in curves]
+    return Panel(
+        f"stability-{name}",
+        "stability",
+        title,
+        note,
+        [{**trace, "meta": {**trace["meta"], "metric": metric}} for metric in known for trace in curves[metric]],
+        layout(x="step", y=""),
+        (Control("metric", "Metric", tuple((metric, labels[metric]) for metric in known)),),
+        "stability",
+        {metric: labels[metric] + (", %" if metric in {*SCORES, *PERCENT} else "") for metric in known},
+    )
 
 
 class _Curve(NamedTuple):
@@ -202,22 +174,16 @@ class _Curve(NamedTuple):
     values: np.ndarray
 
 
-def _curves(step: np.ndarray, values: np.ndarray, *, seeds: bool) -> list[_Curve]:
-    """The mean over seeds where all have a value, then each of several."""
-    if not values.size:
+def _of(by_run: pd.DataFrame, runs: Sequence[str]) -> pd.DataFrame:
+    """The columns of these runs, where there are any."""
+    return by_run[[run for run in runs if run in by_run.columns]]
+
+
+def _curves(by_run: pd.DataFrame, *, seeds: bool) -> list[_Curve]:
+    """The mean over seeds at the steps where all have a value, then each seed of several."""
+    if by_run.empty:
         return []
+    step, values = by_run.index.to_numpy(), by_run.to_numpy(float)
     single = list(values.T) if seeds and values.shape[1] > 1 else []
     every = [(False, values.mean(axis=1)), *((True, column) for column in single)]
-    return [_Curve(seed, step[known], curve[known]) for seed, curve in every if (known := ~np.isnan(curve)).any()]
-
-
-def _scores_layout() -> dict:
-    return layout(x="step", y="%", yaxis={"rangemode": "tozero"})
-
-
-def _unit(name: str) -> str:
-    return "%" if name in PERCENT else ""
-
-
-def _id(name: str) -> str:
-    return name.replace("/", "-").replace("_", "-")
+    return [_Curve(seed, step[known], one[known]) for seed, one in every if (known := ~np.isnan(one)).any()]

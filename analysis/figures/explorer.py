@@ -1,4 +1,4 @@
-"""Figure 3 of the adventures post: one hyper-parameter at a time, every benchmark."""
+"""Figure 3 of the adventures post: one hyper-parameter at a time, on every benchmark."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -6,71 +6,59 @@ from typing import Any
 
 from analysis.arms import Arm
 from analysis.evaluation import AVERAGE
-from analysis.figures.panel import Control, Panel, colour, error_bar, layout, look, rounded
-from analysis.figures.scores import WHICH, score_control
+from analysis.figures.panel import Control, Panel, error_bars, layout, percent, scatter, style
+from analysis.figures.scores import WHICH_BEST_FIRST, score_control
 from analysis.results import Results
 from analysis.text import plot_label, printable
 from analysis.topics import TOPICS, Topic
 
 
 def axes(results: Results, members: Mapping[str, list[str]]) -> list[tuple[Topic, list[tuple[str, Arm]]]]:
-    """Each axis that was moved, with (its value as text, the arm), in order of the values."""
+    """Each hyper-parameter that was varied, with (its value as text, the arm) in the order of its values."""
     arms = {arm.id: arm for arm in results.arms}
-    found = []
+    varied = []
     for topic in TOPICS:
         if topic.axis and topic.name in members:
             values = [(results.records.details[arm].config.get(topic.axis), arms[arm]) for arm in members[topic.name]]
             if all(type(value) in (int, float) for value, _ in values):
                 values.sort(key=lambda value: float(value[0] or 0))
-            found.append((topic, [(shown(value), arm) for value, arm in values]))
-    return found
+            varied.append((topic, [(value_text(value), arm) for value, arm in values]))
+    return varied
 
 
-def shown(value: Any) -> str:
-    """A value of a config in a word: a list's items, a model's name without its owner."""
+def value_text(value: Any) -> str:
+    """A config value in short: the items of a list, a model's name without its owner."""
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(shown(item) for item in value)
+        return ", ".join(value_text(item) for item in value)
     return printable(str(value).rpartition("/")[2], limit=40)
 
 
 def explorer(results: Results, members: Mapping[str, list[str]]) -> Panel:
     """Score at each value of the chosen hyper-parameter, the others as in the baseline."""
-    traces, moved = [], axes(results, members)
+    traces, varied = [], axes(results, members)
     benchmarks = [AVERAGE, *results.benchmarks] if results.benchmarks[1:] else results.benchmarks
-    for topic, values in moved:
-        for place, benchmark in enumerate(benchmarks):
-            how = look(place)
+    for topic, values in varied:
+        for position, benchmark in enumerate(benchmarks):
+            own = style(position)
             points: dict[tuple[str, str], list[tuple[str, Arm, dict[str, Any]]]] = {}
             for text, arm in values:
                 for row in results.estimated.get((arm.id, benchmark), ()):
                     if row["score"] in ("mean", "best") and not math.isnan(row["value"]):
                         points.setdefault((row["score"], row["which"]), []).append((text, arm, row))
-            for (score, which), found in points.items():
-                bars = [
-                    error_bar(how, *(100 * row[number] if not math.isnan(row[number]) else None for number in _ENDS))
-                    for _, _, row in found
-                ]
-                ends = {end: [bar[end][0] for bar in bars] for end in ("array", "arrayminus")}
-                traces.append(
-                    {
-                        "type": "scatter",
-                        "mode": "lines+markers",
-                        "x": [plot_label(text) for text, _, _ in found],
-                        "y": [rounded(100 * row["value"]) for _, _, row in found],
-                        "name": plot_label(benchmark),
-                        "line": {"color": colour(how), "width": 2.25 if not place else 1.25, "dash": how.dash},
-                        "marker": {"symbol": how.marker, "size": 8, "color": colour(how)},
-                        "error_y": {**error_bar(how, None, None, None), **ends},
-                        "hovertemplate": "%{x}: %{y:.1f} %<extra>%{fullData.name}</extra>",
-                        "meta": {
-                            "arms": [arm.id for _, arm, _ in found],
-                            "slot": how.slot,
-                            "axis": topic.name,
-                            "score": score,
-                            "which": which,
-                        },
-                    }
+            traces += [
+                scatter(
+                    benchmark,
+                    own,
+                    [plot_label(text) for text, _, _ in scored],
+                    [percent(row) for _, _, row in scored],
+                    {"arms": [arm.id for _, arm, _ in scored], "axis": topic.name, "score": score, "which": which},
+                    hover="%{x}: %{y:.1f} %",
+                    mode="lines+markers",
+                    line={"color": own.color, "width": 1.25 if position else 2.25, "dash": own.dash},
+                    error_y=error_bars(own, [row for _, _, row in scored]),
                 )
+                for (score, which), scored in points.items()
+            ]
     return Panel(
         "explorer",
         "explorer",
@@ -79,11 +67,8 @@ def explorer(results: Results, members: Mapping[str, list[str]]) -> Panel:
         traces,
         {**layout(x="", y="%", xaxis={"type": "category"}), "showlegend": len(benchmarks) > 1},
         (
-            Control("axis", "Hyper-parameter", tuple((topic.name, topic.title) for topic, _ in moved)),
+            Control("axis", "Hyper-parameter", tuple((topic.name, topic.title) for topic, _ in varied)),
             score_control(results),
-            Control("which", "At", WHICH.options[::-1]),
+            WHICH_BEST_FIRST,
         ),
     )
-
-
-_ENDS = ("value", "low", "high")

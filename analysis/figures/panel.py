@@ -1,7 +1,7 @@
-"""What a figure is made of, as plotly takes it, and how an arm looks in all of them.
+"""A figure as plotly data, and the style that an arm has in every figure.
 
-Each trace says in its `meta` which arm, benchmark, smoothing or other choice it belongs to: the page shows those that
-its reader chose, in the colours of the reader's theme. A trace without an arm is always shown.
+The `meta` of a trace names the arm, benchmark, smoothing or other choice that it belongs to. The page shows the traces
+that match the reader's choices, in the colours of the reader's theme; a trace without an arm is always shown.
 """
 
 import math
@@ -14,35 +14,36 @@ import numpy as np
 from analysis.arms import Arm
 from analysis.text import plot_label
 
-# Told apart under protanopia, deuteranopia and tritanopia and at 3:1 or more against the page, as
-# `tests/unit/analysis/test_figures.py` measures. With each goes a marker; further arms repeat them with another dash.
+# Distinguishable under protanopia, deuteranopia and tritanopia, with a contrast of 3:1 or more against the page, as
+# `tests/unit/analysis/test_figures.py` measures. Each goes with a marker; further arms repeat them with another dash.
 LIGHT = ("#3f4ed1", "#bb7a05", "#36a291", "#ad167a", "#b176f3", "#774002")
 DARK = ("#89b0f1", "#edd217", "#59eec7", "#ae6685", "#7766f1", "#ff6a0c")
 TEACHER_LIGHT, TEACHER_DARK = "#6b6a66", "#a3a29c"
 MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot")
-DIFFERENT = len(LIGHT) * len(DASHES)
+NUM_STYLES = len(LIGHT) * len(DASHES)
 
 Trace = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class Control:
-    """A choice that a reader makes in one figure: traces whose `meta` has another value under `key` are not shown."""
+    """A choice within one figure: traces whose `meta` has another value under `key` are hidden."""
 
     key: str
     label: str
-    options: tuple[tuple[str, str], ...]  # value, label; the first is chosen at first
+    options: tuple[tuple[str, str], ...]  # value and label; the first is the default
 
 
 @dataclass(frozen=True)
 class Panel:
-    """One figure with its place in the page. `plotly.graph_objects.Figure(traces, layout)` is the figure itself.
+    """One figure of the page; `plotly.graph_objects.Figure(traces, layout)` draws it.
 
     Attributes:
-        topic: the comparison whose arms alone it shows; None for those that the reader chose.
-        titles: value of a control → the title of the y axis under it.
-        tall: one row an arm: its height follows from how many there are.
+        group: the section of the page that it stands in.
+        topic: the comparison whose arms it shows; None for the arms that the reader chose.
+        titles: value of a control → title of the y axis under it.
+        tall: one row an arm, so that its height depends on the number of arms.
     """
 
     id: str
@@ -58,87 +59,119 @@ class Panel:
 
 
 @dataclass(frozen=True)
-class Look:
-    """How an arm is drawn: place in the palette (None: a teacher's grey), marker and dash."""
+class Style:
+    """How an arm is drawn: index into the palette (None: the teachers' grey), marker and dash."""
 
     slot: int | None
-    marker: str
-    dash: str
+    marker: str = "circle"
+    dash: str = "solid"
+
+    @property
+    def color(self) -> str:
+        """On paper and on a light page."""
+        return TEACHER_LIGHT if self.slot is None else LIGHT[self.slot]
 
 
-Looks = Mapping[str, Look]
+GREY = Style(None)
+Styles = Mapping[str, Style]
 
 
-def looks(arms: Sequence[Arm], members: Mapping[str, list[str]]) -> Looks:
-    """Arm → its look, the same in all figures.
+def arm_styles(arms: Sequence[Arm], members: Mapping[str, list[str]]) -> Styles:
+    """Arm → its style, the same in all figures.
 
-    `members` is topic → its arms. There are `DIFFERENT` looks; where there are more arms, those of one comparison still
-    look different, and the baseline like no other of any.
+    Where there are more than `NUM_STYLES` arms, those of one comparison (`members`: topic → its arms) still differ, and
+    the baseline shares its style with no arm of any comparison.
     """
     students = [arm for arm in arms if arm.role != "teacher"]
-    drawn = {arm.id: look(position) for position, arm in enumerate(students)}
-    if len(students) > DIFFERENT:
-        positions: dict[str, int] = {}
+    positions = {arm.id: position for position, arm in enumerate(students)}
+    if len(students) > NUM_STYLES:
+        positions = {}
         for arm in students:
-            beside = {other for own in members.values() if arm.id in own for other in own}
-            taken = {positions[other] for other in beside if other in positions}
+            related = {other for own in members.values() if arm.id in own for other in own}
+            taken = {positions[other] for other in related if other in positions}
             free = (position for position in range(len(students)) if position not in taken)
-            positions[arm.id] = next(free) if beside else len(positions)
-        drawn = {arm: look(position) for arm, position in positions.items()}
+            positions[arm.id] = next(free) if related else len(positions)
+    styles = {arm: style(position) for arm, position in positions.items()}
     for position, arm in enumerate(arm for arm in arms if arm.role == "teacher"):
-        drawn[arm.id] = Look(None, "circle", DASHES[1 + position % 3])
-    return drawn
+        styles[arm.id] = Style(None, dash=DASHES[1 + position % 3])
+    return styles
 
 
-def look(position: int) -> Look:
-    """That of the student at this place; `DIFFERENT` are different."""
+def style(position: int) -> Style:
+    """The style of the student at this position; `NUM_STYLES` of them differ."""
     turn, slot = divmod(position, len(LIGHT))
-    return Look(slot, MARKERS[slot], DASHES[turn % len(DASHES)])
+    return Style(slot, MARKERS[slot], DASHES[turn % len(DASHES)])
 
 
-def line(
+def scatter(
     label: str,
-    look: Look,
+    style: Style,
+    x: list,
+    y: list,
+    meta: Mapping[str, Any],
+    *,
+    hover: str | None = None,
+    mode: str | None = "markers",
+    **more: Any,
+) -> Trace:
+    """A trace in a style. `hover` is its hover text; `more` adds keys to the trace, replaces or (None) removes them."""
+    trace = {
+        "type": "scatter",
+        "mode": mode,
+        "x": x,
+        "y": y,
+        "name": plot_label(label),
+        "line": {"color": style.color, "width": 2.25, "dash": style.dash},
+        "marker": {"symbol": style.marker, "size": 10, "color": style.color},
+        "hovertemplate": None if hover is None else f"{hover}<extra>%{{fullData.name}}</extra>",
+        "hoverinfo": "skip" if hover is None else None,
+        "meta": {**meta, "slot": style.slot},
+        **more,
+    }
+    return {key: value for key, value in trace.items() if value is not None}
+
+
+def curve(
+    label: str,
+    style: Style,
     x: np.ndarray,
     y: np.ndarray,
     mode: str,
     unit: str,
-    meta: dict[str, Any],
+    meta: Mapping[str, Any],
     *,
     faint: bool,
 ) -> Trace:
-    """A curve over steps. A faint one is a single seed's, or the points behind a smoothed curve."""
-    trace = {
-        "type": "scatter",
-        "x": [int(step) for step in x],
-        "y": [rounded(value) for value in y],
-        "name": plot_label(label),
-        "mode": mode,
-        "opacity": 0.35 if faint else 1,
-        "line": {"color": colour(look), "width": 1 if faint else 2.25, "dash": look.dash},
-        "marker": {"symbol": look.marker, "size": 6, "color": colour(look)},
-        "meta": {**meta, "slot": look.slot, **({"faint": True} if faint else {})},
-    }
-    if faint:
-        return {**trace, "hoverinfo": "skip"}
-    return {**trace, "hovertemplate": f"step %{{x}}: %{{y}}{unit}<extra>%{{fullData.name}}</extra>"}
+    """A curve over steps. A faint one is that of a single seed, or the points behind a smoothed curve."""
+    return scatter(
+        label,
+        style,
+        [int(step) for step in x],
+        [rounded(value) for value in y],
+        {**meta, "faint": True} if faint else meta,
+        hover=None if faint else f"step %{{x}}: %{{y}}{unit}",
+        mode=mode,
+        opacity=0.35 if faint else 1,
+        line={"color": style.color, "width": 1 if faint else 2.25, "dash": style.dash},
+        marker={"symbol": style.marker, "size": 6, "color": style.color},
+    )
 
 
-def error_bar(look: Look, value: float | None, low: float | None, high: float | None) -> dict[str, Any]:
-    """From `low` to `high`; a missing end is not drawn."""
+def error_bars(style: Style, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Error bars in percent from the `value`, `low` and `high` of each row of estimates; a missing end is not drawn."""
     return {
         "type": "data",
         "symmetric": False,
-        "array": [None if high is None or value is None else rounded(high - value)],
-        "arrayminus": [None if low is None or value is None else rounded(value - low)],
-        "color": colour(look),
+        "array": [rounded(100 * (row["high"] - row["value"])) for row in rows],
+        "arrayminus": [rounded(100 * (row["value"] - row["low"])) for row in rows],
+        "color": style.color,
         "thickness": 2,
         "width": 0,
     }
 
 
 def layout(*, x: str, y: str, **axes: dict[str, Any]) -> dict[str, Any]:
-    """What all figures share, with the titles of the axes and what is particular to one."""
+    """The layout that all figures share, with the titles of the axes and what is particular to one."""
     common = {"zeroline": False, "automargin": True}
     return {
         "template": "none",
@@ -152,28 +185,28 @@ def layout(*, x: str, y: str, **axes: dict[str, Any]) -> dict[str, Any]:
 
 
 def rows_layout(x: str, **xaxis: Any) -> dict[str, Any]:
-    """Arms under each other, the first on top."""
+    """One row an arm, the first on top."""
     yaxis = {"autorange": "reversed", "type": "category", "showgrid": False}
     return layout(x=x, y="", xaxis=xaxis, yaxis=yaxis)
 
 
-def colour(look: Look) -> str:
-    """On paper and on a light page."""
-    return TEACHER_LIGHT if look.slot is None else LIGHT[look.slot]
-
-
 def short(label: str) -> str:
-    """A label as an axis has room for it."""
+    """A label that fits beside an axis."""
     return label if len(label) <= 28 else label[:27] + "…"
 
 
 def rounded(value: float) -> float | None:
-    """Four digits are more than a figure shows. None, which JSON can write, for a missing value."""
+    """To four significant digits; None, which JSON can write, for NaN."""
     return None if math.isnan(value) else float(f"{value:.4g}")
 
 
+def percent(row: Mapping[str, Any]) -> float | None:
+    """The value of a row of estimates, in percent."""
+    return rounded(100 * row["value"])
+
+
 def thin(x: np.ndarray, y: np.ndarray, points: int) -> tuple[np.ndarray, np.ndarray]:
-    """At most `points` of the points, evenly spread, with the first and the last."""
+    """At most `points` of the points, evenly spaced, including the first and the last."""
     if len(x) <= points:
         return x, y
     kept = np.unique(np.linspace(0, len(x) - 1, points).round().astype(int))

@@ -1,4 +1,4 @@
-"""Figure 5 of the adventures post: which importance ratios occur, against each divergence's weight for them."""
+"""Figure 5 of the adventures post: the importance ratios that occur, and the weight that each divergence gives them."""
 
 from collections.abc import Callable
 from itertools import pairwise
@@ -6,15 +6,15 @@ from itertools import pairwise
 import numpy as np
 from jaxtyping import Float
 
-from analysis.figures.panel import Control, Look, Panel, Trace, colour, layout, look, rounded
+from analysis.figures.panel import GREY, Control, Panel, Trace, layout, rounded, scatter, style
 from analysis.results import Results
-from analysis.text import plot_label
+from analysis.rollouts import Rollouts
 
 Weight = Callable[[Float[np.ndarray, " point"]], Float[np.ndarray, " point"]]
 
 REACH = 4.0  # nats to either side: r from e^-4 to e^4
-# Policy-gradient weight -(f'(r) - f'(1)) as a function of u = log r, as `opd.objective.divergence` has them; the naive
-# k3 is the value form that the post shows to be biased.
+# Policy-gradient weight -(f'(r) - f'(1)) as a function of u = log r, as in `opd.objective.divergence`; the naive k3 is
+# the value form that the post shows to be biased.
 WEIGHTS: dict[str, Weight] = {
     "reverse KL": lambda u: -u,
     "forward KL": lambda u: np.exp(-u) - 1,
@@ -27,41 +27,35 @@ _TICKS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8, 16, 32)
 
 
 def ratios(results: Results) -> Panel | None:
-    """The weights, and behind them the share of a step's tokens at each ratio; None where no run recorded rollouts."""
-    found = [(arm, details.rollouts) for arm in results.arms if (details := results.records.details.get(arm.id))]
-    recorded = [(arm, rollouts) for arm, rollouts in found if rollouts and sum(rollouts.counts)]
+    """The weights, over the share of a step's tokens at each ratio; None where no run recorded rollouts."""
+    details = results.records.details
+    recorded = [
+        (arm, rollouts)
+        for arm in results.arms
+        if arm.id in details and (rollouts := details[arm.id].rollouts) and sum(rollouts.counts)
+    ]
     if not recorded:
         return None
-    traces: list[Trace] = []
-    options = []
-    for arm, rollouts in recorded:
-        edges = np.linspace(rollouts.low, rollouts.high, len(rollouts.counts) + 1)
-        total = sum(rollouts.counts) + rollouts.below + rollouts.above
-        inside = [
-            (rounded((low + high) / 2), rounded(100 * count / total))
-            for (low, high), count in zip(pairwise(edges), rollouts.counts, strict=True)
-            if -REACH <= (low + high) / 2 <= REACH
-        ]
-        options.append((arm.id, f"{arm.label}, step {rollouts.step}"))
-        traces.append(
-            {
-                "type": "bar",
-                "x": [centre for centre, _ in inside],
-                "y": [share for _, share in inside],
-                "yaxis": "y2",
-                "name": plot_label(f"tokens of {arm.label}"),
-                "marker": {"color": colour(Look(None, "circle", "solid")), "opacity": 0.35},
-                "hovertemplate": "log r = %{x}: %{y} % of tokens<extra></extra>",
-                "meta": {"run": arm.id, "slot": None},
-            }
+    u = np.linspace(-REACH, REACH, 81)
+    weights = [
+        scatter(
+            name,
+            own := style(position),
+            [rounded(float(value)) for value in u],
+            [rounded(float(value)) for value in weight(u)],
+            {},
+            hover="log r = %{x}: %{y}",
+            mode="lines",
+            line={"color": own.color, "width": 2, "dash": ("solid", "dash")[position % 2]},
         )
-    traces += [_weight(place, name) for place, name in enumerate(WEIGHTS)]
+        for position, (name, weight) in enumerate(WEIGHTS.items())
+    ]
     return Panel(
         "ratios",
         "divergence",
         "Importance ratios and weights",
         "Lines: policy-gradient weight, left. Bars: % of the step's response tokens, right",
-        traces,
+        [*(_histogram(arm.id, arm.label, rollouts) for arm, rollouts in recorded), *weights],
         {
             **layout(
                 x="r = π student / π reference",
@@ -77,20 +71,28 @@ def ratios(results: Results) -> Panel | None:
             "showlegend": True,
             "bargap": 0,
         },
-        (Control("run", "Tokens of", tuple(options)),),
+        (Control("run", "Tokens of", tuple((arm.id, f"{arm.label}, step {own.step}") for arm, own in recorded)),),
     )
 
 
-def _weight(place: int, name: str) -> Trace:
-    how = look(place)
-    u = np.linspace(-REACH, REACH, 81)
-    return {
-        "type": "scatter",
-        "mode": "lines",
-        "x": [rounded(float(value)) for value in u],
-        "y": [rounded(float(value)) for value in WEIGHTS[name](u)],
-        "name": name,
-        "line": {"color": colour(how), "width": 2, "dash": ("solid", "dash")[place % 2]},
-        "hovertemplate": "log r = %{x}: %{y}<extra>%{fullData.name}</extra>",
-        "meta": {"slot": how.slot},
-    }
+def _histogram(arm: str, label: str, rollouts: Rollouts) -> Trace:
+    edges = np.linspace(rollouts.low, rollouts.high, len(rollouts.counts) + 1)
+    total = sum(rollouts.counts) + rollouts.below + rollouts.above
+    bins = [
+        (rounded((low + high) / 2), rounded(100 * count / total))
+        for (low, high), count in zip(pairwise(edges), rollouts.counts, strict=True)
+        if -REACH <= (low + high) / 2 <= REACH
+    ]
+    return scatter(
+        f"tokens of {label}",
+        GREY,
+        [centre for centre, _ in bins],
+        [share for _, share in bins],
+        {"run": arm},
+        hover="log r = %{x}: %{y} % of tokens",
+        type="bar",
+        mode=None,
+        line=None,
+        yaxis="y2",
+        marker={"color": GREY.color, "opacity": 0.35},
+    )

@@ -7,7 +7,7 @@ from jaxtyping import Float
 def resampling_weights(
     size: int, *, drawn: int, count: int, rng: np.random.Generator
 ) -> Float[np.ndarray, "count size"]:
-    """`count` draws of `drawn` of `size` things with replacement: how often each was drawn, divided by `drawn`.
+    """`count` resamples of `drawn` out of `size` items with replacement: how often each was drawn, divided by `drawn`.
 
     With `drawn = size - 1` the variance of a resampled mean is s² / size with the unbiased s², where `drawn = size`
     gives (size - 1) / size of it, half with two seeds (Rao and Wu, Resampling inference with complex survey data,
@@ -32,8 +32,3 @@ def resampled_means(
     metrics, num_seeds, num_problems = values.shape
     by_seed = problems @ values.reshape(metrics * num_seeds, num_problems).T
     return np.einsum("bms,bs->bm", by_seed.reshape(-1, metrics, num_seeds), seeds)
-
-
-def percentile_interval(draws: Float[np.ndarray, "count metric"], *, level: float) -> Float[np.ndarray, "2 metric"]:
-    """The central `level` share of the draws of each metric: its (1 - level) / 2 and (1 + level) / 2 quantiles."""
-    return np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)

@@ -1,4 +1,4 @@
-"""Corrections for many comparisons: adjusted p-values, in the order given. NaN stays NaN and is no comparison."""
+"""Corrections for multiple comparisons: adjusted p-values, in the order given. NaN stays NaN and is not counted."""
 
 import numpy as np
 from jaxtyping import Float
@@ -7,8 +7,8 @@ from jaxtyping import Float
 def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     """The largest of (m - i + 1) p_(i) over the ranks i up to a test's own, at most 1, of m tests.
 
-    To call significant what is at most α errs in any of them with a chance of at most α, however they depend on each
-    other (Holm, A simple sequentially rejective multiple test procedure, 1979).
+    Rejecting those of at most α keeps the chance of any error at most α, whatever their dependence (Holm, A simple
+    sequentially rejective multiple test procedure, 1979).
     """
     order, known = _order(p)
     adjusted = np.maximum.accumulate(p[order] * np.arange(known, 0, -1))
@@ -18,18 +18,19 @@ def holm(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
 def benjamini_hochberg(p: Float[np.ndarray, " tests"]) -> Float[np.ndarray, " tests"]:
     """The smallest of m p_(i) / i over the ranks i from a test's own, at most 1, of m tests.
 
-    To call significant what is at most α keeps the expected share of errors among them at most α, for independent or
-    positively dependent tests (Benjamini and Hochberg, Controlling the false discovery rate, 1995).
+    Rejecting those of at most α keeps the expected share of errors among them at most α, for independent or positively
+    dependent tests (Benjamini and Hochberg, Controlling the false discovery rate, 1995).
     """
-    order, known = _order(p)
-    adjusted = np.minimum.accumulate((p[order] * known / np.arange(1, known + 1))[::-1])[::-1]
-    return _put_back(p, order, adjusted)
+    from scipy.stats import false_discovery_control
+
+    order, _ = _order(p)
+    return _put_back(p, order, false_discovery_control(p[order]) if len(order) else p[order])
 
 
 def holm_levels(p: Float[np.ndarray, " tests"], *, alpha: float) -> Float[np.ndarray, " tests"]:
     """The α at which Holm's procedure judges each test: p is at most that exactly where its adjusted p is at most α.
 
-    α / (m - i + 1) at rank i, and from the first test that is not significant on, what that one was judged at.
+    α / (m - i + 1) at rank i, and from the first test that is not significant on, the level of that test.
     """
     order, known = _order(p)
     levels = alpha / np.arange(known, 0, -1)

@@ -1,4 +1,4 @@
-"""The mean of scores over seeds and problems, and how sure it is: variance components and Student's t."""
+"""The mean of scores over seeds and problems, with its uncertainty: variance components and Student's t."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -7,7 +7,7 @@ from functools import lru_cache
 import numpy as np
 from jaxtyping import Float
 
-_EXACT = 12  # decimals: what differs by less is rounding
+_EXACT = 12  # decimals; smaller differences are rounding
 
 
 @dataclass(frozen=True)
@@ -18,9 +18,9 @@ class Estimate:
         value: the mean.
         error: its standard error.
         df: the degrees of freedom of Student's t.
-        between_seeds: the share of the error's square that falls as 1 / seeds: what differs from seed to seed, with the
-            noise of the answers.
-        between_problems: the share of it that more seeds do not lessen.
+        between_seeds: the part of the squared error that falls as 1 / seeds: differences between seeds, and the noise
+            of the answers.
+        between_problems: the part of it that more seeds do not reduce.
     """
 
     value: Float[np.ndarray, " metric"]
@@ -30,7 +30,7 @@ class Estimate:
     between_problems: Float[np.ndarray, " metric"]
 
     def one(self, metric: int) -> "Estimate":
-        """This of one metric alone."""
+        """The estimate of one metric."""
         return Estimate(*(getattr(self, field.name)[metric : metric + 1] for field in fields(self)))
 
     def interval(self, level: float) -> Float[np.ndarray, "2 metric"]:
@@ -39,19 +39,19 @@ class Estimate:
         return np.round(np.stack([self.value - reach, self.value + reach]), _EXACT)
 
     def p_above(self, bound: float) -> Float[np.ndarray, " metric"]:
-        """The chance of a mean as high as this one where the true one is at most `bound`; NaN without an error."""
+        """The chance of a mean this high if the true one is at most `bound`; NaN without an error."""
         return _tail(self.df, -self._away(bound))
 
     def p_below(self, bound: float) -> Float[np.ndarray, " metric"]:
-        """The chance of a mean as low as this one where the true one is at least `bound`; NaN without an error."""
+        """The chance of a mean this low if the true one is at least `bound`; NaN without an error."""
         return _tail(self.df, self._away(bound))
 
     def p_two_sided(self) -> Float[np.ndarray, " metric"]:
-        """The chance of a mean as far from 0 as this one where the true one is 0."""
+        """The chance of a mean this far from 0 if the true one is 0."""
         return 2 * _tail(self.df, -np.abs(self._away(0)))
 
     def _away(self, bound: float) -> np.ndarray:
-        """In errors; where nothing varies, what is not the bound is infinitely far from it."""
+        """The distance in standard errors; where nothing varies, infinite unless it is 0."""
         away = np.round(self.value - bound, _EXACT)
         with np.errstate(divide="ignore", invalid="ignore"):
             return np.where(away == 0, 0 * self.error, away / self.error)
@@ -59,12 +59,12 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Block:
-    """What one benchmark tells. Sides are sets of runs whose seeds are drawn independently of each other.
+    """The variance components of one benchmark. Sides are sets of runs whose seeds are drawn independently.
 
     Attributes:
         by_seed: of each side, its signed score by seed, "metric seed".
-        noise: of each side, the variance of one seed on one problem beside what the seed and the problem account for,
-            over the number of its seeds; 0 with one seed, which cannot tell.
+        noise: of each side, the residual variance of one seed on one problem, over the number of its seeds; 0 with one
+            seed, where it cannot be estimated.
         between: the variance over problems of the signed sum of the sides' means.
         problems: how many there are.
     """
@@ -104,7 +104,7 @@ def estimate(blocks: Sequence[Block]) -> Estimate:
     Satterthwaite's degrees of freedom, the other choice, make intervals that are too narrow where seeds differ much and
     are two or three (docs/coverage.md). `df` is the one whose 97.5 % quantile is that mean.
 
-    A side with one seed adds nothing to A: the interval then holds for this seed, and says nothing of others.
+    A side with one seed adds nothing to A: the interval then holds for this seed, and says nothing about others.
     An error of fewer than two problems is NaN.
     """
     weight = 1 / len(blocks)

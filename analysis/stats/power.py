@@ -1,8 +1,8 @@
-"""How many seeds would settle a difference."""
+"""The number of seeds that would settle a difference."""
 
 import numpy as np
 
-MOST = 1000  # seeds: who needs more needs another experiment
+MOST = 1000  # seeds; more call for another experiment
 
 
 def seeds_needed(
@@ -19,7 +19,7 @@ def seeds_needed(
     """The fewest seeds an arm with which a true difference is significant with a chance of `power`; None if none do.
 
     The least S of at least 2 with |difference| >= (t_(1 - α/2) + t_power) · error, where error² is the part between
-    seeds · seeds / S and the part between problems. More seeds do not lessen the second: a difference that is small
+    seeds · seeds / S and the part between problems. More seeds do not reduce the second: a difference that is small
     beside it takes more problems. t has the degrees of freedom of `intervals.estimate`.
 
     Args:

@@ -1,4 +1,4 @@
-"""Intervals for one run on few problems, where a normal approximation fails: exact, and Bayesian."""
+"""Exact and Bayesian intervals for one run on few problems, where a normal approximation fails."""
 
 from functools import lru_cache
 
@@ -7,20 +7,17 @@ from jaxtyping import Float, Int
 
 
 def clopper_pearson(right: int, problems: int, *, level: float) -> tuple[float, float]:
-    """The exact interval of a share: each p under which neither so few nor so many are rarer than (1 - level) / 2.
+    """The exact interval of a share, for scores of 0 or 1 a problem, such as best@k and maj@k.
 
-    For scores of 0 or 1 a problem, as best@k and maj@k. It covers at least as often as it says (Clopper and Pearson,
-    The use of confidence or fiducial limits, 1934).
+    Its coverage is at least `level` (Clopper and Pearson, The use of confidence or fiducial limits, 1934).
     """
-    from scipy.special import betaincinv
+    from scipy.stats import binomtest
 
-    tail = (1 - level) / 2
-    low = float(betaincinv(right, problems - right + 1, tail)) if right > 0 else 0.0
-    high = float(betaincinv(right + 1, problems - right, 1 - tail)) if right < problems else 1.0
-    return low, high
+    interval = binomtest(right, problems).proportion_ci(level, "exact")
+    return float(interval.low), float(interval.high)
 
 
-# The grid's ends: a share of one in 10,000 and a problem's chance that is all but sure or all but the same everywhere.
+# The grid of the posterior: the mean of the problems' chances, and the correlation of two answers to one problem.
 _MEANS = np.linspace(0.0005, 0.9995, 1000)
 _SPREADS = np.linspace(0.01, 0.99, 50)
 
@@ -42,7 +39,7 @@ def beta_binomial_interval(right: Int[np.ndarray, " problem"], k: int, *, level:
 
 @lru_cache(maxsize=8)
 def _log_chances(k: int) -> Float[np.ndarray, "right mean spread"]:
-    """The logarithm of the chance of each number of right answers, but for what the number alone decides."""
+    """The log-likelihood of each number of right answers, up to a constant of that number."""
     from scipy.special import betaln
 
     mean, size = _MEANS[:, None], (1 / _SPREADS - 1)[None]

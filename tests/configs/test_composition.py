@@ -13,7 +13,7 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from analysis.differences import flat
+from analysis.config_diff import flat
 from opd import cli
 from opd.check import config as check
 from opd.config import identity

@@ -8,7 +8,7 @@ import pytest
 
 from analysis import cache as caching
 from analysis import load as loading
-from analysis.cache import FOLDER, Cache
+from analysis.cache import FOLDER, SUFFIX, Cache
 from analysis.load import Records, load
 from opd.records.run_dir import RunDir, find_runs
 from tests.unit.analysis.fake_runs import Fake, write_run
@@ -22,7 +22,7 @@ def cached(root: Path) -> Records:
 
 
 def kept(root: Path) -> list[Path]:
-    return sorted((root / FOLDER).glob("*.parquet"))
+    return sorted((root / FOLDER).glob(f"*{SUFFIX}"))
 
 
 def assert_same(one: Records, other: Records) -> None:
@@ -36,11 +36,11 @@ def read(monkeypatch) -> list[str]:
     """The names of the runs that were read from their records."""
     names: list[str] = []
 
-    def reading(run: RunDir, read=caching.read_contents):
+    def reading(run: RunDir, read=caching.read_run.read_run):
         names.append(run.path.name)
         return read(run)
 
-    monkeypatch.setattr(caching, "read_contents", reading)
+    monkeypatch.setattr(caching.read_run, "read_run", reading)
     return names
 
 

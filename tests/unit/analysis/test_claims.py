@@ -172,7 +172,7 @@ def test_of_several_differences_the_one_that_decides_is_shown():
 def test_one_seed_settles_nothing():
     (verdict,) = judged(results({"mis": 0.5, "a": 0.9}, seeds=1), claim("direction", expected="above"))
     assert verdict.verdict == "not settled" and verdict.value == pytest.approx(40, abs=1)
-    assert verdict.note == "a and mis ran with one seed, which tells nothing of how seeds differ."
+    assert verdict.note == "a and mis ran with one seed, which says nothing about how seeds differ."
 
 
 def test_scores_that_do_not_vary_settle_nothing():
@@ -184,7 +184,7 @@ def test_scores_that_do_not_vary_settle_nothing():
 
 def test_a_claim_without_its_runs_is_not_run_and_says_which():
     lone = results({"mis": 0.5, "a": 0.5})
-    assert "of b was found" in judged(lone, claim("direction", expected="above", arms=("b",)))[0].note
+    assert "run of b" in judged(lone, claim("direction", expected="above", arms=("b",)))[0].note
     unfinished = analyse(
         replace(lone.records, runs=lone.records.runs.assign(counted=lone.records.runs["name"] == "mis")),
         baseline="mis",
@@ -226,7 +226,7 @@ def test_a_collapse_is_described_by_the_runs_own_curves():
     found = analyse(records(means), baseline="mis", bootstrap=BOOTSTRAP)
     (verdict,) = judged(found, claim("stability"))
     assert verdict.verdict == "reproduced"
-    assert verdict.note.endswith("Of its 3 runs 3 lost half of their best score, 0 had spikes of the gradient norm.")
+    assert verdict.note.endswith("Of its 3 runs 3 lost half of their best score, 0 had gradient norm spikes.")
 
 
 # ---- many claims
@@ -258,7 +258,7 @@ def test_any_of_several_differences_may_be_the_one_that_fails_and_all_must_hold(
     for found, word, level, divided in ((fails, "contradicted", "97.5 %", 2), (holds, "reproduced", "95 %", 1)):
         (verdict,) = judged(found, best)
         assert verdict.verdict == word and f"The {level} interval of mis − b " in verdict.note
-        (_, one) = gather(best, found, replace(published(), claims=(best,))).found
+        (_, one) = gather(best, found, replace(published(), claims=(best,))).findings
         assert one.statement.baseline == "b"
         ends = 100 * one.estimate.interval(1 - published().settings.error / divided)[:, 0]
         assert (verdict.low, verdict.high) == pytest.approx(tuple(ends))
@@ -272,7 +272,7 @@ def test_seeds_that_differ_are_two_sides_and_equal_ones_are_paired():
         for seed in seeds
     }
     found = analyse(records(means), baseline="mis", bootstrap=BOOTSTRAP)
-    both = [gather(replace(one, arms=(arm,)), found, published()).found[0] for arm in ("a", "b")]
+    both = [gather(replace(one, arms=(arm,)), found, published()).findings[0] for arm in ("a", "b")]
     assert [(each.sides, each.seeds) for each in both] == [(1, 3), (2, 3)]
 
 
@@ -285,7 +285,7 @@ def test_verdicts_do_not_depend_on_the_order_of_runs():
 
 def test_the_published_claims_of_no_runs_are_all_not_run():
     found = verdicts(results({"something": 0.5}))
-    assert [verdict.id for verdict in found] == [one.id for one in published().claims]
+    assert [verdict.claim.id for verdict in found] == [one.id for one in published().claims]
     assert {verdict.verdict for verdict in found} == {"not run"}
 
 

@@ -8,7 +8,7 @@ import pytest
 import scipy.stats
 
 from analysis.arms import group_arms
-from analysis.compared import ProblemScores
+from analysis.comparison import ProblemScores
 from analysis.contrasts import contrasts, estimates
 from analysis.evaluation import AVERAGE, SCORES
 from analysis.load import RUN_COLUMNS, TRAINING_COLUMNS, Records, load
@@ -239,7 +239,7 @@ def test_problem_of_one_side_only_stays_out_by_name():
     read = records({("default", 0, 1, "x"): [0.0, 0.0, 1.0], ("a", 0, 1, "x"): [1.0, 0.5]})
     _, differences, left_out = compared(read)
     assert one(differences, "a")["value"] == 0.75 and one(differences, "a")["problems"] == 2
-    assert left_out == [("a", "the difference to default", "x: 1 problems were not asked of all runs")]
+    assert left_out == [("a", "the difference to default", "x: 1 problems were not answered by all runs")]
 
 
 def test_benchmark_of_one_side_only_stays_out_by_name():
@@ -247,7 +247,7 @@ def test_benchmark_of_one_side_only_stays_out_by_name():
     found, differences, left_out = compared(read)
     assert one(differences, "a")["value"] == 0.75
     assert one(found, "a")["value"] == 0.875
-    assert left_out == [("a", "the difference to default", "only a was asked y")]
+    assert left_out == [("a", "the difference to default", "only a was evaluated on y")]
 
 
 def test_unlike_k_is_not_compared():

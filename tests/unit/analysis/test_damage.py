@@ -168,8 +168,8 @@ def test_strict_refuses_damage_in_a_sentence_and_unfinished_runs_not(sound, tmp_
     assert main(strict) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and not (tmp_path / "out").exists()
-    assert "strict=true leaves nothing out: default-0: its best score over training: an evaluation of it is" in said
-    assert "default-0: its evaluation at step 2: holds no answer; " in said and "; and 3 more; " in said
+    assert "strict=true allows no damage: default-0: its best score over training: one of its" in said
+    assert "default-0: its evaluation at step 2: has no answers; " in said and "; and 3 more; " in said
     assert main([*strict[:-1], "strict=false"]) == 0
 
 

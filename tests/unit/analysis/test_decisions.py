@@ -6,17 +6,17 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from analysis.decisions import KINDS, Decision, Found, Statement, decide
+from analysis.decisions import KINDS, Decision, Finding, Statement, decide
 from analysis.published import published
 from analysis.stats.intervals import Estimate
 from docs import coverage
 from tests.unit.analysis.test_claims import claim
 
 
-def found(value: float, low: float, high: float, *, error: float = 1.0) -> Found:
+def found(value: float, low: float, high: float, *, error: float = 1.0) -> Finding:
     """With so many degrees of freedom that t is normal: P(z > 1) = 0.1587, P(z > 2) = 0.0228, P(z > 3) = 0.0013."""
     numbers = (np.array([number]) for number in (value, error, 1e6, error**2, 0.0))
-    return Found(Statement("a", "b", low, high), Estimate(*numbers), 3, 1, 200)
+    return Finding(Statement("a", "b", low, high), Estimate(*numbers), 3, 1, 200)
 
 
 def test_one_bound_by_hand():

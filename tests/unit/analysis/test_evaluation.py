@@ -109,9 +109,9 @@ LINE = json.dumps(vars(FOUR[0])) + "\n"
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("", "holds no answer"),
-        (LINE[:-1], "its last line is torn"),
-        (LINE + LINE[:30], "its last line is torn"),
+        ("", "has no answers"),
+        (LINE[:-1], "its last line is cut off"),
+        (LINE + LINE[:30], "its last line is cut off"),
         (LINE + "\n", "line 2: "),
         (LINE.strip() + LINE, "line 1: Extra data"),
         ("[1]\n", "line 1: holds no JSON object"),
@@ -120,10 +120,10 @@ LINE = json.dumps(vars(FOUR[0])) + "\n"
         (LINE.replace("100", "100.5"), "num_tokens is 100.5"),
         (LINE.replace("100", "null"), "num_tokens is None"),
         (LINE.replace('"sample": 0, ', ""), "a line has no sample"),
-        (LINE.replace('"aime24"', '"average"'), "'average' cannot be a benchmark's name"),
-        (LINE.replace('"aime24"', '""'), "'' cannot be a benchmark's name"),
-        (LINE.replace('"aime24"', '"a\\u202eb"'), "cannot be a benchmark's name"),
-        (LINE + LINE, "aime24 problem 1 has one sample twice"),
+        (LINE.replace('"aime24"', '"average"'), "'average' is not a valid name of a benchmark"),
+        (LINE.replace('"aime24"', '""'), "'' is not a valid name of a benchmark"),
+        (LINE.replace('"aime24"', '"a\\u202eb"'), "is not a valid name of a benchmark"),
+        (LINE + LINE, "aime24 problem 1 has a duplicate sample"),
         (
             LINE + LINE.replace('"sample": 0', '"sample": 1') + LINE.replace('"1"', '"2"'),
             "problem 2 has 1 of 2 answers",

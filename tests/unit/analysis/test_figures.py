@@ -8,11 +8,11 @@ import pytest
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
 from analysis.figures import curves
-from analysis.figures import panels as figures
-from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, looks, thin
+from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, arm_styles, thin
+from analysis.figures.panels import all_panels
 from analysis.load import load
 from analysis.results import Results, analyse
-from analysis.stats.smoothing import ema
+from analysis.stats.curves import ema
 from analysis.topics import members
 from tests.unit.analysis.fake_runs import Fake, write_run
 
@@ -20,7 +20,7 @@ BOOTSTRAP = Bootstrap(count=200, seed=0)
 
 
 def panels(results: Results, *, alpha: float) -> list[Panel]:
-    return figures.panels(results, members=members(results), costs=costs(results), alpha=alpha)
+    return all_panels(results, members=members(results), costs=costs(results), alpha=alpha)
 
 
 @pytest.fixture(scope="module")
@@ -132,14 +132,14 @@ def test_hostile_name_is_text_in_a_figure(tmp_path):
 def test_no_two_of_the_first_24_arms_look_alike(demo):
     arms = [arm for arm in demo[0].arms if arm.role != "teacher"][:1]
     many = [type(arms[0])(**{**vars(arms[0]), "id": str(number)}) for number in range(24)]
-    assert len(set(looks(many, {}).values())) == 24
+    assert len(set(arm_styles(many, {}).values())) == 24
 
 
 def test_arms_of_one_comparison_look_different_however_many_there_are(demo):
     (arm,) = [arm for arm in demo[0].arms if arm.role == "baseline"]
     many = [type(arm)(**{**vars(arm), "id": str(number)}) for number in range(100)]
     members = {"one": ["0", *map(str, range(1, 90, 9))], "two": ["0", "10", *map(str, range(2, 90, 9))]}
-    drawn = looks(many, members)
+    drawn = arm_styles(many, members)
     for arms in members.values():
         assert len({drawn[arm] for arm in arms}) == len(arms) > 10
     assert set(drawn) == set(map(str, range(100)))

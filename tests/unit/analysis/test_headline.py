@@ -21,7 +21,7 @@ def test_demo_is_a_climb_to_the_teacher(demo_runs):
     assert head.title.startswith("The student climbed from 3") and head.title.endswith("\u00a0%")
     assert [tile.label for tile in head.tiles] == ["Before", "Distilled", "Teacher"]
     assert "teacher-large, of which the student reaches 9" in head.tiles[2].note
-    assert head.climb is not None and head.climb.before < head.climb.after < (head.climb.teacher or 0)
+    assert head.progress is not None and head.progress.before < head.progress.after < (head.progress.teacher or 0)
     assert head.ran == "study demo · 11 finished runs of 7 configs · 2 unfinished · arithmetic: 60 problems × 8 answers"
 
 
@@ -58,7 +58,7 @@ def test_without_a_first_evaluation_only_the_end_is_told(tmp_path):
     run = write_run(tmp_path, SMALL)
     run.samples_file(0).unlink()
     head = told(tmp_path)
-    assert head.title.startswith("default scores ") and head.climb is None
+    assert head.title.startswith("default scores ") and head.progress is None
     assert [tile.label for tile in head.tiles] == ["Distilled"]
 
 

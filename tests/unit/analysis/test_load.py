@@ -61,7 +61,7 @@ def test_scores_are_of_the_samples(tmp_path):
         ("config.yaml", "{name: 7, study: y, seed: 0}", "config.yaml: name is 7, not of type str"),
         ("config.yaml", "{name: x, study: y, seed: 0, 1: 2}", "TypeError: "),
         ("config.yaml", "\x00", "config.yaml: "),
-        ("config.yaml", "name: x\nstudy: y\nseed: 0\ngamma: 0.", "config.yaml: its last line is torn"),
+        ("config.yaml", "name: x\nstudy: y\nseed: 0\ngamma: 0.", "config.yaml: its last line is cut off"),
         ("status.json", None, "status.json: No such file or directory"),
         ("status.json", "", "status.json: Expecting value"),
         ("status.json", json.dumps({**STATUS, "state": "happy"}), "status.json: 'happy' is no state"),
@@ -93,10 +93,10 @@ def test_damaged_evaluation_hides_the_best_score_and_if_it_is_the_last_the_last(
     known = records.runs.set_index("run")[["counted", "last_known", "max_known"]].T.to_dict("list")
     assert known == {"early": [True, True, False], "late": [False, False, False]}
     assert left_out(records) == {
-        ("early", "its evaluation at step 2", "its last line is torn"),
-        ("early", "its best score over training", "an evaluation of it is damaged"),
-        ("late", "its evaluation at step 4", "its last line is torn"),
-        ("late", "its best score over training", "an evaluation of it is damaged"),
+        ("early", "its evaluation at step 2", "its last line is cut off"),
+        ("early", "its best score over training", "one of its evaluations is damaged"),
+        ("late", "its evaluation at step 4", "its last line is cut off"),
+        ("late", "its best score over training", "one of its evaluations is damaged"),
         ("late", "means and differences", "finished 4 steps, last evaluated at step 2"),
     }
 
@@ -115,7 +115,7 @@ def test_torn_training_curve_loses_its_last_line_only(tmp_path):
         file.write('{"step": 5, "lo')
     records = load(tmp_path)
     assert list(records.training["step"]) == [0, 1, 2, 3, 4]
-    assert left_out(records) == {("run", "the last line of its training curves", "is torn")}
+    assert left_out(records) == {("run", "the last line of its training curves", "is cut off")}
     assert records.runs["counted"].all()
 
 
@@ -156,7 +156,7 @@ def test_run_without_an_evaluation_is_named(tmp_path):
     shutil.rmtree(run.path / "evaluate")
     run.metrics_file.unlink()
     records = load(tmp_path)
-    assert left_out(records) == {("run", "its scores", "pending at step 0 of 4, no evaluation to read")}
+    assert left_out(records) == {("run", "its scores", "pending at step 0 of 4, no readable evaluation")}
     assert len(records.runs) == 1 and records.scores.empty and records.training.empty
 
 
@@ -166,7 +166,7 @@ def test_finished_run_whose_last_step_was_not_evaluated_does_not_count(tmp_path)
     records = load(tmp_path)
     assert left_out(records) == {
         ("run", "its evaluation at step 4", "is missing"),
-        ("run", "its best score over training", "an evaluation of it is damaged"),
+        ("run", "its best score over training", "one of its evaluations is damaged"),
         ("run", "means and differences", "finished 4 steps, last evaluated at step 2"),
     }
 
@@ -183,7 +183,7 @@ def test_what_is_left_of_a_config_is_not_the_runs(tmp_path):
     config = {**run.config(), "evaluate": {**run.config()["evaluate"], "at_start": False}}
     run.config_file.write_text(json.dumps(config) + "\n")
     records = load(tmp_path)
-    reason = "config.yaml: is not the config that the run was started with, by manifest.json"
+    reason = "config.yaml: is not the config that the run was started with, according to manifest.json"
     assert left_out(records) == {("run", "the run", reason)} and len(records.runs) == 1
 
 
@@ -205,7 +205,7 @@ def test_answers_missing_of_the_only_evaluation_are_noticed_by_their_mean_length
     run.samples_file(0).write_bytes(b"".join(lines[:-2]))
     ((_, what, why),) = {each for each in left_out(load(tmp_path)) if each[1].startswith("its evaluation")}
     assert what == "its evaluation at step 0"
-    assert re.fullmatch(r"its answers have [\d.]+ tokens on average, metrics.jsonl says [\d.]+", why)
+    assert re.fullmatch(r"its answers have [\d.]+ tokens on average, but [\d.]+ according to metrics.jsonl", why)
 
 
 def test_of_duplicates_the_finished_one_counts_then_the_one_at_home(tmp_path):

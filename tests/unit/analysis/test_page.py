@@ -10,7 +10,7 @@ import pytest
 from analysis.claims import verdicts
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
-from analysis.figures.panels import panels
+from analysis.figures.panels import all_panels
 from analysis.headline import headline
 from analysis.load import load
 from analysis.page import GROUPS, html_page, markdown_page
@@ -57,7 +57,7 @@ def rendered(root, *, baseline: str = "default") -> tuple[str, str]:
     tables = {
         table.name: table for table in all_tables(results, members=of_topic, costs=spent, verdicts=verdicts(results))
     }
-    drawn = panels(results, members=of_topic, costs=spent, alpha=0.15)
+    drawn = all_panels(results, members=of_topic, costs=spent, alpha=0.15)
     return html_page(results, head, tables, drawn, of_topic, alpha=0.15), markdown_page(head, tables)
 
 

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from analysis.arm_details import read_details
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
-from analysis.details import read_details
-from analysis.figures import prints
+from analysis.figures import static
 from analysis.figures.panel import Panel
-from analysis.figures.panels import panels
+from analysis.figures.panels import all_panels
 from analysis.figures.ratios import WEIGHTS
 from analysis.load import load
 from analysis.results import Results, analyse
@@ -32,7 +32,7 @@ EXACT = {
 @pytest.fixture(scope="module")
 def study(published_runs) -> tuple[Results, dict[str, Panel]]:
     results = analyse(load(published_runs), baseline="mis", bootstrap=Bootstrap(count=100, seed=0))
-    found = panels(results, members=members(results), costs=costs(results), alpha=0.15)
+    found = all_panels(results, members=members(results), costs=costs(results), alpha=0.15)
     return results, {panel.id: panel for panel in found}
 
 
@@ -154,7 +154,7 @@ def few(study, *ids: str) -> list[Panel]:
 def test_prints_are_the_same_bytes_again_and_have_no_date(study):
     results, _ = study
     given = few(study, "ratios", "divergence-bars"), members(results)
-    first, again = (dict(prints.prints(*given, smooth=False)) for _ in range(2))
+    first, again = (dict(static.static_figures(*given, smooth=False)) for _ in range(2))
     assert first == again
     assert {"ratios.svg", "ratios.png", "divergence-bars-mean.svg", "divergence-bars-best.png"} <= set(first)
     svg = first["divergence-bars-mean.svg"].decode()
@@ -165,7 +165,7 @@ def test_prints_are_the_same_bytes_again_and_have_no_date(study):
 def test_print_shows_the_arms_of_its_comparison_at_the_average(study):
     results, shown = study
     choices = {control.key: control.options[0][0] for control in shown["divergence-bars"].controls}
-    found = prints.shown(shown["divergence-bars"], choices, members(results), smooth=False)
+    found = static.visible_traces(shown["divergence-bars"], choices, members(results), smooth=False)
     assert [trace["name"] for trace in found if trace["type"] == "bar"] == ["mis", "hellinger", "naive_k3"]
     assert {trace["meta"]["benchmark"] for trace in found} == {"average"}
 
@@ -173,5 +173,5 @@ def test_print_shows_the_arms_of_its_comparison_at_the_average(study):
 def test_hostile_name_is_text_in_a_print(study, recwarn):
     panel = study[1]["learning-mean"]
     traces = [{**trace, "name": "&lt;script&gt;$\\frac{$ _x \ufffd"} for trace in panel.traces]
-    found = dict(prints.prints([Panel(**{**vars(panel), "traces": traces})], {}, smooth=False))
+    found = dict(static.static_figures([Panel(**{**vars(panel), "traces": traces})], {}, smooth=False))
     assert b"<script" not in found["learning-mean.svg"] and not list(recwarn)

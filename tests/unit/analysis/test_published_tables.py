@@ -5,13 +5,13 @@ from dataclasses import replace
 
 import pytest
 
-from analysis.cells import Field, table
 from analysis.claims import verdicts
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
 from analysis.load import load
 from analysis.published_tables import all_tables, filters, hyperparameters, ranking_table, settings
 from analysis.results import Results, analyse
+from analysis.table import Field, table
 from analysis.text import latex
 from analysis.topics import members
 from tests.unit.analysis.fake_runs import HOSTILE
@@ -74,7 +74,7 @@ def test_every_table_is_latex_that_balances(study):
 
 @pytest.mark.parametrize("text", [*HOSTILE, r"\input{/etc/passwd} $x^2$ ~ # % & _ {", "漢字 α − ✓"])
 def test_text_of_a_record_is_no_latex(text):
-    written = table("t", "T", "n", [Field("name", "Name")], [{"name": text}], [None]).latex()
+    written = table("t", "T", "n", [Field("name", "Name")], [(None, {"name": text})]).latex()
     row = written[written.index(r"\midrule") : written.index(r"\bottomrule")]
     commands = set(re.findall(r"\\([a-zA-Z]+)", row))
     assert commands <= {"midrule", "textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater",

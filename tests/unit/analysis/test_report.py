@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from analysis import report
-from analysis.cache import FOLDER, Cache
+from analysis.cache import FOLDER, SUFFIX, Cache
 from analysis.report import Arguments, build, main, parse
 from opd.errors import UserError
 from tests.unit.analysis.fake_runs import Fake, write_run
@@ -24,7 +24,7 @@ def test_report_is_written_whole(demo_runs, tmp_path, capsys):
     assert not any(".part" in file for file in files)
     said = capsys.readouterr()
     assert said.err == "" and "report.html: study demo · 11 finished runs" in said.out
-    assert "2 left out, each named there" in said.out
+    assert "2 records left out, each listed there" in said.out
 
 
 def test_same_records_same_bytes_wherever_and_in_whatever_order_they_lie(all_runs, tmp_path):
@@ -77,7 +77,7 @@ def test_a_cold_a_warm_a_damaged_and_no_cache_write_the_same_bytes(all_runs, tmp
     none, _ = build(parse([*given, "cache=false"]))
     assert not (runs / FOLDER).exists()
     assert build(parse(given))[0] == none
-    kept = sorted((runs / FOLDER).glob("*.parquet"))
+    kept = sorted((runs / FOLDER).glob(f"*{SUFFIX}"))
     assert len(kept) > 15
     assert build(parse([*given, "cache=true"]))[0] == none
     rng = np.random.default_rng(0)
@@ -111,18 +111,18 @@ def test_old_report_is_replaced(tmp_path):
         (["runs={runs}"], "out= is missing; give a folder, as out=DIR"),
         (
             ["runs={runs}", "out={out}", "color=red"],
-            "color=red is no argument; the arguments are runs=, out=, baseline=",
+            "color=red is not an argument; the arguments are runs=, out=, baseline=",
         ),
-        (["runs={runs}", "out={out}", "fast"], "fast is no argument; the arguments are "),
-        (["runs={runs}", "out={out}", "ema=0"], "ema=0 is not a number above 0 and at most 1"),
-        (["runs={runs}", "out={out}", "ema=nan"], "ema=nan is not a number above 0 and at most 1"),
-        (["runs={runs}", "out={out}", "bootstrap=many"], "bootstrap=many is not a whole number from 100 to 100000"),
-        (["runs={runs}", "out={out}", "bootstrap=10"], "bootstrap=10 is not a whole number from 100 to 100000"),
-        (["runs={runs}", "out={out}", "seed=-1"], "seed=-1 is not a whole number, 0 or more"),
-        (["runs={runs}", "out={out}", "strict=yes"], "strict=yes is not true or false"),
+        (["runs={runs}", "out={out}", "fast"], "fast is not an argument; the arguments are "),
+        (["runs={runs}", "out={out}", "ema=0"], "ema=0 should be greater than 0"),
+        (["runs={runs}", "out={out}", "ema=nan"], "ema=nan should be "),
+        (["runs={runs}", "out={out}", "bootstrap=many"], "bootstrap=many should be a valid integer"),
+        (["runs={runs}", "out={out}", "bootstrap=10"], "bootstrap=10 should be greater than or equal to 100"),
+        (["runs={runs}", "out={out}", "seed=-1"], "seed=-1 should be greater than or equal to 0"),
+        (["runs={runs}", "out={out}", "strict=maybe"], "strict=maybe should be a valid boolean"),
         (["runs={runs}", "out={out}", "out=x"], "out= is given twice; give it one value"),
         (["runs={runs}", "out="], "out= is given without a value; give it one value"),
-        (["runs={runs}/nowhere", "out={out}"], "/nowhere is no folder; give one that holds run directories"),
+        (["runs={runs}/nowhere", "out={out}"], "/nowhere is not a folder; give one that holds run directories"),
         (["runs={empty}", "out={out}"], "holds no run directory (one with a config.yaml or status.json)"),
         (["runs={runs}", "out={file}"], "cannot be written: "),
         (["runs={runs}", "out={file}/below"], "cannot be written: Not a directory; give another folder"),

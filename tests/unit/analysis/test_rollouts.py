@@ -20,15 +20,15 @@ def test_record_is_read_as_it_was_written(tmp_path):
     found = read_rollouts(written(tmp_path, data), 20)
     assert found.step == 20 and sum(found.counts) == 1000 and (found.low, found.high) == (-8, 8)
     (response,) = found.responses
-    assert [token.text for token in response.tokens] == ["12", " +", " 34", " =", "↵", " 46", "∅"]
-    assert [token.learned for token in response.tokens][:4] == [True, True, True, False]
-    assert response.tokens[1].advantage == -1.0 and response.tokens[2].advantage is None
+    assert response.tokens == ["12", " +", " 34", " =", "↵", " 46", "∅"]
+    assert response.learned[:4] == [True, True, True, False]
+    assert response.advantage[1] == -1.0 and response.advantage[2] is None
 
 
 def test_hostile_tokens_are_one_line_of_printable_text(tmp_path):
     found = read_rollouts(written(tmp_path, rollouts(np.random.default_rng(0), HOSTILE)), 20)
     for token in found.responses[0].tokens:
-        assert len(token.text) <= 40 and token.text.isprintable()
+        assert len(token) <= 40 and token.isprintable()
 
 
 def test_long_records_are_cut(tmp_path):
@@ -52,9 +52,9 @@ def test_long_records_are_cut(tmp_path):
         {"responses": [3]},
     ],
 )
-def test_what_is_no_record_of_rollouts_is_said_to_be_none(tmp_path, change):
+def test_what_is_not_a_record_of_rollouts_is_refused(tmp_path, change):
     run = written(tmp_path, {**rollouts(np.random.default_rng(0)), **change})
-    with pytest.raises(RecordError, match="no record of rollouts"):
+    with pytest.raises(RecordError, match="is not a record of rollouts"):
         read_rollouts(run, 20)
 
 

@@ -16,8 +16,8 @@ from analysis.contrasts import Bootstrap
 from analysis.load import load
 from analysis.read_study import grades, read_study
 from analysis.results import analyse
-from analysis.study import exported, published
-from analysis.study_tables import CONFIGS, WHOLE
+from analysis.study import exported, public
+from analysis.study_schema import AVERAGED, CONFIGS
 from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
 from opd.records.run_dir import RecordError
 from tests.unit.analysis.fake_runs import Fake, write_run
@@ -64,7 +64,7 @@ def test_the_report_of_exports_is_the_report_of_the_runs(which, request, tmp_pat
             continue
         own, other = cells(made[name]), cells(again[name])
         if name in ("tables/scores_long.csv", "tables/differences_long.csv"):
-            of_wholes = own["score"].isin(WHOLE)
+            of_wholes = own["score"].isin(AVERAGED)
             lost = [column for column in ("low", "high", "p", "p_holm", "p_bh") if column in own]
             assert of_wholes.any() and (other.loc[of_wholes, lost] == "").all(axis=None)
             own.loc[of_wholes, lost] = ""
@@ -85,7 +85,7 @@ def test_what_is_exported_is_what_was_read(all_runs, tmp_path):
     assert found.details.keys() == records.details.keys()
     for arm, own in records.details.items():
         assert found.details[arm].rollouts == own.rollouts and found.details[arm].ranks == own.ranks
-        assert found.details[arm].config == published(own.config)
+        assert found.details[arm].config == public(own.config)
 
 
 def test_exports_of_exports_are_the_same_bytes(exports):
@@ -148,33 +148,33 @@ DAMAGE: list[tuple[str, Callable[[pd.DataFrame], pd.DataFrame], str]] = [
     ("runs", lambda frame: frame.assign(seed="0"), "runs.parquet: column seed is of type"),
     ("runs", lambda frame: frame.assign(seed=0.5), "runs.parquet: column seed is of type double, not int"),
     ("runs", setting("name", None), "runs.parquet: column name has no value in 1 rows"),
-    ("runs", setting("name", "<b>\u202e"), "runs.parquet: column name has .*no plain text"),
-    ("runs", setting("name", "other"), "runs.parquet: column name, row 0: is not the name that its arm has"),
+    ("runs", setting("name", "<b>\u202e"), "runs.parquet: column name has .*not plain text"),
+    ("runs", setting("name", "other"), "runs.parquet: column name, row 0: is not the name of its arm"),
     ("runs", setting("state", "lost"), "runs.parquet: column state, row 0: is none of pending"),
-    ("runs", setting("step", -1), "runs.parquet: column step, num_steps, row 0: is less than 0"),
+    ("runs", setting("step", -1), "runs.parquet: column step, row 0: is less than 0"),
     ("runs", setting("seed", 2**60), r"runs.parquet: column seed, row 0: is beyond 2\^53"),
     ("runs", setting("arm", "mis-00000000"), "runs.parquet: column arm, row 0: has no config in configs.json"),
-    ("runs", setting("run", "elsewhere"), "training.parquet: column run, row 0: is no run of runs.parquet"),
-    ("runs", twice, r"runs.parquet: column run, row \d+: is there twice"),
+    ("runs", setting("run", "elsewhere"), "training.parquet: column run, row 0: is not a run of runs.parquet"),
+    ("runs", twice, r"runs.parquet: column run, row \d+: is a duplicate"),
     ("runs", lambda frame: frame.assign(num_steps=99), "runs.parquet: column counted, row 0: is true of a run"),
-    ("training", setting("grad_norm", np.inf), "training.parquet: column grad_norm, row 0: is no finite number"),
-    ("training", twice, r"training.parquet: column run, step, row \d+: is there twice"),
-    ("scores", setting("mean", 0.3), "scores.parquet: column mean, row 0: is no share of k answers"),
-    ("scores", setting("mean", 2.0), "scores.parquet: column mean, row 0: is no share of k answers"),
+    ("training", setting("grad_norm", np.inf), "training.parquet: column grad_norm, row 0: is not a finite number"),
+    ("training", twice, r"training.parquet: column run, step, row \d+: is a duplicate"),
+    ("scores", setting("mean", 0.3), "scores.parquet: column mean, row 0: is not a share of k answers"),
+    ("scores", setting("mean", 2.0), "scores.parquet: column mean, row 0: is not a share of k answers"),
     ("scores", setting("mean", np.nan), "scores.parquet: column mean has no value in 1 rows"),
-    ("scores", setting("mean", np.inf), "scores.parquet: column mean, row 0: is no finite number"),
+    ("scores", setting("mean", np.inf), "scores.parquet: column mean, row 0: is not a finite number"),
     ("scores", setting("maj", 0.5), "scores.parquet: column maj, row 0: is neither 0 nor 1"),
     ("scores", setting("k", 0), "scores.parquet: column k, row 0: is less than 1"),
     ("scores", setting("step", -1), "scores.parquet: column step, row 0: is less than 0"),
     ("scores", setting("benchmark", "average"), "scores.parquet: column benchmark, row 0: is average"),
-    ("scores", twice, r"scores.parquet: column run, step, benchmark, problem, row \d+: is there twice"),
+    ("scores", twice, r"scores.parquet: column run, step, benchmark, problem, row \d+: is a duplicate"),
     ("evaluations", lambda frame: frame[1:], "scores.parquet: column run, step, benchmark, row 0: has no row in"),
-    ("evaluations", setting("truncated", 1.5), "evaluations.parquet: column truncated, row 0: is no share"),
+    ("evaluations", setting("truncated", 1.5), "evaluations.parquet: column truncated, row 0: is not between"),
     ("evaluations", setting("length", -1.0), "evaluations.parquet: column length, row 0: is less than 0"),
     ("answers", lambda frame: frame.assign(correct=1), "answers.parquet: column correct is of type int64, not bool"),
-    ("rollouts", setting("record", "{"), "rollouts.parquet: column record, arm .*: is no JSON"),
-    ("rollouts", setting("record", "[" * 10**6), "rollouts.parquet: column record, arm .*: is no JSON"),
-    ("rollouts", setting("record", "{}"), "rollouts.parquet: column record, arm .*: is no record of rollouts"),
+    ("rollouts", setting("record", "{"), "rollouts.parquet: column record, arm .*: is not JSON"),
+    ("rollouts", setting("record", "[" * 10**6), "rollouts.parquet: column record, arm .*: is not JSON"),
+    ("rollouts", setting("record", "{}"), "rollouts.parquet: column record, arm .*: is not a record of rollouts"),
     ("excluded", lambda frame: frame.drop(columns="reason"), "excluded.parquet: has no column reason"),
 ]
 
@@ -210,18 +210,18 @@ def first(found: dict) -> dict:
             configs(lambda found: found["shared"].update(gamma=0.5)),
             "configs.json: the config of .* has the hash",
         ),
-        (CONFIGS, configs(lambda found: first(found).update(ranks=0)), "configs.json: ranks of mis-.* are no number"),
+        (CONFIGS, configs(lambda found: first(found).update(ranks=0)), "configs.json: ranks of mis-.* is not a number"),
         (
             CONFIGS,
             configs(lambda found: first(found).update(more=1)),
-            "configs.json: is not as analysis.study writes it",
+            "configs.json: is not what analysis.study writes",
         ),
-        (CONFIGS, configs(lambda found: found.pop("shared")), "configs.json: is not as analysis.study writes it"),
+        (CONFIGS, configs(lambda found: found.pop("shared")), "configs.json: is not what analysis.study writes"),
         (CONFIGS, lambda content: content[:-9], "configs.json: "),
         (CONFIGS, None, "configs.json: No such file"),
         ("scores.parquet", None, "scores.parquet: No such file"),
-        ("scores.parquet", lambda content: content[:-9], "scores.parquet: is no Parquet file that can be read"),
-        ("scores.parquet", lambda content: b"", "scores.parquet: is no Parquet file that can be read"),
+        ("scores.parquet", lambda content: content[:-9], "scores.parquet: is not a readable Parquet file"),
+        ("scores.parquet", lambda content: b"", "scores.parquet: is not a readable Parquet file"),
         (
             "scores.parquet",
             lambda content: content[: len(content) // 4] + b"\xff" * 64 + content[len(content) // 4 + 64 :],
@@ -249,9 +249,9 @@ def test_more_rows_than_a_study_has_are_not_unpacked(exports, tmp_path, monkeypa
 
 
 @pytest.mark.parametrize("arguments", [[], ["runs=x"], ["runs=x", "out="], ["runs=x", "out=y", "z=1"], ["x", "y"]])
-def test_arguments_are_two_folders(arguments, capsys):
+def test_a_wrong_argument_is_named(arguments, capsys):
     assert study.main(arguments) == 2
-    assert "give two folders, as runs=outputs/main out=exports/main" in capsys.readouterr().err
+    assert re.match("(runs|out)= is|(z=1|x) is not an argument", capsys.readouterr().err)
 
 
 def test_a_folder_without_runs_is_said(tmp_path, capsys):
@@ -269,7 +269,7 @@ def test_the_page_of_results_says_what_the_committed_exports_come_to():
     rows = dict(re.findall(r"^\| (.+?) \| .+ \| \**([a-z ]+)\**(?: \(\d+ seeds would\))? \|$", page, re.M))
     shown = dict(re.findall(r"^\| (.+?) \| .+ \| (\S+ \[.+\]|[–\w ]+) \| \**[a-z]", page, re.M))
     del rows["claim"]  # the table's head
-    came_to = {one.says: one for one in verdicts(results) if one.verdict != "not run"}
+    came_to = {one.claim.says: one for one in verdicts(results) if one.verdict != "not run"}
     assert rows == {says: one.verdict for says, one in came_to.items()} and len(rows) == 38
     for says, one in came_to.items():
         if one.value is not None:

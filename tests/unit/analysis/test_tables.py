@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from analysis import tables
-from analysis.cells import Field, Table, frame_csv
 from analysis.contrasts import Bootstrap
+from analysis.csv_frames import csv_frames
 from analysis.evaluation import AVERAGE
-from analysis.exports import exports
 from analysis.load import load
 from analysis.results import Results, analyse
+from analysis.table import Field, Table, frame_csv
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 BOOTSTRAP = Bootstrap(count=200, seed=0)
@@ -173,7 +173,7 @@ def test_missing_baseline_is_named_once_and_leaves_out_the_differences(demo_runs
 
 
 def test_exports_say_what_the_tables_say(demo):
-    found = exports(demo, alpha=0.15)
+    found = csv_frames(demo, alpha=0.15)
     long = found["scores_long"].set_index(["label", "benchmark", "score", "which"])["value"]
     for row in tables.scores(demo).frame.to_dict("records"):
         assert long[row["label"], row["benchmark"], "mean", "last"] == pytest.approx(row["mean_last"], nan_ok=True)

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from analysis.contrasts import Bootstrap
-from analysis.figures.explorer import axes, shown
+from analysis.figures.explorer import axes, value_text
 from analysis.load import load
 from analysis.results import analyse
 from analysis.topics import TOPICS, belongs, changed, counted, members
@@ -69,4 +69,8 @@ def test_values_of_an_axis_are_in_order(published_runs):
 
 
 def test_value_of_a_config_is_said_in_a_word():
-    assert shown(["Qwen/Qwen3-4B"]) == "Qwen3-4B" and shown([0.9, 0.95]) == "0.9, 0.95" and shown(None) == "None"
+    assert (
+        value_text(["Qwen/Qwen3-4B"]) == "Qwen3-4B"
+        and value_text([0.9, 0.95]) == "0.9, 0.95"
+        and value_text(None) == "None"
+    )

@@ -3,7 +3,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from analysis.stats.smoothing import ema
+from analysis.stats.curves import ema
 
 FINITE = st.floats(-1e6, 1e6)
 

@@ -4,10 +4,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.columns import TRAINING_COLUMNS
-from analysis.followed import with_followed
 from analysis.load import load
 from analysis.report import build, main, parse
-from analysis.wandb_export import read_export
+from analysis.wandb_import import read_wandb, with_imported
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 SMALL = Fake(num_steps=4, every=2, k=2, benchmarks={"arithmetic": 3})
@@ -26,7 +25,7 @@ def test_a_run_s_own_curves_come_first_and_missing_ones_are_filled(tmp_path):
     broken.metrics_file.write_text("nonsense\n")
     before = load(tmp_path / "runs")
     names = (whole.path.name, broken.path.name, f"{whole.path.name[:-1]}7", "someone's run")
-    after = with_followed(before, read_export(exported(tmp_path, *names)))
+    after = with_imported(before, read_wandb(exported(tmp_path, *names)))
     own, filled = (f"demo/{run.path.name}" for run in (whole, broken))
     curves = after.training.set_index(["run", "step"])["grad_norm"]
     pd.testing.assert_frame_equal(
@@ -42,7 +41,7 @@ def test_a_run_s_own_curves_come_first_and_missing_ones_are_filled(tmp_path):
     assert len(rows) == 4
     added = {tuple(row) for row in after.excluded.to_numpy()} - {tuple(row) for row in before.excluded.to_numpy()}
     assert added == {
-        (f"wandb: {names[0]}", "its curves", f"those of {own} are read"),
+        (f"wandb: {names[0]}", "its curves", f"those of {own} are used"),
         (f"wandb: {names[2]}", "its scores", "Weights & Biases has no graded answers"),
         ("wandb: someone's run", "its scores", "Weights & Biases has no graded answers"),
     }

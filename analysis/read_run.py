@@ -1,4 +1,4 @@
-"""What one run directory holds, and what of it is damaged."""
+"""Reads one run directory, and names what in it is damaged."""
 
 import math
 from collections.abc import Mapping
@@ -15,19 +15,19 @@ from analysis.training import NO_TRAINING, Training, read_training
 from opd.config.identity import config_hash
 from opd.records.run_dir import RecordError, RunDir, read_json
 
-ANSWERS_SHOWN = 6  # a run
-_INTEGERS = range(-(2**53), 2**53)  # what every tool that reads on can hold
+EXAMPLES = 6  # answers of a run that are shown
+_INTEGERS = range(-(2**53), 2**53)  # exact in every tool that reads the exports
 
 
 @dataclass(frozen=True)
-class Contents:
+class RunContents:
     """A run as it was read.
 
     Attributes:
-        row: `RUN_COLUMNS` and `arm`, its name and config hash; empty where it cannot be told what the run is.
+        row: `RUN_COLUMNS` and `arm`, its name and config hash; empty where the run cannot be identified.
         training: its curves.
-        evaluations: the whole ones, in order of steps.
-        damaged: step → what is wrong with its evaluation, in order of steps.
+        evaluations: the intact ones, by step.
+        damaged: step → what is wrong with its evaluation, by step.
         damage: what else was left out and why.
     """
 
@@ -38,25 +38,25 @@ class Contents:
     damage: list[tuple[str, str]] = field(default_factory=list)
 
     @property
-    def is_whole(self) -> bool:
+    def is_intact(self) -> bool:
         return not self.damaged and not self.damage
 
 
-def read_contents(run: RunDir) -> Contents:
-    """Reads the run. No record, however broken, makes it raise."""
+def read_run(run: RunDir) -> RunContents:
+    """Reads the run. No record, however damaged, makes it raise."""
     try:
         config = run.config()
-        row, digest = _describe(run, config)
-        unknown = _compared(run, digest, row)
+        row, digest = _identify(run, config)
+        damage = _check_manifest(run, digest, row)
     except Exception as error:
-        return Contents(damage=[("the run", _reason(error, run))])
+        return RunContents(damage=[("the run", _reason(error, run))])
     due = _due(config, row)
-    training, damage = _training(run, row, first=0 if 0 in due or not row["num_steps"] else 1)
+    training, lost = _training(run, row, first=0 if 0 in due or not row["num_steps"] else 1)
     evaluations, damaged = _evaluations(run, due, training.length)
-    return Contents(row, training, evaluations, damaged, unknown + damage + _foreign(run))
+    return RunContents(row, training, evaluations, damaged, damage + lost + _foreign(run))
 
 
-def _describe(run: RunDir, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
+def _identify(run: RunDir, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
     """The row, and the config's hash."""
     status = read_json(run.status_file)
     row = {}
@@ -66,9 +66,9 @@ def _describe(run: RunDir, config: Mapping[str, Any]) -> tuple[dict[str, Any], s
             raise RecordError(f"{column.source}: has no {column.name}")
         row[column.name] = source[column.name]
         if not _fits(row[column.name], column):
-            shown = printable(repr(row[column.name]), limit=40)
-            raise RecordError(f"{column.source}: {column.name} is {shown}, not of type {column.type.__name__}")
-    run.status()  # knows the states that there are
+            value = printable(repr(row[column.name]), limit=40)
+            raise RecordError(f"{column.source}: {column.name} is {value}, not of type {column.type.__name__}")
+    run.status()  # checks the state
     for name in ("step", "num_steps"):
         if row[name] < 0:
             raise RecordError(f"status.json: {name} is {row[name]}, less than 0")
@@ -76,23 +76,27 @@ def _describe(run: RunDir, config: Mapping[str, Any]) -> tuple[dict[str, Any], s
     row |= {"name": printable(row["name"], limit=80), "study": printable(row["study"], limit=80)}
     row["error"] = printable(first_line, limit=300) or None
     digest = config_hash(config)
-    if not run.config_file.read_bytes().endswith(b"\n"):  # what is left of it may be a config, but is not the run's
-        raise RecordError("config.yaml: its last line is torn")
+    if not run.config_file.read_bytes().endswith(b"\n"):  # what is left may be a valid config, but not the run's
+        raise RecordError("config.yaml: its last line is cut off")
     return {"arm": f"{row['name']}-{digest[:8]}", **row}, digest
 
 
+def _fits(value: Any, column: Column) -> bool:
+    if value is None:
+        return column.optional
+    return type(value) is column.type and (column.type is not int or value in _INTEGERS)
+
+
 def _is_due(file: Path, row: Mapping[str, Any]) -> bool:
-    """Whether there is such a file, or there must be: a run that has not begun has none."""
+    """Whether the file exists, or must: a run that has not begun has none."""
     return bool(row["step"]) or row["state"] == "finished" or file.is_symlink() or file.exists()
 
 
-def _compared(run: RunDir, digest: str, row: Mapping[str, Any]) -> list[tuple[str, str]]:
-    """What is wrong with the manifest, whose hash is that of the config that the run was started with.
-
-    `digest` is the hash of the config that is there.
+def _check_manifest(run: RunDir, digest: str, row: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What is wrong with the manifest, which records the hash of the config that the run was started with.
 
     Raises:
-        RecordError: where it is another, as what is left of a config may be.
+        RecordError: where that is not `digest`, the hash of the config that is there.
     """
     if not _is_due(run.manifest_file, row):
         return []
@@ -103,33 +107,27 @@ def _compared(run: RunDir, digest: str, row: Mapping[str, Any]) -> list[tuple[st
     if not isinstance(expected, str):
         return [("its manifest", "has no config_hash")]
     if expected != digest:
-        raise RecordError("config.yaml: is not the config that the run was started with, by manifest.json")
+        raise RecordError("config.yaml: is not the config that the run was started with, according to manifest.json")
     return []
 
 
-def _fits(value: Any, column: Column) -> bool:
-    if value is None:
-        return column.optional
-    return type(value) is column.type and (column.type is not int or value in _INTEGERS)
-
-
 def _training(run: RunDir, row: Mapping[str, Any], *, first: int) -> tuple[Training, list[tuple[str, str]]]:
-    """The curves, and what is missing of them: a run records every step from `first` on, 0 where it was examined."""
+    """The curves, and what of them is missing. A run records every step from `first` on: 0 where it was evaluated."""
     try:
-        there = _is_due(run.metrics_file, row)
-        training = read_training(run) if there else NO_TRAINING
+        due = _is_due(run.metrics_file, row)
+        training = read_training(run) if due else NO_TRAINING
     except Exception as error:
         return NO_TRAINING, [("its training curves", _reason(error, run))]
-    damage = [("the last line of its training curves", "is torn")] if training.torn else []
+    damage = [("the last line of its training curves", "is cut off")] if training.torn else []
     recorded = int(np.count_nonzero((training.step >= first) & (training.step <= row["step"])))
     steps = row["step"] + 1 - first
-    if there and recorded < steps:
+    if due and recorded < steps:
         damage.append(("a part of its training curves", f"{steps - recorded} of {steps} steps are missing"))
     return training, damage
 
 
 def _due(config: Mapping[str, Any], row: Mapping[str, Any]) -> set[int]:
-    """The steps at which the run has evaluated, as its config says; its last once it has finished."""
+    """The steps that the run has evaluated according to its config; its last only once it has finished."""
     settings = config.get("evaluate")
     if not isinstance(settings, Mapping) or not settings.get("benchmarks"):
         return set()
@@ -140,37 +138,39 @@ def _due(config: Mapping[str, Any], row: Mapping[str, Any]) -> set[int]:
 
 
 def _evaluations(run: RunDir, due: set[int], recorded: Mapping[int, float]) -> tuple[list[Evaluation], dict[int, str]]:
-    """The whole ones, and what is wrong with the others; `recorded`: step → mean length of its answers."""
-    whole: list[Evaluation] = []
+    """The intact ones, and what is wrong with the others; `recorded`: step → mean length of its answers."""
+    readable: list[Evaluation] = []
     damaged: dict[int, str] = {}
-    there = run.evaluations()
-    for step in sorted({*there, *due}):
+    present = run.evaluations()
+    for step in sorted({*present, *due}):
         try:
             if step not in _INTEGERS:
-                raise RecordError("is later than any step")
-            whole.append(read_evaluation(run, step, examples=ANSWERS_SHOWN))
+                raise RecordError("is not a valid step")
+            readable.append(read_evaluation(run, step, examples=EXAMPLES))
         except Exception as error:
-            damaged[step] = _reason(error, run) if step in there else "is missing"
-    asked = [set(zip(evaluation.benchmark, evaluation.problem, strict=True)) for evaluation in whole]
-    total = len(set().union(*asked))
-    for evaluation, problems in zip(whole, asked, strict=True):
+            damaged[step] = _reason(error, run) if step in present else "is missing"
+    problems = [set(zip(evaluation.benchmark, evaluation.problem, strict=True)) for evaluation in readable]
+    total = len(set().union(*problems))
+    for evaluation, own in zip(readable, problems, strict=True):
         length = evaluation.mean("length")
-        told = recorded.get(evaluation.step, length)
-        if missing := total - len(problems):
+        expected = recorded.get(evaluation.step, length)
+        if missing := total - len(own):
             damaged[evaluation.step] = f"lacks {missing} of the {total} problems of the run's other evaluations"
-        elif not math.isclose(told, length, rel_tol=1e-6):
-            damaged[evaluation.step] = f"its answers have {length:.6g} tokens on average, metrics.jsonl says {told:.6g}"
-    return [evaluation for evaluation in whole if evaluation.step not in damaged], dict(sorted(damaged.items()))
+        elif not math.isclose(expected, length, rel_tol=1e-6):
+            damaged[evaluation.step] = (
+                f"its answers have {length:.6g} tokens on average, but {expected:.6g} according to metrics.jsonl"
+            )
+    return [one for one in readable if one.step not in damaged], dict(sorted(damaged.items()))
 
 
 def _foreign(run: RunDir) -> list[tuple[str, str]]:
-    """Files among the evaluations that no run writes under such a name; hidden ones are unfinished writes."""
+    """Files among the evaluations with names that no run writes; hidden ones are unfinished writes."""
     folder = run.path / "evaluate"
     if not folder.is_dir():
-        return [("its evaluations", "evaluate is no folder")] if folder.is_symlink() or folder.exists() else []
-    ours = {file.name for file in (*map(run.samples_file, run.evaluations()), *map(run.texts_file, run.texts()))}
-    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.name not in ours)
-    return [(f"evaluate/{printable(name, limit=80)}", "is no name of an evaluation") for name in names]
+        return [("its evaluations", "evaluate is not a folder")] if folder.is_symlink() or folder.exists() else []
+    own = {file.name for file in (*map(run.samples_file, run.evaluations()), *map(run.texts_file, run.texts()))}
+    names = sorted(file.name for file in folder.iterdir() if not file.name.startswith(".") and file.name not in own)
+    return [(f"evaluate/{printable(name, limit=80)}", "is not the name of an evaluation") for name in names]
 
 
 def _reason(error: Exception, run: RunDir) -> str:

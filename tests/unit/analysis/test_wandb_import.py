@@ -3,21 +3,18 @@ import math
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pandas as pd
 import pytest
 
-from analysis.columns import TRAINING_COLUMNS
 from analysis.report import main
-from analysis.wandb_export import EXPORTED, Followed, _history, read_export
+from analysis.wandb_import import EXPORTED, history_points, read_wandb
 from opd.errors import UserError
 
 KL, NORM = "divergence/reverse_kl", "grad_norm"
 
 
-def curve(run: Followed, metric: str) -> dict[int, float]:
-    row = [column.name for column in TRAINING_COLUMNS].index(metric)
-    found = zip(run.training.step.tolist(), run.training.values[row].tolist(), strict=True)
-    return {step: value for step, value in found if not math.isnan(value)}
+def curve(frame: pd.DataFrame, run: str, metric: str) -> dict[int, float]:
+    return frame[frame["run"] == run].set_index("step")[metric].dropna().to_dict()
 
 
 def written(folder: Path, name: str, text: str) -> str:
@@ -32,10 +29,10 @@ def test_export_of_a_panel(tmp_path):
         f'"other - {KL}","other - {KL}__MIN","other - {KL}__MAX"\n'
         '"1","0.5","0.5","0.5","","",""\n"2","0.25","0.1","0.9","NaN","",""\n"3","1e-3","","","7","7","7"\n'
     )
-    one, other = read_export(written(tmp_path, "export.csv", text))
-    assert (one.name, one.state, other.name) == ("a-b - c-0123abcd-s1", EXPORTED, "other")
-    assert curve(one, KL) == {1: 0.5, 2: 0.25, 3: 0.001} and curve(one, NORM) == {}
-    assert list(other.training.step) == [2, 3] and curve(other, KL) == {3: 7.0}
+    found, run = read_wandb(written(tmp_path, "export.csv", text)), "a-b - c-0123abcd-s1"
+    assert found["run"].tolist() == [run] * 3 + ["other"] and set(found["state"]) == {EXPORTED}
+    assert curve(found, run, KL) == {1: 0.5, 2: 0.25, 3: 0.001} and curve(found, run, NORM) == {}
+    assert curve(found, "other", KL) == {3: 7.0}
 
 
 def test_export_of_a_history_with_and_without_runs_and_in_several_files(tmp_path):
@@ -43,23 +40,22 @@ def test_export_of_a_history_with_and_without_runs_and_in_several_files(tmp_path
         tmp_path, "x-0123abcd-s0.csv", f"_step,{KL},evaluate/mean@8,_runtime\n0,,0.3,1\n1.0,0.5,,2\n2,Infinity,,3\n"
     )
     two = written(tmp_path, "two.csv", f"run,step,{NORM}\nx-0123abcd-s0,1,3\ny,2,4\n\n")
-    x, y = read_export(f"{one},{two}")
-    assert curve(x, KL) == {1: 0.5} and curve(x, NORM) == {1: 3.0} and list(x.training.step) == [1, 2]
-    assert (y.name, curve(y, NORM)) == ("y", {2: 4.0})
+    found, run = read_wandb(f"{one},{two}"), "x-0123abcd-s0"
+    assert curve(found, run, KL) == {1: 0.5} and curve(found, run, NORM) == {1: 3.0}
+    assert curve(found, "y", NORM) == {2: 4.0} and found["run"].tolist() == [run, "y"]
 
 
 @pytest.mark.parametrize(
     ("text", "said"),
     [
         (None, "No such file or directory; give a CSV export"),
-        ("", "has no column step or _step"),
+        ("", "is not a CSV file in UTF-8"),
         (f"{KL}\n1\n", "has no column step or _step"),
-        ("step,loss2\n1,2\n", f"has no column of a metric that metrics.jsonl has, as {KL}"),
-        (f"step,{KL}\n1\n", "line 2: has 1 cells, not 2"),
-        (f"step,{KL}\n1,2\n1.5,2\n", "line 3: '1.5' is no step"),
-        (f"step,{KL}\n1e30,2\n", "line 2: '1e30' is no step"),
-        (f"step,{KL}\n1,\n", f"holds no value of a metric that metrics.jsonl has, as {KL}"),
-        (f'step,{KL}\n1,"{"x" * 200_000}"\n', "line 2: field larger than field limit"),
+        ("step,loss2\n1,2\n", f"has no value of a metric of metrics.jsonl, such as {KL}"),
+        (f"step,{KL}\n1,2\n1,2,3\n", "is not a CSV file in UTF-8"),
+        (f"step,{KL}\n1,2\n1.5,2\n", "row 2 has no valid step"),
+        (f"step,{KL}\n1e30,2\n", "row 1 has no valid step"),
+        (f"step,{KL}\n1,\n", f"has no value of a metric of metrics.jsonl, such as {KL}"),
     ],
 )
 def test_mistake_is_one_sentence(tmp_path, capsys, text, said):
@@ -74,8 +70,8 @@ def test_mistake_is_one_sentence(tmp_path, capsys, text, said):
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
     (tmp_path / "x.csv").write_bytes(b"step\xff\xfe")
-    with pytest.raises(UserError, match="is not text in UTF-8"):
-        read_export(str(tmp_path / "x.csv"))
+    with pytest.raises(UserError, match="is not a CSV file in UTF-8"):
+        read_wandb(str(tmp_path / "x.csv"))
 
 
 class Service:
@@ -129,9 +125,9 @@ def test_history_as_wandb_s_client_gives_it(tmp_path, monkeypatch):
     known = {"displayName": "a-0123abcd-s0", "state": "finished", "config": "{}"}
     run = Run(Service(rows), "entity", "project", "id", attrs=known)
     assert (run.name, run.state) == ("a-0123abcd-s0", "finished")
-    points = _history(run.scan_history())
-    assert {step: found[KL] for step, found in points.items()} == {1: 0.5, 2: 0.45, 3: 0.3, 4: 0.2}
-    assert points[1][NORM] == 2.0 and NORM not in points[2]
+    points = history_points(run.scan_history(), run.name).drop_duplicates(["step", "metric"], keep="last")
+    values = {metric: rows.set_index("step")["value"].to_dict() for metric, rows in points.groupby("metric")}
+    assert values == {KL: {1: 0.5, 2: 0.45, 3: 0.3, 4: 0.2}, NORM: {1: 2.0}}
 
 
 def test_project_without_a_login_or_network_is_refused_in_a_sentence(tmp_path, monkeypatch):
@@ -139,24 +135,17 @@ def test_project_without_a_login_or_network_is_refused_in_a_sentence(tmp_path, m
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    with pytest.raises(UserError, match=r"^wandb=me/study: .*; log in with `wandb login`, and give a project that is"):
-        read_export("me/study")
+    with pytest.raises(
+        UserError, match=r"^wandb=me/study: .*; log in with `wandb login`, and give the name of an existing"
+    ):
+        read_wandb("me/study")
     with pytest.raises(UserError, match=r"^wandb=study: is neither FILE.csv nor ENTITY/PROJECT"):
-        read_export("study")
+        read_wandb("study")
 
 
 def test_numbers_as_json_and_csv_write_them():
-    from analysis.wandb_export import _number, _step
-
-    assert [_number(value) for value in ("1", " 2.5 ", "-1e-3", ".5", 3, 2.0)] == [1.0, 2.5, -0.001, 0.5, 3.0, 2.0]
-    missing = ("", "NaN", "Infinity", "1_0", "0x1", "1e999", None, {}, math.inf, 10**400)
-    assert all(np.isnan(_number(value)) for value in missing)
-    assert [_step(value) for value in ("3", "3.0", "3.5", -1, None, "NaN", 1e300)] == [
-        3,
-        3,
-        None,
-        None,
-        None,
-        None,
-        None,
-    ]
+    values = ["1", " 2.5 ", "-1e-3", ".5", 3, 2.0, "", "NaN", "Infinity", "1_0", "1e999", None, {}, math.inf]
+    points = history_points([{"step": step, KL: value} for step, value in enumerate(values)], "run")
+    assert points["value"].tolist() == [1.0, 2.5, -0.001, 0.5, 3.0, 2.0]
+    steps = ["3", "3.0", "3.5", -1, None, "NaN", 1e300]
+    assert history_points([{"step": step, KL: 1} for step in steps], "run")["step"].tolist() == [3, 3]

@@ -1,36 +1,18 @@
-"""pass@k, both best@k, and the intervals of one run on few problems."""
-
-from itertools import combinations, product
-from math import nan
+"""Both best@k, and the intervals of one run on few problems."""
 
 import numpy as np
 import pytest
 import scipy.stats
 
-from analysis.stats.sampling import pass_at_k
 from analysis.stats.small import beta_binomial_interval, clopper_pearson
 from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
 
 
-@pytest.mark.parametrize(("right", "k"), list(product(range(6), range(1, 6))))
-def test_pass_at_k_is_the_share_of_sets_with_a_right_answer(right: int, k: int):
-    sets = list(combinations([True] * right + [False] * (5 - right), k))
-    assert pass_at_k(right, 5, k=k) == pytest.approx(sum(map(any, sets)) / len(sets))
-
-
 def test_two_of_eight_answers_worked_by_hand():
-    """pass@4 = 1 - C(6,4)/C(8,4) = 1 - 15/70; best@8 = 1; resampled 1 - (6/8)^8; mean@8 = 2/8."""
+    """best@8 = 1; resampled 1 - (6/8)^8; mean@8 = 2/8."""
     given = [True, False, False, True, False, False, False, False]
-    assert pass_at_k(2, 8, k=4) == pytest.approx(55 / 70)
     assert (best_at_k(given), mean_at_k(given)) == (1, 0.25)
     assert best_at_k_resampled(given) == pytest.approx(1 - 0.75**8)
-    assert pass_at_k(2, 8, k=1) == mean_at_k(given) and pass_at_k(2, 8, k=8) == best_at_k(given)
-
-
-def test_pass_at_k_of_too_few_answers_is_missing_and_of_nonsense_refused():
-    assert pass_at_k(2, 4, k=5) is nan or np.isnan(pass_at_k(2, 4, k=5))
-    with pytest.raises(ValueError, match="pass@k of 5 of 4 answers with k = 1"):
-        pass_at_k(5, 4, k=1)
 
 
 @pytest.mark.parametrize("right", [0, 1, 7, 29, 30])

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.differences import applied, difference, flat, nested, same, shared
+from analysis.config_diff import applied, difference, flat, nested, same, shared
 
 VALUES = st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from([0.0, 1.0, "1", ""]) | st.just([1, 2])
 KEYS = st.sampled_from(["a", "b", "a.b", "a%2Eb", "%", ".", ""])
@@ -42,7 +42,11 @@ def test_the_most_frequent_value_is_shared_and_what_few_have_is_not():
 
 @pytest.mark.parametrize(
     ("change", "wrong"),
-    [({"unset": ["z"]}, "z is to be unset"), ({"put": {}}, "set and unset alone"), ({"unset": "a"}, "set")],
+    [
+        ({"unset": ["z"]}, "z is unset but does not exist"),
+        ({"put": {}}, "only set, a mapping"),
+        ({"unset": "a"}, "set"),
+    ],
 )
 def test_what_is_no_difference_is_refused(change: dict[str, Any], wrong: str):
     with pytest.raises(ValueError, match=wrong):

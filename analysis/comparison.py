@@ -1,4 +1,4 @@
-"""Sums of sets of runs, problem by problem: what every interval and verdict rests on."""
+"""Signed sums of sets of runs, problem by problem, on which every interval and verdict rests."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,12 +12,12 @@ from analysis.evaluation import AVERAGE, SCORES
 from analysis.outcomes import MEASURES, Steps
 from analysis.stats.intervals import Block, Estimate, block, estimate
 
-_POSITION = {score: position for position, score in enumerate(SCORES)}
-
 
 @dataclass(frozen=True)
 class ProblemScores:
-    """`Records.scores` for quick access: (run, benchmark) → its problems, sorted, k, and step → "score problem"."""
+    """`Records.scores` for quick access: (run, benchmark) → its problems, sorted, and k; with the step too, the scores,
+    "score problem".
+    """
 
     problems: dict[tuple[str, str], tuple[str, ...]]
     k: dict[tuple[str, str], int]
@@ -38,45 +38,46 @@ class ProblemScores:
         return table
 
     def benchmarks(self, run: str) -> list[str]:
-        return self._asked.get(run, [])
+        return self._benchmarks.get(run, [])
 
     @cached_property
-    def _asked(self) -> dict[str, list[str]]:
-        found: dict[str, list[str]] = {}
+    def _benchmarks(self) -> dict[str, list[str]]:
+        benchmarks: dict[str, list[str]] = {}
         for run, benchmark in sorted(self.problems):
-            found.setdefault(run, []).append(benchmark)
-        return found
+            benchmarks.setdefault(run, []).append(benchmark)
+        return benchmarks
 
     def cube(self, runs: Sequence[str], steps: Steps, benchmark: str, problems: Sequence[str]) -> np.ndarray:
-        """`MEASURES` of each run on the given problems, "measure run problem"; NaN where a run's step is not known."""
+        """`MEASURES` of each run on the given problems, "measure run problem"; NaN where a run's step is unknown."""
         cube = np.full((len(MEASURES), len(runs), len(problems)), np.nan)
         for column, run in enumerate(runs):
             own = self.problems[run, benchmark]
             where = slice(None) if own == tuple(problems) else np.searchsorted(own, problems)
             for row, (which, score) in enumerate(MEASURES):
                 if (run, which, score) in steps:
-                    scored = self.values[run, benchmark, steps[run, which, score]]
-                    cube[row, column] = scored[_POSITION[score], where]
+                    scores = self.values[run, benchmark, steps[run, which, score]]
+                    cube[row, column] = scores[SCORES.index(score), where]
         return cube
 
 
 @dataclass(frozen=True)
 class Side:
-    """Runs whose mean score counts `factor` times in a sum."""
+    """Runs whose mean score enters a sum with `factor`."""
 
     factor: float
     runs: tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class Compared:
-    """A signed sum of sides on one benchmark, or averaged over all that they share (`AVERAGE`), a value a measure.
+class Comparison:
+    """A signed sum of sides on one benchmark, or averaged over all that they share (`AVERAGE`).
 
     Attributes:
-        benchmark, k, problems: what was asked; k is 0 where benchmarks differ in it.
+        benchmark, k: k is 0 where benchmarks differ in it.
+        problems: number of problems.
         estimate: the sum, a value for each of `MEASURES`.
         by_run: of each side, each run's scores, "measure run benchmark".
-        cubes: of each side, its scores on this benchmark, "measure run problem"; none of the average of several.
+        cubes: of each side, its scores on this benchmark, "measure run problem"; none for an average of several.
     """
 
     benchmark: str
@@ -87,41 +88,41 @@ class Compared:
     cubes: list[np.ndarray]
 
 
-def compare(sides: Sequence[Side], scores: ProblemScores, steps: Steps, *, paired: bool) -> list[Compared]:
-    """The sum of the sides on the problems that all their runs were asked: the average first, then each benchmark.
+def compare(sides: Sequence[Side], scores: ProblemScores, steps: Steps, *, paired: bool) -> list[Comparison]:
+    """The sum of the sides on the problems that all their runs answered: the average first, then each benchmark.
 
-    A benchmark whose runs differ in k stays out. With `paired` the sides' runs are seed for seed the same seeds.
+    A benchmark whose runs differ in k is left out. With `paired` the runs of all sides have the same seeds in order.
     """
     runs = [run for side in sides for run in side.runs]
-    found: list[tuple[str, int, Block, list[np.ndarray]]] = []
-    for benchmark in shared([scores.benchmarks(run) for run in runs]):
-        problems = shared([scores.problems[run, benchmark] for run in runs])
+    parts: list[tuple[str, int, Block, list[np.ndarray]]] = []
+    for benchmark in common([scores.benchmarks(run) for run in runs]):
+        problems = common([scores.problems[run, benchmark] for run in runs])
         ks = {scores.k[run, benchmark] for run in runs}
         if not problems or len(ks) > 1:
             continue
         cubes = [scores.cube(side.runs, steps, benchmark, problems) for side in sides]
         signed = [side.factor * cube for side, cube in zip(sides, cubes, strict=True)]
-        found.append((benchmark, ks.pop(), block([np.sum(signed, axis=0)] if paired else signed), cubes))
-    if not found:
+        parts.append((benchmark, ks.pop(), block([np.sum(signed, axis=0)] if paired else signed), cubes))
+    if not parts:
         return []
-    ks = {k for _, k, *_ in found}
-    by_run = [np.stack([cubes[side].mean(axis=2) for *_, cubes in found], axis=2) for side in range(len(sides))]
-    average = Compared(
+    ks = {k for _, k, *_ in parts}
+    by_run = [np.stack([cubes[side].mean(axis=2) for *_, cubes in parts], axis=2) for side in range(len(sides))]
+    average = Comparison(
         AVERAGE,
         ks.pop() if len(ks) == 1 else 0,
-        sum(each.problems for _, _, each, _ in found),
-        estimate([each for _, _, each, _ in found]),
+        sum(part.problems for _, _, part, _ in parts),
+        estimate([part for _, _, part, _ in parts]),
         by_run,
-        found[0][3] if len(found) == 1 else [],
+        parts[0][3] if len(parts) == 1 else [],
     )
     return [average] + [
-        Compared(name, k, each.problems, estimate([each]), [own[:, :, [at]] for own in by_run], cubes)
-        for at, (name, k, each, cubes) in enumerate(found)
+        Comparison(name, k, part.problems, estimate([part]), [own[:, :, [at]] for own in by_run], cubes)
+        for at, (name, k, part, cubes) in enumerate(parts)
     ]
 
 
-def shared(sets: Sequence[Sequence[str]]) -> Sequence[str]:
-    """What is in all of the sorted sets, sorted."""
+def common(sets: Sequence[Sequence[str]]) -> Sequence[str]:
+    """The sorted elements that all of the sorted sets share."""
     if all(other == sets[0] for other in sets):
         return sets[0] if sets else ()
     return sorted(set.intersection(*map(set, sets)))

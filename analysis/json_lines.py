@@ -1,4 +1,4 @@
-"""JSON lines as a table, fast where they are as a run writes them."""
+"""Reads JSON lines as a table, fast where they have the form that runs write."""
 
 import numpy as np
 import pyarrow as pa
@@ -6,14 +6,14 @@ import pyarrow.json
 
 
 def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -> pa.Table | None:
-    """The columns of `schema`, a row a line; None where not every line is plainly an object with values of its types.
+    """The columns of `schema`, one row a line; None where not every line is an object with values of these types.
 
-    Only a column of `optional` may be missing or null. None says nothing of what is wrong: the record's own reader
-    does. Arrow would take what that reader refuses, or read it as another number; such bytes are left to it here.
+    Only columns in `optional` may be missing or null. None is no error: the slower reader of records then decides. It
+    also gets whatever Arrow would accept or read as another number but that reader would not.
     """
     if not (content.startswith(b"{") and content.endswith(b"}\n") and content.isascii()):
         return None
-    # One object a line: an object may neither go over the end of a line, nor share a line with the next.
+    # One object a line: an object may neither span lines nor share one with the next.
     characters = np.frombuffer(content, dtype=np.uint8)
     ends = np.flatnonzero(characters == ord("\n"))
     lines = len(ends)

@@ -1,4 +1,4 @@
-"""The numbers behind tables and figures, one row a number or a step, for reading on with other tools."""
+"""The numbers behind tables and figures, one row a number or a step, for use in other tools."""
 
 import numpy as np
 import pandas as pd
@@ -6,17 +6,23 @@ import pandas as pd
 from analysis.evaluation import SCORES
 from analysis.outcomes import SHARES
 from analysis.results import Results
-from analysis.stats.smoothing import ema
+from analysis.stats.curves import ema
 
 
-def exports(results: Results, *, alpha: float) -> dict[str, pd.DataFrame]:
+def csv_frames(results: Results, *, alpha: float) -> dict[str, pd.DataFrame]:
     """Name → frame. Scores are in percent, differences in points, as in the tables."""
     labels = {arm.id: arm.label for arm in results.arms}
+
+    def long(frame: pd.DataFrame) -> pd.DataFrame:
+        """With labels, and without intervals of scores that are not known problem by problem."""
+        hidden = [column for column in ("low", "high", "p", "p_holm", "p_bh") if column in frame]
+        averaged = frame["score"].isin(results.records.averaged)
+        known = {column: frame[column].mask(averaged) for column in hidden}
+        return _percent(frame.assign(**known)).assign(label=frame["arm"].map(labels))
+
     return {
-        "scores_long": _known(_percent(results.estimates), results).assign(label=results.estimates["arm"].map(labels)),
-        "differences_long": _known(_percent(results.differences), results).assign(
-            label=results.differences["arm"].map(labels)
-        ),
+        "scores_long": long(results.estimates),
+        "differences_long": long(results.differences),
         "runs_long": _percent(results.outcomes),
         "learning_curves": _learning_curves(results, alpha),
         "training": results.records.training,
@@ -29,12 +35,6 @@ def _percent(frame: pd.DataFrame) -> pd.DataFrame:
     factor = np.where(frame["score"].isin(SHARES), 100.0, 1.0)
     numbers = [column for column in ("value", "low", "high", "iqm") if column in frame]
     return frame.assign(**{column: frame[column].astype(float) * factor for column in numbers})
-
-
-def _known(frame: pd.DataFrame, results: Results) -> pd.DataFrame:
-    """Without intervals over problems where those are not known one by one."""
-    wide = [column for column in ("low", "high", "p", "p_holm", "p_bh") if column in frame]
-    return frame.assign(**{column: frame[column].mask(frame["score"].isin(results.records.whole)) for column in wide})
 
 
 def _learning_curves(results: Results, alpha: float) -> pd.DataFrame:

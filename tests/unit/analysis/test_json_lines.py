@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.lines import read_table
+from analysis.json_lines import read_table
 from opd.records.run_dir import json_line
 
 SCHEMA = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("name", pa.string()), ("right", pa.bool_())])
