@@ -1,4 +1,4 @@
-"""What the commands share: composing the config, and saying what is wrong in one sentence."""
+"""What the commands share: composing the config, and reporting an error in one sentence."""
 
 import difflib
 import errno
@@ -47,12 +47,12 @@ def resolved(config: Any) -> dict[str, Any]:
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
-    register_resolvers()  # in a process of Hydra's launcher nobody has
+    register_resolvers()  # a process of Hydra's launcher has not registered them
     try:
         found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         missing = error.full_key
-        with suppress(OmegaConfBaseException):  # another value may lead nowhere
+        with suppress(OmegaConfBaseException):  # another interpolation may be broken
             missing = min(OmegaConf.missing_keys(config))
         raise UserError(f"{missing}: has no value and must be given one, as {missing}=VALUE") from None
     except OmegaConfBaseException as error:
@@ -64,7 +64,7 @@ def resolved(config: Any) -> dict[str, Any]:
 def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]] = list) -> None:
     """Runs a Hydra command on its arguments as `arguments` rewrites them.
 
-    What the user can mend becomes one sentence on stderr and exit status 2, without a traceback.
+    An error that the user can fix becomes one sentence on stderr and exit status 2, without a traceback.
     """
     from hydra._internal.utils import get_args_parser
 
@@ -100,7 +100,7 @@ def leave_working_folder_out() -> None:
 
 
 def _refuse_other_configs(given: Namespace) -> None:
-    """Refuses Hydra's own ways to read other files: what stands in them under `hydra` is run as code."""
+    """Refuses Hydra's own ways to read other files: it runs what they have under `hydra` as code."""
     flags = {"--config-dir": given.config_dir, "--config-path": given.config_path, "--config-name": given.config_name}
     named = [flag for flag, value in flags.items() if value is not None]
     named += [text for text in given.overrides if key_of(text) == "hydra.searchpath"]
@@ -113,7 +113,7 @@ def _refuse_other_configs(given: Namespace) -> None:
 
 
 def refuse_outside(overrides: Sequence[str]) -> None:
-    """Holds that choices of groups are files of `conf/`; raises `UserError`."""
+    """Checks that the choices of groups are files of `conf/`; raises `UserError`."""
     for text in overrides:
         group = key_of(text)
         if ".." in text.partition("=")[2] and (group.startswith("hydra/") or plugins.is_group(group)):
@@ -126,7 +126,7 @@ def key_of(override: str) -> str:
 
 
 def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A Hydra task whose refusal ends a single run without a line of Hydra's own; a multirun goes on to the rest."""
+    """A Hydra task whose refusal ends a single run without messages of Hydra's own; a multirun continues."""
 
     @functools.wraps(task)
     def run(composed: Any) -> None:
@@ -147,12 +147,12 @@ def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
 
 
 def _unread() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be written there would fail too
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # writing the rest would fail too
     _stop("whoever read its output has left; the same command goes on from the last checkpoint", 141)
 
 
 def mendable(error: Exception) -> str | None:
-    """The sentence for an error that the user can mend; None for any other."""
+    """The sentence for an error that the user can fix; None for any other."""
     return str(error) if isinstance(error, UserError) else composition_sentence(error) or disk_sentence(error)
 
 
@@ -207,7 +207,7 @@ def _raised_by_hydra(error: BaseException) -> bool:
 
 
 def choices(group: str, asked: str) -> str:
-    """The choices of a config group, as a clause; of many only those nearest to what was asked for."""
+    """The choices of a config group, as a clause; of many choices only those nearest to `asked`."""
     names = sorted(name for name in plugins.files(group) if name != "base")
     if len(names) > 20:
         near = difflib.get_close_matches(asked, names, n=3, cutoff=0)

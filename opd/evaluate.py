@@ -1,4 +1,4 @@
-"""Examining a model: k answers a problem, graded, one record a sample.
+"""Evaluating a model: k graded answers to each problem, one record per sample.
 
 python -m opd.evaluate run=DIR              a run's final checkpoint (or step=N), as the run was configured
 python -m opd.evaluate model=PATH           a directory, a hub id or sft:NAME; any override of the config besides
@@ -42,7 +42,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     folder = RunDir(Path(config.paths.outputs) / config.study / identity.run_id(content))
     if world()[1] > 1:
         raise UserError("opd.evaluate works in one process; start it without torchrun, as one task")
-    records.make_folder(folder.path)  # now, so that no answer is lost for want of a place
+    records.make_folder(folder.path)  # now, so that no answer is lost because its folder cannot be made
     ranks = dist.start(timeout=config.compute.rank_timeout)
     tokenizer = load_student_tokenizer(config)
     model = load_student(config, tokenizer)
@@ -80,7 +80,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
 
 
 def arguments(given: list[str]) -> list[str]:
-    """`run=DIR [step=N]` or `model=PATH`, and overrides → the overrides of a config that examines that model.
+    """`run=DIR [step=N]` or `model=PATH`, and overrides → the overrides of a config that evaluates that model.
 
     Raises:
         UserError: for anything but exactly one of the two, or a run without that checkpoint.

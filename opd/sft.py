@@ -1,4 +1,4 @@
-"""The supervised stage: `python -m opd.sft` makes the models that `recipes` names and that are not there yet.
+"""The supervised stage: `python -m opd.sft` trains the models of `recipes` that do not exist yet.
 
     python -m opd.sft                                    all recipes of the scale
     python -m opd.sft recipes.student.steps=200          with another value

@@ -190,7 +190,7 @@ def _newest_whole(folder: RunDir, ranks: Ranks) -> int:
 
 
 def _sampling(run: Any) -> str:
-    """`generation_config.json`: how the student was examined, and the tokens that ended its responses."""
+    """`generation_config.json`: how the student was evaluated, and the tokens that ended its responses."""
     from transformers import GenerationConfig
 
     from opd.model.load import stop_token_ids
@@ -218,7 +218,7 @@ def _same_config(folder: RunDir, content: dict[str, Any]) -> None:
 
 
 class LeavingOnSignal:
-    """While it holds, SIGTERM, SIGUSR2 and a first Ctrl-C ask the run to save at the step boundary and leave."""
+    """While open, SIGTERM, SIGUSR2 and a first Ctrl-C ask the run to save at the next step boundary and exit."""
 
     signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 

@@ -111,7 +111,7 @@ def selected(config: RunConfig) -> RunConfig:
 
 
 def nodes(config: RunConfig, group: str) -> dict[str, Node]:
-    """The nodes of a group, by their keys: one, or for graders one of each source."""
+    """The nodes of a group, by their keys: one, or one for each source of problems."""
     if group not in ("grader", "problems"):
         return {group: getattr(config, group)}
     source, sources = config.prompts.source, {}
@@ -168,7 +168,7 @@ def targets(group: str) -> frozenset[str]:
 
 
 def check_node(group: str, node: Node, at: str | None = None) -> None:
-    """Holds a node's knobs against the keyword-only parameters of its function: names, types and ranges. `at` is the
+    """Checks a node's knobs against the keyword-only parameters of its function: names, types and ranges. `at` is the
     node's key, where that is not the group.
 
     Raises:
@@ -209,8 +209,8 @@ BUILT_BY_THE_RUN = {
     "grader": frozenset({"timeout"}),
 }
 
-# Knobs of a group that the run itself reads, whatever the function: what is sampled is no matter of the engine, nor
-# what may be learned at all of the filter.
+# Knobs of a group that the run itself reads, whatever the function: sampling parameters do not depend on the engine,
+# nor does it depend on the filter which tokens are eligible at all.
 COMMON_KNOBS: dict[str, dict[str, Any]] = {
     "rollout": {"temperature": Positive, "top_p": Probability, "top_k": Annotated[int, Field(ge=0)]},
     "filter": {"exclude_special": bool, "exclude_ids": list[int], "prefix_length": Annotated[int | None, Field(ge=1)]},

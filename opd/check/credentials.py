@@ -37,7 +37,7 @@ _SHORTEST = 8  # characters: a shorter value would be found in ordinary words
 
 
 def refuse_credentials(config: Mapping[str, Any]) -> None:
-    """Holds that no value of a config looks like a credential: by its form, by the name of its key, or by being the
+    """Refuses a config in which a value looks like a credential: by its form, by the name of its key, or by being the
     value of an environment variable with the name of one.
 
     Raises:

@@ -7,7 +7,7 @@ from opd.config.schema import RunConfig, Teacher
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine of `teacher.engine`, and what it can give beside the log-probs of the sampled tokens.
+    """An engine of `teacher.engine`, and what it can give in addition to the log-probs of the sampled tokens.
 
     `build` is the path of the function that makes its `Teachers`; `settings`: it has settings of its own, under
     `teacher.<name>`; `loads`: where models are loaded, with "here" for this process's own, sharded models, "engine" for

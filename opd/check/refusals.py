@@ -1,4 +1,4 @@
-"""All rules on what may not start, and what may start but is worth a warning.
+"""All rules on what may not start, and warnings about what may.
 
 `docs/refusals.md` is made from `RULES`.
 """
@@ -19,7 +19,7 @@ RULES: list[Rule] = [
 
 
 def warnings(config: RunConfig) -> list[str]:
-    """What may start but is worth a word."""
+    """Warnings about a config that may start."""
     found = []
     alike = {"divergence", "near_start"} >= {term.name for term in weighed(config)}  # both 0 for a student at its start
     if config.teacher.models == ["self"] and alike and not uses_grades(config):

@@ -16,7 +16,7 @@ MODULE = "opd.step.terms"
 
 @dataclass(frozen=True)
 class Declared:
-    """A term: of which kind it is, what it needs, and whether all tokens of a response have the same."""
+    """A term: its kind, what it needs, and whether it is the same for all tokens of a response."""
 
     name: str
     kind: Literal["Advantage", "Loss"]
@@ -55,7 +55,7 @@ def weighed(config: RunConfig) -> list[Declared]:
 
 
 def has_weight(weight: Weight) -> bool:
-    """Whether it is not 0 all along."""
+    """Whether it is above 0 at some point of training."""
     return any(weight) if isinstance(weight, Sequence) else weight != 0
 
 

@@ -1,5 +1,5 @@
-"""What the source of a method declares, its knobs above all: to import it would import torch, which takes longer than
-all else that a refusal does. What is not declared plainly is asked of the imported method.
+"""What the source of a method declares, its knobs above all. Importing it would import torch, which takes longer than
+everything else that a refusal does; only what cannot be read from the source is taken from the imported method.
 """
 
 import ast
@@ -16,7 +16,7 @@ Declared = ast.stmt | ast.expr | tuple[str, str]
 
 
 class Unread(Exception):
-    """A declaration that only Python itself can make sense of."""
+    """A declaration that is not understood from its source."""
 
 
 def knobs(target: str) -> list[str]:
@@ -127,7 +127,7 @@ def _named(name: str, module: str) -> Any:
 
 
 def _value(node: ast.expr | None, module: str) -> Any:
-    """A type, or what is said of one, as it stands in the source of `module`: `Annotated[int, Ge(1)] | None`."""
+    """A type, or a constraint on one, as written in the source of `module`: `Annotated[int, Ge(1)] | None`."""
     match node:
         case ast.Constant(value=value):
             return value

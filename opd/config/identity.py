@@ -62,7 +62,7 @@ REWRITTEN: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "shaping.reward_weight": (_pair, _one),
 }
 
-# What changes where a run is kept and what of it, how it is watched or repeated, or whom it asks, and no number of it.
+# Keys that change where and how much of a run is kept, how it is observed, or which servers it asks, but no result.
 NOT_HASHED = (
     "paths",
     "study",

@@ -1,4 +1,4 @@
-"""From a resolved config to the typed one, and what to say where that cannot be."""
+"""From a resolved config to the typed one, or to a sentence on what is wrong with it."""
 
 import difflib
 import json
@@ -86,7 +86,7 @@ def _sentence(first: Any, config: Mapping[str, Any]) -> str:
 
 
 def no_such_key(key: str) -> str:
-    """What to say of a key that the schema does not have, with the nearest that it has."""
+    """The sentence on a key that the schema does not have, with the nearest that it has."""
     if (now := override_as_today(key)) != key:
         return f"{key}: there is no such key; it is {now} now"
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)

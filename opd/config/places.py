@@ -1,4 +1,4 @@
-"""Where the project keeps what it reads."""
+"""Where the project keeps its files."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Problems from the Hugging Face Hub or a JSONL file, what a model is shown of them, and the order they come in."""
+"""Problems from the Hugging Face Hub or a JSONL file, the prompts made of them, and their order."""
 
 import itertools
 import json
@@ -149,7 +149,7 @@ def batch_indices(num_prompts: int, *, batch_size: int, step: int, seed: int) ->
 @lru_cache(maxsize=2)
 def _order(num_prompts: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """`epoch_order`, with the prompts that the batch across the last epoch's end has already seen moved behind it."""
-    # An epoch's order hangs on the previous one's, back to the last that began where a batch began.
+    # An epoch's order depends on the previous one's, back to the last epoch that began with a batch.
     aligned = epoch - epoch % (batch_size // math.gcd(num_prompts, batch_size))
     order = epoch_order(num_prompts, seed=seed, epoch=aligned)
     for each in range(aligned + 1, epoch + 1):
@@ -212,7 +212,7 @@ def _rows(source: Dataset) -> Iterator[tuple[str, int, dict[str, Any]]]:
             row = next(rows)
         except StopIteration:
             return
-        except Exception as error:  # a stream is read as it is asked for, and the hub may go away meanwhile
+        except Exception as error:  # a stream is read on demand, and the connection may be lost meanwhile
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise UserError(f"{source.hub} ({part}), row {number}: cannot be read: {reason}") from error
         yield f"{source.hub} ({part}), row {number}", number, row
@@ -224,7 +224,7 @@ def _download(source: Dataset, part: str) -> Any:
     from datasets.exceptions import DatasetNotFoundError
     from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
 
-    # Of other names the library makes a way to any file here: a folder to read all of, or how to read this one.
+    # The library takes other names for local paths: a folder to read, or a script that reads one.
     if source.hub in LOADERS or not _HUB_ID.fullmatch(str(source.hub)):
         raise UserError(
             f"hub={source.hub}: is no dataset of the Hugging Face Hub, which are called OWNER/NAME; a file of your own "

@@ -1,7 +1,7 @@
 """What says that an answer is right: the choices of `grader`, and how they are run.
 
-Responses are hostile text, so graders run in worker processes with a time limit, one answer at a time; mathematics has
-its own way to settle most answers without one.
+Responses are hostile text, so graders run in worker processes with a time limit, one answer at a time; mathematics
+settles most answers without one.
 """
 
 import json
@@ -26,7 +26,7 @@ class Asked(Protocol):
 
 @runtime_checkable
 class Grader(Protocol):
-    """A grader: it is given a problem and a response, whatever that holds, and says how much of it is right."""
+    """Given a problem and any response, says how much of it is right."""
 
     def __call__(self, problem: Asked, response: str) -> Grade: ...
 

@@ -1,6 +1,6 @@
-r"""Grading of mathematics: is the answer of a response the gold? Responses are hostile text.
+r"""Grading of mathematics: does the answer of a response equal the gold answer? Responses are hostile text.
 
-What plain text and plain numbers settle is settled here; the rest goes to math-verify in worker processes
+Plain text and plain numbers are compared here; the rest goes to math-verify in worker processes
 (`opd/grading/worker.py`), started when first needed and kept for the next call. A worker that takes longer than
 the time limit, or dies, is replaced; its answer alone is lost. Nothing is evaluated or unpickled: workers are sent,
 and send, lines of JSON.
@@ -114,7 +114,7 @@ def _grade(equal: bool | None, answer: str | None, reason: str | None = None) ->
 
 
 def _ask(requests: Mapping[str, str | None], timeout: float, workers: int | None) -> dict[str, Grade]:
-    """Each request's grade; the answer that stands beside it is that of a worker which did not say."""
+    """Each request's grade. The answer mapped to a request is that of the grade if no worker gives one."""
     todo, grades, failures = deque(requests), {}, []
 
     def serve() -> None:
@@ -163,7 +163,7 @@ def _judge(request: str, answer: str | None, worker: "_Worker", timeout: float) 
 
 
 def _said(verdict: Mapping[str, Any]) -> Grade:
-    """What a worker said, which a grader that went wrong may have made of anything."""
+    """A worker's verdict as a grade; a faulty grader may have put anything into it."""
     if "equal" in verdict:
         return _grade(verdict["equal"], verdict["answer"])
     score, answer, reason = verdict["score"], verdict["answer"], verdict["reason"]

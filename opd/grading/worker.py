@@ -1,10 +1,9 @@
 r"""Judges answers for `opd.grading.grading`, in a process of its own: one JSON object a line in, one a line out.
 
-Run as a file, it imports math-verify and nothing of opd, torch or transformers, but for what a grader of its own needs,
-which is imported by its path. It defends its parent in this way:
-the kernel ends it by SIGALRM when a judgement takes longer than its limit, whatever the interpreter is doing; its
-address space is bounded; it ends when its standard input does, so it does not outlive its parent; nothing it computed
-leaves it but a verdict and strings.
+Run as a file, it imports math-verify and nothing of opd, torch or transformers, except what another grader imports.
+It protects its parent: the kernel ends it by SIGALRM when a judgement exceeds its time limit, whatever the interpreter
+is doing; its address space is limited; it ends when its standard input does, so it does not outlive its parent; and it
+returns nothing but a verdict and strings.
 """
 
 import importlib
@@ -42,7 +41,13 @@ def judged_by(request: dict[str, Any]) -> dict[str, Any]:
     problem = SimpleNamespace(problem=request["problem"], answer=request["answer"])
     try:
         grade = grader(problem, request["response"], **request["knobs"])
-        return {each: getattr(grade, each) for each in ("score", "correct", "answer", "reason")}
+        answer = None if grade.answer is None else str(grade.answer)
+        return {
+            "score": float(grade.score),
+            "correct": bool(grade.correct),
+            "answer": answer,
+            "reason": str(grade.reason),
+        }
     except Exception:  # a response may be made to break it
         return {"score": 0.0, "correct": False, "answer": None, "reason": "error"}
 

@@ -8,7 +8,7 @@ joins later starts at a later column; what lies left of its start is masked, as 
     slot 1 (new)   . . . . . . p p p r |          p prompt, r response, . masked or unused
 
 Positions are the row's own (its first prompt token is 0), so neither joining nor moving a row changes its numbers.
-In a slot that is in use, all columns before `end` have been written, for nothing times an uninitialised NaN is NaN.
+In a slot in use, all columns before `end` are written: a masked weight of 0 times an uninitialised NaN is NaN.
 """
 
 import math
@@ -37,7 +37,7 @@ class Window:
 
 
 class Memory:
-    """Buffers that one cache after another may use: fresh pages can take longer than a tiny model's steps on them."""
+    """Buffers that caches reuse one after another: allocating fresh pages can take longer than a tiny model's steps."""
 
     def __init__(self):
         self.buffers: list[Tensor] = []
@@ -95,7 +95,7 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """The cache of `slots` rows of up to `capacity` tokens. `start` is a row's first column.
 
-    Whatever another cache holds in the same `memory` is lost.
+    Overwrites what another cache holds in the same `memory`.
     """
 
     layers: list[SlotLayer]  # pyright: ignore

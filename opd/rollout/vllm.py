@@ -25,24 +25,24 @@ LOWEST_TEMPERATURE = 0.01
 
 
 class VllmSampler:
-    """Samples with vLLM beside the learner, in the learner's process: a `Sampler`.
+    """Samples with vLLM in the learner's process.
 
     Args:
         root: the learner, a causal model of a family that vLLM has.
         stop_ids: a response ends with the first of these, which belongs to it.
         pad_id: what the rollout holds where a mask is False.
-        dtype: vLLM's weights, activations, keys and values. In bfloat16 it disagrees with a float32 learner, for which
-            rollout correction is there.
+        dtype: vLLM's weights, activations, keys and values. In bfloat16 it disagrees with a float32 learner, which is
+            what a rollout correction is for.
         max_model_len: the most tokens of a prompt and its response together; null: as many as the model has positions.
         kv_cache_bytes: memory for keys and values; null, on GPUs alone: what `gpu_memory_utilization` leaves.
         gpu_memory_utilization: the share of a GPU that weights, activations and cache may take; null where
             `kv_cache_bytes` says it.
-        max_num_seqs: the most responses that are in the works at a time.
+        max_num_seqs: the most responses that are sampled at a time.
         enforce_eager: no compilation and no CUDA graphs: a start of seconds, slower tokens.
         tensor_parallel_size: over how many ranks of this run (of torchrun's, say) each copy of the model is spread;
             such ranks sample the prompts of all of them together.
-        sleep: on GPUs, give the memory back between samples and updates: weights wait in the host's memory, keys and
-            values are dropped.
+        sleep: on GPUs, free the memory between samples and updates: weights wait in host memory, keys and values are
+            dropped.
         max_logp_drift: after each sample, some of its responses are scored by the learner too, and a mean absolute
             difference of log-probabilities above this ends the run; null: no check.
     """
@@ -108,7 +108,7 @@ class VllmSampler:
         """Take over the learner's weights, in place. Of a sharded learner every rank must call this.
 
         Raises:
-            UserError: where vLLM cannot renew a layer that it has laid out anew for this device.
+            UserError: where vLLM cannot reload a layer whose weights it has rearranged for this device.
         """
         with self._awake("weights"), untouched():
             try:
@@ -122,12 +122,12 @@ class VllmSampler:
             self._forget()
 
     def close(self) -> None:
-        """Give its memory back; it cannot sample afterwards."""
+        """Frees its memory; it cannot sample afterwards."""
         self._stop()
         del self.llm, self.learner, self.root
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, key: tuple[int, ...]) -> Rollout:
-        """See `Sampler.sample`; another batch may round otherwise, and so now and then draw another token.
+        """See `Sampler.sample`; another batch may round differently, and so occasionally draw another token.
 
         `rollout_logp` is that of the distribution really drawn from: vLLM's own logits after temperature, top-k and
         top-p, renormalised, in float32; 0 for greedy decoding, temperature 0, which draws from a point mass.

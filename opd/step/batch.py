@@ -19,7 +19,7 @@ class Batch:
     """All ranks' responses of a step and what was found of them; `own` are this rank's.
 
     `divergence` is each token's; `keep` gets a gradient, `count` stays in the denominator, which is `num_tokens` once
-    the batch is cut into the `parts` that are learned. `anchor_logp` and `reward` are None where nothing asks for them.
+    the batch is cut into the `parts` that are learned. `anchor_logp` and `reward` are None where nothing needs them.
     `weights` are those of the terms of `signal` at this step, once the batch is prepared.
     """
 

@@ -121,7 +121,9 @@ class Signal(Learner):
         return float(loss.detach()), grad_logp, grad_entropy
 
     def _weighed(self, kind: type, weights: Mapping[str, float]) -> list[tuple[float, Term]]:
-        return [(weights[name], term) for name, term in self.terms.items() if term.kind is kind and weights[name]]
+        # By name: a record may list them in another order, and sums round by their order.
+        named = sorted(self.terms.items())
+        return [(weights[name], term) for name, term in named if term.kind is kind and weights[name]]
 
 
 @dataclass(frozen=True)

@@ -229,7 +229,7 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
 
 
 def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
-    """The checkpoint of step `number`, begun; older ones leave as `checkpoint.keep` says once it is written.
+    """Starts writing the checkpoint of step `number`; then prunes older ones as `checkpoint.keep` says.
 
     Raises:
         OSError: where the checkpoint before it could not be written.

@@ -1,4 +1,4 @@
-"""What is checked before any weights are loaded: texts that student and teachers read and end alike, memory enough."""
+"""Checks before any weights are loaded: student and teachers read and end texts alike, and the memory suffices."""
 
 import os
 import sys
@@ -21,12 +21,12 @@ from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
 from opd.step.methods import bind, bound_ensemble
 
-# Models of so few numbers always find room, and a plan of them takes longer than their first step.
+# Models this small always fit, and estimating their memory takes longer than their first step.
 SMALL = 2**24
 
 
 def check(config: RunConfig, ranks: Ranks, found: Sequence[Reading] | None = None) -> Texts:
-    """Refuses a run whose teachers read or end texts otherwise than its student, or that this machine cannot hold.
+    """Refuses a run whose teachers read or end texts differently from its student, or that does not fit this machine.
 
     `found` is what `readings` gives, where that was asked before: a large vocabulary takes seconds to read.
 

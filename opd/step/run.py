@@ -34,9 +34,9 @@ class Run:
 
     `sampler` is the student's engine; `answers` is what an evaluation asks, `responses` what a step learns from.
     `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
-    entropies and, where they are asked for, exact KL; each None, or nothing, where no knob wants it. What `background`
-    does beside the training talks to the other ranks through `beside`. Each of `entering` is told of every stage that
-    begins, and holds while it lasts.
+    entropies and, where needed, exact KL; each is None, or gives nothing, where no knob needs it. `background` runs in
+    parallel with training, and talks to the other ranks through `beside`. Each of `entering` makes a context manager
+    that is open during a stage, by its name.
     """
 
     config: RunConfig
@@ -85,7 +85,7 @@ class Run:
         return self.config.batch_size // self.config.mini_batch_size
 
     def close(self) -> None:
-        """Give back what sampler and teachers hold: an engine in this process outlives the run otherwise."""
+        """Frees what sampler and teachers have loaded: an engine in this process would outlive the run."""
         self.sampler.close()
         self.teachers.close()
 

@@ -15,7 +15,7 @@ PerToken = Float[Tensor, "batch time"]
 
 @dataclass(frozen=True)
 class Scored:
-    """Scores of one rank's responses, or of all of them; None where nothing asks for it."""
+    """Scores of one rank's responses, or of all of them; None where nothing needs it."""
 
     rollout: Rollout
     student: TokenScores

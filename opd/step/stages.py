@@ -20,7 +20,7 @@ PerResponse = Float[Tensor, " batch"]
 
 @dataclass(frozen=True)
 class Anchor:
-    """The model that the student is kept near, or led away from; None where neither is asked for."""
+    """The model that the student is kept near or extrapolated from; None where neither is configured."""
 
     scorer: Scorer | None
 
@@ -62,7 +62,7 @@ def sampled_reference(
 
 @dataclass(frozen=True)
 class WholeReference:
-    """As `sampled_reference`, from whole distributions: normalised ensembles, their own entropies, the exact KL."""
+    """As `sampled_reference`, from full distributions: normalised ensembles, their own entropies, the exact KL."""
 
     whole: Whole
 

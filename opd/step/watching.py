@@ -1,4 +1,4 @@
-"""Everything that looks on while a run goes: progress, tracker, profiler. None of it changes a number."""
+"""What observes a run: progress, tracker, profiler. None of it changes a number."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -12,7 +12,7 @@ from opd.watch.tracker import Tracker
 
 @contextmanager
 def watching(run: Run, tracker: Tracker) -> Iterator[Callable[[Run, int, Mapping[str, Any]], None]]:
-    """While it holds, the run is watched; what it gives is to be called with every line of metrics that is recorded."""
+    """Observes the run while it is open; call what it yields with every recorded line of metrics."""
     tell: list[Callable[[Run, int, Mapping[str, Any]], None]] = []
     with ExitStack() as held:
         if run.config.profile:

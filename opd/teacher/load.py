@@ -35,12 +35,12 @@ def build_teachers(config: RunConfig, texts: Texts, ranks: Ranks, *, longest: in
 
 
 def whole(policy: Policy, teachers: Teachers) -> Whole:
-    """Student and teachers, able to compare whole distributions, or what the teachers give of them."""
+    """Student and teachers for comparing full distributions, or what the teachers give of them."""
     return Whole(policy, teachers if isinstance(teachers, LocalTeachers) else None)
 
 
 def _likeliest(config: RunConfig) -> int:
-    """How many tokens of each position the teachers are to name beside the sampled one."""
+    """How many of the likeliest tokens the teachers return at each position, in addition to the sampled one."""
     return config.support["k"] if config.method("support") == "topk" else 0
 
 
@@ -114,7 +114,7 @@ PRECISIONS: dict[str, tuple[str, Callable[[PreTrainedModel], None]]] = {
 
 
 def load_anchor(config: RunConfig, ranks: Ranks) -> Scorer:
-    """The model of `shaping.anchor`, always held in this process."""
+    """The model of `shaping.anchor`, always loaded in this process."""
     return scorer_loader(config.shaping.anchor, config, ranks, "shaping.anchor")()
 
 

@@ -32,20 +32,20 @@ class Teachers(Protocol):
         ...
 
     def ask(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
-        """`score`, for which what is returned waits. Elsewhere it begins at once; on this machine's device when waited
-        for, as nothing else could be done meanwhile.
+        """Starts `score`; calling what is returned waits for the result. A teacher elsewhere starts at once, one on
+        this machine only when waited for, because nothing else could run there meanwhile.
         """
         return lambda: self.score(rollout, needed)
 
     def close(self) -> None:
-        """Give their memory back; the next `score` would load them anew."""
+        """Frees their memory; the next `score` loads them again."""
         ...
 
 
 class Held(Generic[T]):
-    """What this process holds of the teachers: each is loaded when first needed and leaves when it is not.
+    """The teachers loaded in this process: each is loaded when first needed, and released when no longer needed.
 
-    `release` is called with one that leaves.
+    `release` is called with each that is released.
     """
 
     def __init__(self, load: Sequence[Callable[[], T]], release: Callable[[T], None] = lambda _: None):
@@ -60,7 +60,7 @@ class Held(Generic[T]):
         return self._there[index]
 
     def need(self, needed: Sequence[int]) -> Iterator[tuple[int, T]]:
-        """The needed teachers, each with its index; the others leave first."""
+        """The needed teachers, each with its index; the others are released first."""
         self._keep(set(needed))
         for index in needed:
             if index not in self._there:
@@ -68,7 +68,7 @@ class Held(Generic[T]):
             yield index, self._there[index]
 
     def close(self) -> None:
-        """All leave."""
+        """Releases all of them."""
         self._keep(set())
 
     def _keep(self, needed: set[int]) -> None:
@@ -77,9 +77,9 @@ class Held(Generic[T]):
 
 
 class LocalTeachers(Teachers):
-    """Teachers held in this process, as transformers models; `load[i]()` gives the scorer of teacher i.
+    """Teachers loaded in this process as transformers models; `load[i]()` gives the scorer of teacher i.
 
-    `keep_hidden`: their scores come with hidden states, from which whole distributions can be made again.
+    `keep_hidden`: their scores come with hidden states, from which full distributions can be recomputed.
     """
 
     def __init__(self, load: Sequence[Callable[[], Scorer]], *, keep_hidden: bool = False):
@@ -124,7 +124,7 @@ def table(
     hidden: dict[int, Tensor] | None = None,
     top: dict[int, TopTokens] | None = None,
 ) -> TeacherScores:
-    """What the teachers that were asked say, in the widest of their precisions; the others' rows are NaN."""
+    """The scores of the teachers that were asked, in the widest of their precisions; the rows of the others are NaN."""
     unknown = torch.full(rollout.tokens.shape, torch.nan)
     rows = [found.get(index, TokenScores(unknown, unknown)) for index in range(num_teachers)]
     dtype = functools.reduce(torch.promote_types, (row.logp.dtype for row in rows))

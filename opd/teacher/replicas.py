@@ -1,4 +1,4 @@
-"""Servers that answer alike: requests go round them, one that fails rests, and all failing is borne for a while."""
+"""Replicated servers: requests go round, a server that fails is skipped for a while, an outage of all is waited out."""
 
 import asyncio
 import itertools
@@ -16,13 +16,13 @@ from opd.errors import UserError
 
 T = TypeVar("T")
 
-# Seconds that a server rests after its first failure in a row, and at most.
+# Seconds for which a server is skipped after a first failure, and at most.
 FIRST_REST, LONGEST_REST = 0.2, 10.0
 
 # Seconds that a last try may take.
 SHORTEST = 0.1
 
-# What a server says while it starts, is busy, or has a bad moment.
+# Status codes of a server that starts, is busy or fails temporarily.
 PASSING = {408, 425, 429, *range(500, 600)}
 
 # It tells of every request.
@@ -30,12 +30,12 @@ logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class Unavailable(Exception):
-    """A server did not answer as it might a moment later; the text is the reason, as a clause."""
+    """A server did not answer, but may do so a moment later; the text is the reason, as a clause."""
 
 
 @dataclass
 class Replica:
-    """One server. `served` is the name it has for its model, once it was asked; `failures` are those in a row."""
+    """One server. `served` is its name for its model, once known; `failures` counts consecutive ones."""
 
     url: str
     served: str | None = None
@@ -43,7 +43,7 @@ class Replica:
     wakes: float = 0.0
 
     def rest(self, now: float) -> None:
-        """Leaves it alone for a while, longer each time; requests that were under way together count as one."""
+        """Skips it for a while, longer each time; concurrent requests that fail together count as one."""
         if now < self.wakes:
             return
         self.served, self.failures = None, self.failures + 1
@@ -152,7 +152,7 @@ class Replicas:
         return line if self.key is None else line.replace(self.key, "(the key)")
 
     def _next(self) -> Replica:
-        """The next in the round that is awake, or else the one that wakes first."""
+        """The next server that is not skipped, or else the one to be retried first."""
         now = time.monotonic()
         for _ in self.all:
             if (replica := next(self._round)).wakes <= now:

@@ -18,7 +18,7 @@ from opd.ranks.dist import Ranks
 from opd.teacher.local import Teachers, finite, response_tokens, sampled, sequences, table
 from opd.teacher.replicas import Replica, Replicas, Unavailable
 
-# vLLM has no way to write -inf and says this.
+# vLLM cannot write -inf in JSON and sends this instead.
 NO_PROBABILITY = -9999.0
 
 
@@ -31,7 +31,7 @@ class Server:
         longest: the tokens of the longest sequence that it will be asked about.
         responses_per_request: how many sequences go in one request.
         concurrency: how many requests wait for an answer at a time.
-        likeliest: how many tokens of each position it is to name beside the sequence's own.
+        likeliest: how many of the likeliest tokens to return at each position, in addition to the sequence's own.
     """
 
     model: str
@@ -156,7 +156,7 @@ class ServerTeachers(Teachers):
 
 
 def ask(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable[[], list[Any]]:
-    """Asks beside this thread; what is returned waits for the answers, and every rank must call it.
+    """Asks in background threads; calling what is returned waits for the answers, and every rank must call it.
 
     Raises:
         UserError: when waited for, on all ranks, what a question of any of them raised.
@@ -169,7 +169,7 @@ def ask(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable
         except BaseException as error:
             answers.set_exception(error)
 
-    # A daemon: whoever leaves in the meantime does not stay for an answer.
+    # A daemon thread: a run that ends meanwhile does not wait for its answer.
     Thread(target=work, daemon=True).start()
 
     def wait() -> list[Any]:

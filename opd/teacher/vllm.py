@@ -16,7 +16,7 @@ TEACHER = Asker(knobs="teacher.vllm", choice="teacher.engine=vllm", otherwise="t
 
 
 class VllmScorer:
-    """One teacher on an engine of its own, until it is forgotten.
+    """One teacher on a vLLM engine of its own.
 
     Args:
         source: the teacher's directory or hub id.
@@ -24,7 +24,7 @@ class VllmScorer:
         longest: the tokens of the longest sequence that it will be asked about.
         dtype: of weights, activations, keys and values.
         key: the config key to name in a refusal.
-        likeliest: how many tokens of each position it is to name beside the sequence's own.
+        likeliest: how many of the likeliest tokens to return at each position, in addition to the sequence's own.
         knobs: those of `opd.config.schema.TeacherVllm`.
     """
 
@@ -53,7 +53,7 @@ class VllmScorer:
             raise
 
     def close(self) -> None:
-        """Give its memory back."""
+        """Frees its memory."""
         self._stop()
 
     def _check(self, name: str, longest: int) -> None:
@@ -71,7 +71,7 @@ class VllmScorer:
             ) from error
 
     def score(self, rows: Sequence[list[int]]) -> list[TopTokens]:
-        """What it says of all tokens of each row but the first, after those before it, at temperature 1."""
+        """The log-probs of all tokens of each row but the first, given those before, at temperature 1."""
         from vllm import SamplingParams  # pyright: ignore
 
         asked = SamplingParams(max_tokens=1, prompt_logprobs=self.likeliest, flat_logprobs=True, detokenize=False)
@@ -87,7 +87,7 @@ class VllmScorer:
 
 
 class VllmTeachers(Teachers):
-    """Teachers held in this process on vLLM; `load[i]()` starts that of teacher i."""
+    """Teachers on vLLM engines in this process; `load[i]()` starts that of teacher i."""
 
     def __init__(self, load: Sequence[Callable[[], VllmScorer]], ranks: Ranks):
         self._held, self._ranks = Held(load, VllmScorer.close), ranks

@@ -1,4 +1,4 @@
-"""A rollout under whole distributions: divergences over the vocabulary, measured and learned from.
+"""Full distributions over a rollout: divergences over the vocabulary, measured and learned from.
 
 Micro-batch by micro-batch, from the student's hidden states and those that the teachers kept, or their likeliest
 tokens; see `opd.objective.fused`, which never holds [token, vocabulary].
@@ -28,7 +28,7 @@ NUMBERS = tuple(field.name for field in fields(Measured) if field.name != "loss"
 
 @dataclass(frozen=True)
 class Whole:
-    """Student and teachers, able to compare whole distributions."""
+    """Student and teachers, for comparing full distributions."""
 
     policy: Policy
     teachers: LocalTeachers | None  # None where they give likeliest tokens

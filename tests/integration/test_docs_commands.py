@@ -32,7 +32,8 @@ FOREIGN = {"vllm", "wandb", "source"}
 @pytest.mark.parametrize("page", RUN_PAGES, ids=lambda page: page.name)
 def test_the_commands_of_a_page_run_as_they_stand(page: Path, tmp_path: Path):
     (ROOT / "models").mkdir(exist_ok=True)
-    (tmp_path / "models").symlink_to(ROOT / "models")
+    for shared in ("models", "examples"):
+        (tmp_path / shared).symlink_to(ROOT / shared)
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     for block in blocks(page):

@@ -652,6 +652,16 @@ def test_advantages_of_tokens_go_through_credit_and_those_of_responses_do_not():
     assert batch.weights == {"a": 2.0, "b": 0.5, "absent": 0.0}
 
 
+def test_the_order_in_which_terms_are_listed_changes_no_bit():
+    torch.manual_seed(0)
+    terms = {name: scripted(torch.randn(2, 2)) for name in "abc"} | {name: scripted(torch.randn(2)) for name in "xyz"}
+    weights = dict(zip(terms, torch.rand(6).tolist(), strict=True))
+    orders = (terms, dict(reversed(terms.items())), dict(sorted(terms.items(), key=lambda one: weights[one[0]])))
+    learners = [Signal(config(gamma=0.5), World().policy, each, weights, None) for each in orders]
+    found = [learner.prepare(by_hand(U, ANCHOR), 0.5)[0].advantage for learner in learners]
+    assert all(torch.equal(found[0], each) for each in found[1:])  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("where", LEARNERS)
 def test_what_is_learned_is_the_sum_of_its_terms(where: str, updates: int, rollout: Rollout):
