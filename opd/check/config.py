@@ -114,7 +114,7 @@ def nodes(config: RunConfig, group: str) -> dict[str, Node]:
     """The nodes of a group, by their keys: one, or one for each source of problems."""
     if group not in ("grader", "problems"):
         return {group: getattr(config, group)}
-    source, sources = config.prompts.source, {}
+    source = config.prompts.source
     sources = {f"evaluate.sources.{name}": each for name, each in config.evaluate.sources.items()}
     if isinstance(source, Mixture):
         sources |= {f"prompts.source.sources.{name}": each for name, each in source.sources.items()}

@@ -39,7 +39,7 @@ _used: dict[str, Plugin] = {}
 
 def without(words: Sequence[str]) -> list[str]:
     """The arguments of a command that do not name packages."""
-    return [word for word in words if word.lstrip("+").partition("=")[0] != KEY]
+    return [word for word in words if not _names_packages(word)]
 
 
 def named(words: Sequence[str]) -> list[str]:
@@ -48,7 +48,7 @@ def named(words: Sequence[str]) -> list[str]:
     Raises:
         UserError: for anything but a list of names.
     """
-    given = [word.partition("=")[2] for word in words if word.lstrip("+").partition("=")[0] == KEY]
+    given = [word.partition("=")[2] for word in words if _names_packages(word)]
     if not given:
         return []
     names = [name.strip() for name in re.sub(r"^\[(.*)\]$", r"\1", given[-1]).split(",") if name.strip()]
@@ -112,6 +112,10 @@ def overrides() -> list[str]:
     """What tells Hydra of the plug-ins' folders of configs."""
     found = [f"'file://{folder}'" for folder in conf_folders()[1:]]
     return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
+
+
+def _names_packages(word: str) -> bool:
+    return word.lstrip("+").partition("=")[0] == KEY
 
 
 def _found(name: str) -> Plugin:
