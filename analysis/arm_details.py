@@ -7,7 +7,8 @@ from typing import Any
 from analysis.config_diff import flat
 from analysis.rollouts import Rollouts, read_rollouts
 from analysis.text import printable
-from opd.records.run_dir import RecordError, RunDir
+from opd.records.files import RecordError
+from opd.records.run_dir import RunDir
 
 
 @dataclass(frozen=True)

@@ -27,12 +27,13 @@ from analysis.read_run import RunContents
 from analysis.training import Training
 from opd.config import plain_yaml
 from opd.grading import scores
+from opd.records import files as record_files
 from opd.records import run_dir as records
-from opd.records.run_dir import RunDir, write_whole
+from opd.records.run_dir import RunDir, write_atomic
 
 FOLDER = ".analysis"  # in the folder that is loaded; hidden, so that it is not searched for runs
 SUFFIX = ".run"
-_READERS = (columns, evaluation, json_lines, read_run, text, training, plain_yaml, records, scores)
+_READERS = (columns, record_files, evaluation, json_lines, read_run, text, training, plain_yaml, records, scores)
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache of analysis.report. Safe to delete.\n"
 _DIGEST = hashlib.sha256().digest_size
 
@@ -66,7 +67,7 @@ class Cache:
         if found.is_intact and before == _stamp(run) and time.time() - latest >= self.margin:
             with suppress(OSError):
                 content = _pack(found)
-                write_whole(self._file(run), _hash(stamp, content) + content)
+                write_atomic(self._file(run), _hash(stamp, content) + content)
         return found
 
     def prune(self, runs: Iterable[RunDir]) -> None:
@@ -75,7 +76,7 @@ class Cache:
         with suppress(OSError):
             tag = folder / "CACHEDIR.TAG"
             if folder.is_dir() and not tag.exists():
-                write_whole(tag, _TAG)
+                write_atomic(tag, _TAG)
             for file in folder.iterdir():
                 if file.suffix in (SUFFIX, ".parquet") and file not in current:  # .parquet: of earlier versions
                     file.unlink()

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from opd.errors import UserError
-from opd.records.run_dir import write_whole
+from opd.records.files import write_atomic
 
 Arguments = TypeVar("Arguments")
 
@@ -40,7 +40,7 @@ def write(out: Path, files: Mapping[str, str | bytes]) -> None:
     """Writes file name → content under `out`; raises `UserError`."""
     try:
         for name, content in files.items():
-            write_whole(out / name, content)
+            write_atomic(out / name, content)
     except OSError as error:
         raise UserError(f"out={out} cannot be written: {error.strerror}; give another folder") from error
 

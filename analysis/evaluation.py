@@ -11,7 +11,8 @@ import pyarrow as pa
 from analysis.json_lines import read_table
 from analysis.text import encodable, printable
 from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
-from opd.records.run_dir import RecordError, RunDir, Sample, parse_lines, read_bytes
+from opd.records.files import RecordError, parse_lines, read_bytes
+from opd.records.run_dir import RunDir, Sample
 
 AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's benchmarks
 

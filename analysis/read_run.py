@@ -13,7 +13,8 @@ from analysis.evaluation import Evaluation, read_evaluation
 from analysis.text import printable
 from analysis.training import NO_TRAINING, Training, read_training
 from opd.config.identity import config_hash
-from opd.records.run_dir import RecordError, RunDir, read_json
+from opd.records.files import RecordError, read_json
+from opd.records.run_dir import RunDir
 
 EXAMPLES = 6  # answers of a run that are shown
 _INTEGERS = range(-(2**53), 2**53)  # exact in every tool that reads the exports

@@ -24,7 +24,8 @@ from analysis.rollouts import parse_rollouts
 from analysis.study_schema import AVERAGED, CONFIGS, EVALUATION, TABLES
 from analysis.text import printable
 from opd.config.identity import as_today, config_hash
-from opd.records.run_dir import RecordError, State, read_bytes, read_json
+from opd.records.files import RecordError, read_bytes, read_json
+from opd.records.run_dir import State
 
 MOST_ROWS, MOST_BYTES = 10**8, 2**33  # of one table, unpacked
 LONGEST = 400  # characters of a text that is shown; `analysis.load` keeps no longer ones

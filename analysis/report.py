@@ -32,7 +32,8 @@ from annotated_types import Ge, Gt, Le
 from analysis import command
 from analysis.study_schema import is_study
 from opd.errors import UserError
-from opd.records.run_dir import RecordError, find_runs
+from opd.records.files import RecordError
+from opd.records.run_dir import find_runs
 
 if TYPE_CHECKING:
     from analysis.load import Records

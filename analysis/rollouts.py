@@ -6,7 +6,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from analysis.text import printable
-from opd.records.run_dir import RecordError, RunDir, read_json
+from opd.records.files import RecordError, read_json
+from opd.records.run_dir import RunDir
 
 # At most: responses of a step, tokens of a response, characters of a token, bins of a histogram.
 RESPONSES, TOKENS, CHARACTERS, BINS = 4, 400, 40, 1000

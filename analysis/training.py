@@ -11,7 +11,8 @@ import pyarrow as pa
 from analysis.columns import TRAINING_COLUMNS
 from analysis.json_lines import read_table
 from analysis.text import printable
-from opd.records.run_dir import RecordError, RunDir, parse_lines, read_bytes
+from opd.records.files import RecordError, parse_lines, read_bytes
+from opd.records.run_dir import RunDir
 
 _NAMES = [column.name for column in TRAINING_COLUMNS]
 _LENGTH = "evaluate/num_tokens"

@@ -22,7 +22,7 @@ from opd.checkpoint import store as checkpoint
 from opd.checkpoint.store import Learned
 from opd.config.schema import Compute, Optim
 from opd.model.optim import Optimizer
-from opd.model.sharded import spread_over
+from opd.model.sharded import shard
 from opd.ranks import dist
 from opd.recipes.tokenizer import build_tokenizer
 from opd.watch.throughput import peak_memory
@@ -72,7 +72,7 @@ def work(rank: int, size: int, port: int, folder: Path, args: argparse.Namespace
         tie_word_embeddings=True,
     )
     model = Qwen3ForCausalLM(config)
-    spread_over(model, ranks, PLAIN, learns=True)
+    shard(model, ranks, PLAIN, learns=True)
     optimizer = Optimizer(model, OPTIM, num_steps=2)
     for parameter in optimizer.parameters:  # moments are made by a step; which does not matter here
         parameter.grad = torch.ones_like(parameter)

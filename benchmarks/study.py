@@ -12,8 +12,9 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from opd.config.identity import config_hash, run_id
+from opd.records.files import json_line, write_atomic
 from opd.records.manifest import manifest
-from opd.records.run_dir import RunDir, Sample, Status, json_line, write_whole
+from opd.records.run_dir import RunDir, Sample, Status
 
 SEEDS = 5  # an arm
 WRONG = 6  # different wrong answers to a problem
@@ -66,10 +67,10 @@ def write_study(root: Path, size: Size) -> None:
         run.write_config(OmegaConf.to_yaml(OmegaConf.create(own)))
         run.write_manifest(like | {"run_id": run_id(own), "config_hash": config_hash(own)})
         run.write_status(Status("finished", size.steps, size.steps, None, AT, AT, "host", None, 1))
-        write_whole(run.metrics_file, _curves(size, final, rng))
+        write_atomic(run.metrics_file, _curves(size, final, rng))
         for step in evaluated:
             skill = 0.2 + (final - 0.2) * (1 - np.exp(-4 * step / size.steps))
-            write_whole(run.samples_file(step), _evaluation(lines, skill, rng))
+            write_atomic(run.samples_file(step), _evaluation(lines, skill, rng))
 
 
 def _answers(size: Size) -> np.ndarray:

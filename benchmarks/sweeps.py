@@ -13,7 +13,7 @@ import time
 
 from filelock import FileLock
 
-from opd.records import run_dir as records
+from opd.records import files as records
 from opd.records.run_dir import RunDir, Status
 from sweeps import compose, state
 from sweeps.ledger import Ledger, new_id, write_submission

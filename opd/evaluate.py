@@ -15,20 +15,20 @@ from omegaconf import DictConfig, OmegaConf
 
 from opd import cli
 from opd.check import config as check
-from opd.checkpoint.sealed import CHECKSUMS, damage
+from opd.checkpoint.atomic import CHECKSUMS, find_damage
 from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.ranks.dist import world
-from opd.records import recorded
-from opd.records import run_dir as records
+from opd.records import config_argument
+from opd.records import files as records
 from opd.records.run_dir import RunDir, Status
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
-    """Examines `config.student.model` as it is, records the answers as a run without steps, and returns the scores."""
+    """Evaluates `config.student.model` as it is, records the answers as a run without steps, and returns the scores."""
     from opd.data.batch import Sampling
-    from opd.model.sharded import spread_over
+    from opd.model.sharded import shard
     from opd.ranks import dist
     from opd.records.manifest import manifest, vocabulary_hash
     from opd.step.assemble import build_sampler, in_turns, load_benchmarks, load_student, load_student_tokenizer
@@ -49,7 +49,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     benchmarks = load_benchmarks(config, tokenizer, model)
     sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)
     started = records.now()
-    root = spread_over(model, ranks, config.compute, learns=False)
+    root = shard(model, ranks, config.compute, learns=False)
     with closing(build_sampler(config, root, tokenizer)) as sampler:
         answered = answer_benchmarks(
             in_turns(config, sampler, tokenizer, ranks),
@@ -68,7 +68,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         manifest(content, world_size=1, tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())})
     )
     folder.write_samples(0, samples, b"".join(problem.texts for problem in answered))
-    records.write_whole(folder.metrics_file, records.json_line({"step": 0, **scores}))
+    records.write_atomic(folder.metrics_file, records.json_line({"step": 0, **scores}))
     folder.write_status(
         Status("finished", 0, 0, None, started, records.now(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), 1)
     )
@@ -97,8 +97,8 @@ def arguments(given: list[str]) -> list[str]:
         model = folder.checkpoints / ("final" if step is None else f"step_{int(step):06d}")
         if not model.is_dir():
             raise UserError(f"{model}: there is no such checkpoint; the run has {_checkpoints(folder)}")
-        config = recorded.read(folder.config_file)
-        if (model / CHECKSUMS).exists() and (wrong := damage(model)) is not None:
+        config = config_argument.read(folder.config_file)
+        if (model / CHECKSUMS).exists() and (wrong := find_damage(model)) is not None:
             raise UserError(f"{model}: the checkpoint is damaged ({wrong}); the run has {_checkpoints(folder)}")
         # What the run learned is in the checkpoint; nothing is adapted further.
         config |= {"name": f"{config.get('name')}-{model.name}", "study": "evaluate"}
@@ -111,7 +111,7 @@ def arguments(given: list[str]) -> list[str]:
             if wanted not in config.get("evaluate", {}).get("sources", {})
             and (cli.CONF / "benchmark" / f"{wanted}.yaml").exists()
         ]
-        return [*recorded.composed_of(config), *more, *rest]
+        return [*config_argument.store(config), *more, *rest]
     if "step" in named:
         raise UserError("step=: goes with run=DIR, not with model=PATH")
     model = named["model"]

@@ -24,9 +24,8 @@ from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.ranks.dist import Ranks, world
-from opd.records import recorded
-from opd.records import run_dir as records
-from opd.records.run_dir import RunDir, Status
+from opd.records import config_argument, files
+from opd.records.run_dir import RunDir, Status, changed_keys
 
 
 def run_dir(config: RunConfig) -> RunDir:
@@ -43,16 +42,18 @@ def train(config: RunConfig) -> Status:
     folder = run_dir(config)
     if world()[0] > 0:
         return _follow(config, folder)
-    records.make_folder(folder.path)
+    files.make_folder(folder.path)
     try:
-        with FileLock(folder.path / ".lock", timeout=1):  # whoever looks whether a run lives holds it for a moment
+        with FileLock(
+            folder.path / ".lock", timeout=1
+        ):  # a command that checks whether the run is alive holds it for a moment
             return _train(config, folder)
     except Timeout:
         raise UserError(f"{folder.path}: another process is running this run; wait for it, or end it first") from None
 
 
 def _follow(config: RunConfig, folder: RunDir) -> Status:
-    """A rank that leaves the records to the main one, and all that is said."""
+    """A rank other than the main one: it writes no records and prints nothing."""
     before = folder.status() if folder.status_file.exists() else None
     if before is not None and before.state == "finished":
         return before
@@ -73,8 +74,8 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
             step=before.step if before else 0,
             num_steps=before.num_steps if before else 0,
             error=None,
-            started=before.started if before else records.now(),
-            updated=records.now(),
+            started=before.started if before else files.now(),
+            updated=files.now(),
             host=socket.gethostname(),
             job_id=os.environ.get("SLURM_JOB_ID"),
             attempts=before.attempts + 1 if before else 1,
@@ -87,7 +88,7 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
         # The disk may be full, which is perhaps why we are here; the first error is the one to report.
-        with suppress(OSError, records.RecordError):
+        with suppress(OSError, files.RecordError):
             folder.update_status(state="failed", error=reason.strip())
         raise
 
@@ -105,8 +106,8 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
                 return _go(config, folder, ranks, stopping)
         except RanksLost as error:
             if error.first and not ranks.main:
-                with suppress(OSError, records.RecordError):
-                    if folder.status().attempts == attempts:  # nobody has begun anew meanwhile
+                with suppress(OSError, files.RecordError):
+                    if folder.status().attempts == attempts:  # no other process has started the run meanwhile
                         folder.update_status(state="failed", error=str(error))
             raise
         finally:
@@ -115,7 +116,7 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
 
 
 def _where_to_go_on(folder: RunDir) -> str:
-    from opd.checkpoint.store import saved_steps
+    from opd.checkpoint.steps import saved_steps
 
     saved = saved_steps(folder.checkpoints)
     return f"the same command goes on from step {saved[-1]}" if saved else "the same command begins again at step 1"
@@ -123,14 +124,15 @@ def _where_to_go_on(folder: RunDir) -> str:
 
 def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], bool]) -> Status:
     from opd.checkpoint import store as checkpoint
-    from opd.records.card import card
+    from opd.checkpoint.steps import step_folder
     from opd.records.manifest import manifest, vocabulary_hash
+    from opd.records.model_card import model_card
     from opd.step.assemble import assemble
     from opd.step.loop import loop
     from opd.step.watching import watching
-    from opd.watch.tracker import Nothing, Tracker, track
+    from opd.watch.tracker import NoTracker, Tracker, track
 
-    tracker: Tracker = Nothing()
+    tracker: Tracker = NoTracker()
     outcome = "failed"
     held = ExitStack()
     held.callback(lambda: tracker.finish(failed=outcome == "failed"))
@@ -140,14 +142,14 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
         tracker = track(config, folder)
 
     try:
-        ranks.lead(follow)
+        ranks.on_main(follow)
         run = assemble(config, folder, ranks)
         held.callback(run.close)
         vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
         content = check.as_dict(config)
         done, best = _newest_whole(folder, ranks), (None, float("-inf"))
         if done:
-            state = checkpoint.load(checkpoint.step_folder(folder.checkpoints, done), run.learned)
+            state = checkpoint.load(step_folder(folder.checkpoints, done), run.learned)
             run.sampler.sync()
             if state["best_step"] is not None:
                 best = (state["best_step"], state["best_score"])
@@ -159,34 +161,37 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
             folder.rewind(done if done else -1)
             folder.update_status(step=done, num_steps=run.num_steps)
 
-        ranks.lead(begin)
+        ranks.on_main(begin)
         with watching(run, tracker) as say, run.background:
             complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
-            ranks.together(run.background.wait)
+            ranks.on_all(run.background.wait)
         if complete:
             texts = {}
             if ranks.main:
-                texts = {"README.md": card(folder, num_steps=run.num_steps), "generation_config.json": _sampling(run)}
+                texts = {
+                    "README.md": model_card(folder, num_steps=run.num_steps),
+                    "generation_config.json": _sampling(run),
+                }
             write = checkpoint.final(run.learned, texts, ranks)
             write(folder.checkpoints / "final", ranks)
         outcome = "finished" if complete else "preempted"
-        ranks.lead(lambda: folder.update_status(state=outcome))
+        ranks.on_main(lambda: folder.update_status(state=outcome))
         return folder.status()
     finally:
         held.close()
 
 
 def _newest_whole(folder: RunDir, ranks: Ranks) -> int:
-    """The step of the checkpoint to go on from, 0 without one: the main rank reads them all through, for all ranks."""
-    from opd.checkpoint import store as checkpoint
+    """The step of the checkpoint to resume from, 0 without one; the main rank verifies them for all ranks."""
+    from opd.checkpoint.steps import newest_intact
 
     found: list[int | None] = []
 
     def warn(sentence: str) -> None:
         print(f"opd: warning: {sentence}", file=sys.stderr)
 
-    ranks.lead(lambda: found.append(checkpoint.newest_whole(folder.checkpoints, warn)))
-    return ranks.collect(found[0] if ranks.main else None)[0] or 0
+    ranks.on_main(lambda: found.append(newest_intact(folder.checkpoints, warn)))
+    return ranks.gather(found[0] if ranks.main else None)[0] or 0
 
 
 def _sampling(run: Any) -> str:
@@ -209,7 +214,7 @@ def _same_config(folder: RunDir, content: dict[str, Any]) -> None:
     if not folder.config_file.exists():
         return
     old = folder.config()
-    changed = [key for key in records.changed_keys(old, content) if identity.is_hashed(key)]
+    changed = [key for key in changed_keys(old, content) if identity.is_hashed(key)]
     if changed:
         raise UserError(
             f"{folder.path}: holds a run with another config, which differs in {', '.join(changed)}; "
@@ -243,7 +248,7 @@ class LeavingOnSignal:
 def _main(composed: DictConfig) -> None:
     config = check.prepare(cli.resolved(composed))
     if config.preflight:
-        from opd.plan.preflight import preflight
+        from opd.preflight.run import preflight
 
         return preflight(config, run_dir(config))
     status = train(config)
@@ -256,4 +261,4 @@ def _main(composed: DictConfig) -> None:
 PREEMPTED = 75
 
 if __name__ == "__main__":
-    cli.main(_main, recorded.arguments)
+    cli.main(_main, config_argument.expand)

@@ -8,7 +8,7 @@ from opd.cli import disk_sentence, leave_working_folder_out
 from opd.config import plugins
 from opd.config.identity import override_as_today
 from opd.errors import UserError
-from opd.records.run_dir import RecordError
+from opd.records.files import RecordError
 
 
 def run(command: Callable[[Sequence[str]], None]) -> None:

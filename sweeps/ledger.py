@@ -26,8 +26,8 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from opd.errors import UserError
-from opd.records import run_dir as records
-from opd.records.run_dir import RecordError
+from opd.records import files as records
+from opd.records.files import RecordError
 
 
 @dataclass
@@ -195,7 +195,7 @@ def write_submission(
         # JSON is valid YAML, and fast to write.
         (folder / "configs" / f"{run}.yaml").write_text(json.dumps(config))
     (folder / "cluster.json").write_text(json.dumps({**cluster, "code": code}))
-    records.write_whole(folder / "tasks.json", json.dumps(list(runs)))
+    records.write_atomic(folder / "tasks.json", json.dumps(list(runs)))
 
 
 def read_submission(folder: Path) -> tuple[list[str], dict[str, Any]]:

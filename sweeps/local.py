@@ -18,14 +18,14 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from opd.errors import UserError
-from opd.records.run_dir import write_whole
+from opd.records.files import write_atomic
 from sweeps.executor import STRICT, Count, Executor, Handle, Number
 from sweeps.forked import Forked
 from sweeps.ledger import Ledger, Submission, read_submission
 from sweeps.run_state import RunState, to_retry
 
 POLL = 0.2  # seconds between checks of the processes
-PRELOAD = ("opd.step.assemble", "opd.step.loop", "opd.records.card", "opd.train", "opd.step.watching")
+PRELOAD = ("opd.step.assemble", "opd.step.loop", "opd.records.model_card", "opd.train", "opd.step.watching")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ class LocalExecutor(Executor):
 
     def cancel(self, submission: Submission, runs: Sequence[str]) -> None:
         names = cancelled(submission.folder) | set(runs)
-        write_whole(submission.folder / "cancelled", "\n".join(sorted(names)) + "\n")
+        write_atomic(submission.folder / "cancelled", "\n".join(sorted(names)) + "\n")
 
     def log_file(self, submission: Submission, index: int) -> Path:
         return submission.folder / "logs" / f"{submission.runs[index]}.log"

@@ -14,8 +14,8 @@ from opd.cli import key_values
 from opd.config import plugins
 from opd.config.identity import as_today
 from opd.errors import UserError
-from opd.records.recorded import key_variable
-from opd.records.run_dir import read_json
+from opd.records.config_argument import key_variable
+from opd.records.files import read_json
 from sweeps import cli, cluster, executor, selection, snapshot, state, submission
 from sweeps.executor import Settings
 from sweeps.ledger import Ledger, Submission

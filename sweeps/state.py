@@ -10,7 +10,8 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from opd.records.run_dir import RecordError, RunDir, Status
+from opd.records.files import RecordError
+from opd.records.run_dir import RunDir, Status
 from sweeps import executor
 from sweeps.ledger import Ledger, Submission, attempts
 from sweeps.run_state import RunState

@@ -12,7 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opd.records.run_dir import RunDir, Status, write_whole
+from opd.records.run_dir import RunDir, Status, write_atomic
 
 _IN_TABLE = re.compile(r"divergence/reverse_kl|entropy/student|evaluate/(mean|best)@\d+")
 
@@ -69,7 +69,7 @@ class StatusCache:
         """Write the cache, where that is allowed."""
         if self._changed:
             with suppress(OSError):
-                write_whole(self._file, json.dumps(self._cached))
+                write_atomic(self._file, json.dumps(self._cached))
 
 
 def _for_table(line: dict[str, Any]) -> dict[str, float]:

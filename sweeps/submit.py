@@ -8,7 +8,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from opd.records.run_dir import RecordError, RunDir
+from opd.records.files import RecordError
+from opd.records.run_dir import RunDir
 from sweeps import cli, cluster, compose, executor, snapshot, state, submission
 from sweeps.executor import Settings
 from sweeps.ledger import Ledger

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from opd.records import run_dir as records
-from opd.records.recorded import confirmations
+from opd.records import files as records
+from opd.records.config_argument import confirmations
 from opd.records.run_dir import RunDir
 from sweeps import cli, executor
 from sweeps.executor import Executor, Process

@@ -1,60 +1,46 @@
-"""Work that is done beside the training: one piece at a time, in order, and its failure is not lost."""
+"""One thread beside the training: one task at a time, in order, and no failure is lost."""
 
 from collections.abc import Callable
-from threading import Thread
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
+from typing import Any
 
 
 class Background:
-    """Does what it is given in a thread, or at once where it is not `asynchronous`."""
+    """Runs tasks in a thread, or at once unless `asynchronous`."""
 
     def __init__(self, *, asynchronous: bool):
-        self.asynchronous = asynchronous
-        self._thread: Thread | None = None
-        self._failure: BaseException | None = None
+        self._pool = ThreadPoolExecutor(max_workers=1) if asynchronous else None
+        self._task: Future[Any] | None = None
 
     @property
     def failed(self) -> bool:
-        """Whether a piece of work has failed and nobody has been told."""
-        return self._failure is not None
+        """Whether the last task has failed and its error was not raised yet."""
+        return self._task is not None and self._task.done() and self._task.exception() is not None
 
-    def do(self, work: Callable[[], None]) -> None:
-        """Begins this piece of work once the one before it is done.
+    def submit(self, task: Callable[[], None]) -> None:
+        """Starts `task` once the one before it is done.
 
         Raises:
-            what that one raised; this one is then not begun.
+            what the one before it raised; `task` is then not started.
         """
         self.wait()
-        if not self.asynchronous:
-            work()
-            return
-        self._thread = Thread(target=self._try, args=(work,))
-        self._thread.start()
+        if self._pool is None:
+            task()
+        else:
+            self._task = self._pool.submit(task)
 
     def wait(self) -> None:
-        """Waits until nothing is left to do.
-
-        Raises:
-            what the work raised.
-        """
-        if self._thread is not None:
-            self._thread.join()
-            self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
-            raise failure
-
-    def _try(self, work: Callable[[], None]) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self._failure = error
+        """Waits for the task under way; raises what it raised."""
+        if self._task is not None:
+            task, self._task = self._task, None
+            task.result()
 
     def __enter__(self) -> "Background":
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if error is None:
+        if self._pool is not None:
+            self._pool.shutdown()
+        if error is None:  # otherwise what ended the run is the error to report
             self.wait()
-        elif self._thread is not None:  # what ended the run is the error to report
-            self._thread.join()

@@ -1,49 +1,40 @@
-"""YAML as OmegaConf reads it, ten times as fast where nothing in it is OmegaConf's own."""
+"""YAML as OmegaConf reads it, on libyaml's parser, which is ten times as fast; as data alone, with nothing resolved."""
 
-import re
 from functools import lru_cache
 from typing import Any
 
-MOST_BYTES, MOST_BRANCHES, MOST_VALUES = 1 << 20, 5_000, 100_000
+# Older libyaml does not limit how deep it recurses: what could be deeper than this is left to Python's parser.
+MOST_BYTES, MOST_BRANCHES = 1 << 20, 5_000
 
-# A key, an item or both, with a word or some, a quoted text, nothing, or an empty list or mapping. In more than that
-# libyaml and the parser that OmegaConf uses do not always agree.
-_REST = r"[A-Za-z0-9_./+@%=()^-]*(?::[A-Za-z0-9_./+@%=()^-]+)*"
-_VALUE = rf"(?:-?[A-Za-z0-9_./+]|~){_REST}(?: [A-Za-z0-9_./+@%=()^]{_REST})*|'[^'\\\n]*'|\[\]|\{{\}}"
-_LINE = re.compile(rf" *(?:(?:- )+(?:[A-Za-z_][\w./-]*:(?: |$))?|[A-Za-z_][\w./-]*:(?: |$))(?:{_VALUE})?", re.A)
+MOST_VALUES = 100_000  # that a file may unfold to
 
 
-def read_plain(content: bytes) -> dict[str, Any] | None:
-    """The mapping that `OmegaConf.to_container(OmegaConf.load(…))` gives; None where that one is to be asked.
+def load_yaml(text: str) -> Any:
+    """The document in `text`: mappings, lists and JSON's scalars.
 
-    None where the content is not as OmegaConf writes it, is broken, huge or deep, or holds an interpolation, a missing
-    value or a type other than JSON's.
+    Raises:
+        ValueError: for aliases that unfold to more than `MOST_VALUES` values, and for values of other types.
+        yaml.YAMLError, RecursionError: for a text that is broken or too deep.
     """
     import yaml
 
-    # libyaml's binding has no check of its own for how deep it goes.
-    if len(content) > MOST_BYTES or sum(content.count(mark) for mark in (b"[", b"{", b"-", b"?")) > MOST_BRANCHES:
-        return None
-    try:
-        text = content.decode("ascii")
-        if not all(map(_LINE.fullmatch, text.splitlines())):
-            return None
-        found = yaml.load(text, Loader=_loader())
-    except (ValueError, TypeError, RecursionError, yaml.YAMLError):
-        return None
-    return found if isinstance(found, dict) and _is_plain(found) else None
+    _refuse_endless(text)
+    deep = len(text) > MOST_BYTES or sum(text.count(mark) for mark in "[{-?") > MOST_BRANCHES
+    document = yaml.load(text, Loader=_loader(fast=not deep))
+    _refuse_foreign(document)
+    return document
 
 
-@lru_cache(maxsize=1)
-def _loader() -> Any:
-    """OmegaConf's loader on libyaml's parser, or on Python's where PyYAML was built without that."""
+@lru_cache
+def _loader(*, fast: bool) -> Any:
+    """OmegaConf's loader, on libyaml's parser where `fast` is asked for and PyYAML was built with that."""
     import yaml
     from omegaconf._utils import get_yaml_loader
     from yaml.constructor import SafeConstructor
     from yaml.resolver import Resolver
 
     own = get_yaml_loader()
-    if not yaml.__with_libyaml__:
+    if not (fast and yaml.__with_libyaml__):
         return own
 
     parser: Any = vars(yaml.cyaml)["CParser"]
@@ -57,8 +48,8 @@ def _loader() -> Any:
     return Loader
 
 
-def refuse_endless(text: str) -> None:
-    """Raises ValueError where YAML unfolds to more than `MOST_VALUES`, as a few lines can that name each other."""
+def _refuse_endless(text: str) -> None:
+    """Refuses a few lines that name each other and so unfold to more than `MOST_VALUES`."""
     import yaml
 
     if "*" not in text:
@@ -78,18 +69,9 @@ def refuse_endless(text: str) -> None:
         raise ValueError(f"unfolds to more than {MOST_VALUES} values")
 
 
-def _is_plain(found: dict[Any, Any]) -> bool:
-    left: list[Any] = [found]
-    while left:
-        part = left.pop()
-        if isinstance(part, dict) and not all(type(key) is str for key in part):
-            return False
-        for value in part.values() if isinstance(part, dict) else part:
-            if isinstance(value, dict | list):
-                left.append(value)
-            elif isinstance(value, str):
-                if "${" in value or value == "???":
-                    return False
-            elif type(value) not in (bool, int, float, type(None)):
-                return False
-    return True
+def _refuse_foreign(value: Any) -> None:
+    if isinstance(value, dict | list):
+        for part in (*value, *value.values()) if isinstance(value, dict) else value:
+            _refuse_foreign(part)
+    elif type(value) not in (str, bool, int, float, type(None)):
+        raise ValueError(f"holds a value of type {type(value).__name__}")

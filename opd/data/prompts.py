@@ -49,7 +49,7 @@ def load_problems(source: Dataset, *, data_dir: Path | None) -> list[Problem]:
     name = file.stem if file else f"{str(source.hub).rpartition('/')[2]}-{source.split}"
     problems: list[Problem] = []
     places: dict[str, str] = {}
-    for place, number, row in islice(_lines(file) if file else _rows(source), source.limit):
+    for place, number, row in islice(read_jsonl(file) if file else _rows(source), source.limit):
         if source.id_field is None and not (file and "id" in row):
             key = f"{name}-{number:05d}"
         else:
@@ -176,7 +176,8 @@ def _find(source: Dataset, data_dir: Path | None) -> Path | None:
     return None
 
 
-def _lines(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+def read_jsonl(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
+    """(place to name in a message, line number, object) of each line that is not blank; raises `UserError`."""
     try:
         lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
     except OSError as error:
@@ -190,7 +191,7 @@ def _lines(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
         except (ValueError, RecursionError) as error:
             raise UserError(f"{place}: is not JSON ({str(error).splitlines()[0]})") from error
         if not isinstance(row, dict):
-            raise UserError(f'{place}: is not a JSON object such as {{"id": "1", "problem": "1+1=", "answer": "2"}}')
+            raise UserError(f"{place}: is not a JSON object")
         yield place, number, row
 
 

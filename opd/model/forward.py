@@ -1,4 +1,4 @@
-"""From a rollout to hidden states, micro-batch by micro-batch: the one place where logits are shifted to tokens."""
+"""Hidden states of a rollout, one micro-batch at a time: the only place where logits are shifted to tokens."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,12 +16,12 @@ from opd.model import packed
 class MicroBatch:
     """Some rows of a rollout, prompt and response joined and padded on the right, so that no attention mask is needed.
 
-    `inputs` lacks each row's last token, which predicts nothing; `there` marks those that are no padding. `predicts`
-    marks the inputs whose next token is a response token; `response` marks the same tokens in the rollout's [row, time]
-    layout, in the same order.
+    `inputs` lacks each row's last token, which predicts nothing; `there` marks the inputs that are not padding.
+    `predicts` marks the inputs whose next token is a response token; `response` marks the same tokens in the rollout's
+    [row, time] layout, in the same order.
     """
 
-    rows: Int[Tensor, " taken"]  # as many as `inputs` has, but of an empty one none
+    rows: Int[Tensor, " taken"]  # as many as `inputs` has; none in an empty micro-batch
     inputs: Int[Tensor, "rows length"]
     there: Bool[Tensor, "rows length"]
     predicts: Bool[Tensor, "rows length"]
@@ -32,10 +32,10 @@ class MicroBatch:
 def micro_batches(
     rollout: Rollout, *, max_tokens: int, agreed: Callable[[int], int] = lambda own: own
 ) -> Iterator[MicroBatch]:
-    """Rows of like length together, at most `max_tokens` padded tokens each (a longer single row stands alone).
+    """Groups rows of similar length, at most `max_tokens` padded tokens per micro-batch (a longer row is its own).
 
-    `agreed` makes of this rank's number of micro-batches that of all ranks, which take part in each other's; empty ones
-    make up the difference.
+    `agreed` turns this rank's number of micro-batches into the number of all ranks, because all take part in each
+    other's; empty ones make up the difference.
     """
     prompt_length, length = rollout.prompt_mask.sum(1), rollout.mask.sum(1)
     total = prompt_length + length - 1
@@ -44,7 +44,7 @@ def micro_batches(
     starts = []
     while (start := starts[-1] + max(1, max_tokens // max(1, totals[starts[-1]])) if starts else 0) < len(totals):
         starts.append(start)
-    missing = agreed(len(starts)) - len(starts)  # before the first one, in which the ranks already meet
+    missing = agreed(len(starts)) - len(starts)  # before the first micro-batch, which has collectives of its own
     for start, end in zip(starts, [*starts, len(totals)][1:], strict=True):
         yield _join(rollout, order[start:end], prompt_length, length)
     for _ in range(missing):
@@ -52,7 +52,7 @@ def micro_batches(
 
 
 def _empty(rollout: Rollout) -> MicroBatch:
-    """One input that predicts nothing."""
+    """A micro-batch of one input that predicts nothing."""
     inputs, none = torch.zeros(1, 1, dtype=torch.long), rollout.mask[:0]
     return MicroBatch(torch.zeros(0, dtype=torch.long), inputs, inputs == 0, inputs > 0, none, rollout.tokens[:0][none])
 
@@ -85,10 +85,10 @@ def response_hidden(
 
 
 def token_index(mask: Bool[Tensor, "batch time"]) -> Int[Tensor, "batch time"]:
-    """The place of each response token among all of them, response by response; of no meaning where `mask` is False."""
+    """The index of each response token among all of them, response by response; undefined where `mask` is False."""
     return mask.flatten().cumsum(0).reshape(mask.shape) - 1
 
 
 def spread(flat: Float[Tensor, " response_token"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
-    """One number a response token → the rollout's layout, 0 where `mask` is False."""
+    """Puts one number per response token into the rollout's layout, with 0 where `mask` is False."""
     return torch.zeros(mask.shape, dtype=flat.dtype).masked_scatter(mask, flat)

@@ -12,10 +12,10 @@ from opd.model.sharded import layers
 def quantize(
     weight: Float[Tensor, "rows columns"], output_axis: int
 ) -> tuple[Int8[Tensor, "rows columns"], Float[Tensor, "#rows #columns"]]:
-    """w → (q, s) with w ≈ s q: q = round(w / s), s = max |w| / 127 of its output channel, 1 of one of zeros.
+    """w → (q, s) with w ≈ s q: q = round(w / s), s = max |w| / 127 of its output channel, 1 if all w are 0.
 
-    The vector-wise absmax quantisation of LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339, section 2.1), of weights
-    alone. |w - s q| ≤ s / 2.
+    The vector-wise absmax quantisation of LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339, section 2.1), applied to
+    weights only. |w - s q| ≤ s / 2.
     """
     scale = weight.abs().amax(dim=1 - output_axis, keepdim=True) / 127
     scale = torch.where(scale > 0, scale, 1.0)
@@ -23,9 +23,9 @@ def quantize(
 
 
 class Int8Linear(nn.Module):
-    """A linear map with its weight in 8 bits. Each product makes that one weight whole, in the input's precision.
+    """A linear map with its weight in 8 bits, dequantised for each product to the input's precision.
 
-    Its numbers are buffers: nothing learns them, and FSDP leaves them on every rank.
+    Weight and scale are buffers: they are not trained, and FSDP does not shard them.
     """
 
     quantized: Tensor
@@ -45,8 +45,8 @@ class Int8Linear(nn.Module):
         return nn.functional.linear(inputs, weight, self.bias)
 
 
-def hold_in_int8(model: PreTrainedModel) -> None:
-    """Replaces the linear maps of the model's layers; embedding, norms and output head keep their precision."""
+def quantize_layers(model: PreTrainedModel) -> None:
+    """Quantises the linear maps of the model's layers; embedding, norms and output head keep their precision."""
     for layer in layers(model):
         for parent in list(layer.modules()):
             for name, child in list(parent.named_children()):

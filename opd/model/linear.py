@@ -1,4 +1,4 @@
-"""A model's linear maps: torch's, and those of GPT-2, which hold their weight the other way round."""
+"""A model's linear maps: torch's, and those of GPT-2, whose weights are transposed."""
 
 from torch import nn
 from transformers.pytorch_utils import Conv1D
@@ -7,5 +7,5 @@ Linear = nn.Linear | Conv1D
 
 
 def output_axis(linear: Linear) -> int:
-    """The axis of the weight along which the outputs lie: 0, in GPT-2 1."""
+    """The output axis of the weight: 0, in GPT-2 1."""
     return 1 if isinstance(linear, Conv1D) else 0

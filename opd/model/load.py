@@ -1,5 +1,5 @@
-"""Loading causal language models and tokenizers from a directory or the Hugging Face Hub, never with code that comes
-with them, and weights from safetensors alone: a pickle can run code when it is read.
+"""Loading causal language models and tokenizers from a directory or the Hugging Face Hub. Code that comes with a model
+is never run, and weights are read from safetensors only: a pickle can run code when it is read.
 """
 
 from collections.abc import Iterator, Sequence
@@ -24,21 +24,21 @@ from opd.data import hub
 from opd.errors import UserError
 from opd.model import lora, packed
 
-# A bar a file, for files that take milliseconds, would bury the run's own lines.
+# A progress bar for each file, most of which take milliseconds, would drown the run's own output.
 logging.disable_progress_bar()
 
 
 def load_tokenizer(model: str, *, revision: str | None, key: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of `model`; `key` is the config key to name in a refusal.
+    """The tokenizer of `model`; `key` is the config key to name in an error.
 
     Raises:
-        UserError: where it cannot be loaded, or ends a text with no token.
+        UserError: where it cannot be loaded, or has no end-of-text token.
     """
-    _must_be_there(model, key)
+    _check_exists(model, key)
     try:
         with _quiet_hub():
             tokenizer = AutoTokenizer.from_pretrained(model, **_settings(model, revision))
-    except Exception as error:  # transformers raises many kinds here; each means the same to the user
+    except Exception as error:  # transformers raises many types of errors here; all mean the same to the user
         raise UserError(_cannot_load("tokenizer", model, key, error)) from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{key}={model!r}: its tokenizer has no end-of-text token, so a response could never end")
@@ -51,9 +51,9 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
     """The causal language model `model` in `dtype`, in evaluation mode.
 
     Raises:
-        UserError: where it cannot be loaded, or its logits are more than `hidden @ head.T`.
+        UserError: where it cannot be loaded, or its logits are not `hidden @ head.T`.
     """
-    _must_be_there(model, key)
+    _check_exists(model, key)
     _refuse_kernels(model, revision, key)
     try:
         with _quiet_hub():
@@ -68,9 +68,9 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
         raise UserError(_cannot_load("model", model, key, error)) from error
     if any(tensor.is_meta for tensor in loaded.parameters()):
         raise UserError(f"{key}={model!r}: some of its weights are missing")
-    lora.merge(loaded)  # of a directory of peft's, which names the model that it adapts
+    lora.merge(loaded)  # if the directory is one of peft's, which names its base model
     loaded.eval()
-    _probe_head(loaded, model, key)
+    _check_head(loaded, model, key)
     packed.enable(loaded)
     return loaded
 
@@ -81,7 +81,7 @@ def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConf
     Raises:
         UserError: where it cannot be loaded.
     """
-    _must_be_there(model, key)
+    _check_exists(model, key)
     _refuse_kernels(model, revision, key)
     try:
         with _quiet_hub():
@@ -91,17 +91,17 @@ def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConf
 
 
 def load_ends(model: str, *, revision: str | None) -> list[int]:
-    """The tokens that end a text by the model's generation config; none where it has no such file."""
+    """The end-of-text tokens in the model's generation config; none where it has no such file."""
     try:
         with _quiet_hub():
-            named = GenerationConfig.from_pretrained(model, **_settings(model, revision)).eos_token_id
+            ends = GenerationConfig.from_pretrained(model, **_settings(model, revision)).eos_token_id
     except OSError:
         return []
-    return [named] if isinstance(named, int) else list(named or [])
+    return [ends] if isinstance(ends, int) else list(ends or [])
 
 
 def end_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] | None) -> None:
-    """Makes these tokens end the model's responses, and those of its checkpoints; null: what its own config says.
+    """Makes these tokens end the responses of the model and its checkpoints; None leaves what its own config says.
 
     Raises:
         UserError: for a token that the tokenizer does not have.
@@ -120,27 +120,27 @@ def token_ids(tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str]) -> list
     vocabulary = tokenizer.get_vocab()
     for token in tokens:
         if token not in vocabulary:
-            raise UserError(f"student.stop_tokens: {token!r} is no token of the student's vocabulary")
+            raise UserError(f"student.stop_tokens: {token!r} is not a token of the student's vocabulary")
     return [vocabulary[token] for token in tokens]
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Every token that ends a response: the tokenizer's end-of-text and those of the model's generation config."""
-    named: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
-    ends: Any = tokenizer.eos_token_id
-    return tuple(sorted({ends, *([named] if isinstance(named, int) else named or [])}))
+    """All tokens that end a response: the tokenizer's end-of-text token and those of the model's generation config."""
+    more: Any = model.generation_config.eos_token_id if model.generation_config is not None else None
+    end: Any = tokenizer.eos_token_id
+    return tuple(sorted({end, *([more] if isinstance(more, int) else more or [])}))
 
 
 def max_positions(model: PreTrainedModel) -> int | None:
-    """How many positions the model has, where its config says so."""
+    """The number of positions of the model, None where its config does not say."""
     return getattr(model.config, "max_position_embeddings", None)
 
 
 def same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, key: str) -> None:
-    """Refuses a teacher that reads the student's token ids as other texts.
+    """Checks that a teacher has the student's vocabulary.
 
     Raises:
-        UserError: naming the first token that differs.
+        UserError: where it does not, naming the first token that differs.
     """
     if student is teacher:
         return
@@ -152,41 +152,39 @@ def same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeniz
         key=lambda token: (ours.get(token, theirs.get(token)), token),
     )
     raise UserError(
-        f"{key}: its vocabulary is not the student's: token {token!r} is id {ours.get(token)} to the student and "
-        f"{theirs.get(token)} to the teacher; choose a teacher of the student's model family"
+        f"{key}: its vocabulary is not the student's: token {token!r} has the id {ours.get(token)} in the student and "
+        f"{theirs.get(token)} in the teacher; choose a teacher of the student's model family"
     )
 
 
-def _must_be_there(model: str, key: str) -> None:
-    # A hub id is "owner/name" or "name"; anything else can only be a directory, and need not be looked for on the hub.
+def _check_exists(model: str, key: str) -> None:
+    # A hub id is "owner/name" or "name"; anything else can only be a directory, so the hub need not be asked.
     if not Path(model).is_dir() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
         raise UserError(f"{key}={model!r}: there is no such directory")
 
 
 def _refuse_kernels(model: str, revision: str | None, key: str) -> None:
-    """Refuses a config.json whose implementation of a layer is a repository of the hub: transformers would run it, in
-    the place of ours.
-    """
+    """Refuses a config.json that names a hub repository as the implementation of a layer: transformers would run it."""
     try:
         with _quiet_hub():
             named, _ = PreTrainedConfig.get_config_dict(model, **_settings(model, revision))
-    except Exception:  # as adapters, which have no config.json; what cannot be read is said by what reads it next
+    except Exception:  # adapters have no config.json; any other error is reported by whoever reads it next
         return
     for part in (named, *(inner for inner in named.values() if isinstance(inner, dict))):
         for name, value in part.items():
             if "implementation" in name and "/" in str(value):
-                raise UserError(f"{key}={model!r}: its config.json names code to run ({name}={value!r}); take that out")
+                raise UserError(f"{key}={model!r}: its config.json names code to run ({name}={value!r}); remove that")
 
 
 def _settings(model: str, revision: str | None) -> dict[str, Any]:
-    # Of a hub that does not answer, what an earlier run has left in its cache.
+    # When the hub cannot be reached, what earlier runs left in its cache is used.
     offline = not Path(model).is_dir() and not hub.reachable()
     return {"revision": revision, "trust_remote_code": False, "local_files_only": offline}
 
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Without the hub client's warnings of each retry: the refusal says it in one sentence."""
+    """Silences the hub client's warning at each retry: our error message says it once."""
     client = getLogger("huggingface_hub")
     level = client.level
     client.setLevel(ERROR)
@@ -196,8 +194,8 @@ def _quiet_hub() -> Iterator[None]:
         client.setLevel(level)
 
 
-def _probe_head(model: PreTrainedModel, name: str, key: str) -> None:
-    # Everything downstream computes logits as hidden @ head.T in chunks; some families scale or cap them afterwards.
+def _check_head(model: PreTrainedModel, name: str, key: str) -> None:
+    # All our code computes logits as hidden @ head.T in chunks; some families scale or cap them afterwards.
     head = model.get_output_embeddings()
     if head is None or getattr(head, "bias", None) is not None:
         raise UserError(f"{key}={name!r}: its output head is missing or has a bias, which is not supported")
@@ -206,7 +204,7 @@ def _probe_head(model: PreTrainedModel, name: str, key: str) -> None:
         hidden = model.base_model(ids).last_hidden_state
         expected, ours = model(ids).logits.float(), (hidden @ head.weight.T).float()
     if not torch.isfinite(expected).all():
-        raise UserError(f"{key}={name!r}: its logits are not finite numbers; the weights are damaged")
+        raise UserError(f"{key}={name!r}: its logits are not finite; the weights are damaged")
     if not torch.allclose(expected, ours, rtol=1e-2, atol=1e-3):
         raise UserError(f"{key}={name!r}: it scales or caps its logits after the output head, which is not supported")
 
@@ -217,11 +215,11 @@ def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:
         if what == "model" and [*Path(model).glob("*.bin")] and not [*Path(model).glob("*.safetensors")]:
             reason = "its weights are a pickle, which can run code; save them as safetensors"
         if what == "tokenizer" and not [*Path(model).glob("*token*"), *Path(model).glob("vocab*")]:
-            reason = "it holds no tokenizer.json"  # which transformers says in a paragraph
+            reason = "it has no tokenizer.json"  # transformers says that in a whole paragraph
         return f"{key}={model!r}: no {what} can be loaded from this directory: {reason}"
     if not hub.reachable():
         return (
-            f"{key}={model!r}: there is no such directory here, the Hugging Face Hub cannot be reached, and its cache "
-            f"has no {what} of that name; give a directory, or connect once"
+            f"{key}={model!r}: there is no such directory, the Hugging Face Hub cannot be reached, and its cache has "
+            f"no {what} of that name; give a directory, or connect to the internet once"
         )
-    return f"{key}={model!r}: there is no such directory here, and no {what} of that name on the hub: {reason}"
+    return f"{key}={model!r}: there is no such directory, and no {what} of that name on the hub: {reason}"

@@ -1,8 +1,8 @@
-"""Low-rank adapters: W + (alpha / rank) B A, of which A and B alone are learned (Hu et al., arXiv 2106.09685).
+"""Low-rank adapters: W + (alpha / rank) B A, where only A and B are trained (Hu et al., arXiv 2106.09685).
 
-They are peft's modules, put into the model in place: it keeps its class and the names of its other weights. B starts
-at zero, so that the adapted model starts as the model that it adapts. There is no dropout, which would make the
-log-probs that are learned from others than those of the policy that sampled.
+They are peft's modules, injected in place: the model keeps its class and the names of its other weights. B is zero at
+first, so that the adapted model starts out equal to its base. There is no dropout: with it, the learner's log-probs
+would not be those of the policy that sampled.
 """
 
 import json
@@ -18,17 +18,17 @@ from transformers import PreTrainedModel
 from opd.config.schema import Lora
 from opd.errors import UserError
 from opd.model.linear import Linear, output_axis
-from opd.model.sharded import whole
+from opd.model.sharded import full_tensor
 
-# The name that peft gives to a model's only adapter, and what stands before a module's name in its files.
+# The name that peft gives to a model's only adapter, and the prefix of module names in its files.
 ONLY, PREFIX = "default", "base_model.model."
 
 
 def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
-    """Puts adapters beside the linear layers that `lora` names; they alone are learned from then on.
+    """Adds adapters to the linear layers that `lora` names; only they are trained from then on.
 
     Raises:
-        UserError: where a name is that of no layer, of the output head, or of one that is not linear.
+        UserError: for a name that is not of a layer, or of a layer that is not linear or is the output head.
     """
     import peft
 
@@ -43,7 +43,7 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
     linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
     linear -= {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
-        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # of GPT-2's layers, where peft sets it
+        warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # peft sets it for GPT-2's layers
         torch.manual_seed(seed)
         try:
             peft.inject_adapter_in_model(config, model)
@@ -54,65 +54,65 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
             continue
         if not isinstance(module.base_layer, Linear) or module.base_layer is head:
             raise UserError(
-                f"student.lora.target_modules: {name} is no linear layer between embedding and output head; name some "
-                f"of {', '.join(sorted(linear))}"
+                f"student.lora.target_modules: {name} is not a linear layer between embedding and output head; choose "
+                f"from {', '.join(sorted(linear))}"
             )
-        for each in (module.lora_A, module.lora_B):  # peft makes them in float32
+        for each in (module.lora_A, module.lora_B):  # peft creates them in float32
             each.to(module.base_layer.weight.dtype)  # pyright: ignore
 
 
 def adapters(model: nn.Module) -> dict[str, Any]:
-    """Name of an adapted layer → peft's module."""
+    """The adapted layers: name → peft's module."""
     return {name: module for name, module in model.named_modules() if hasattr(module, "lora_A")}
 
 
 def merged(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """The weights and buffers of the model that the adapted one computes, whole, by that model's names, one at a time.
+    """Yields the full weights and buffers of the model with its adapters merged, under the base model's names.
 
-    Of a sharded model every rank must ask for all of them.
+    On a sharded model, all ranks must iterate over all of them.
     """
-    found = adapters(model)
-    for name, tensor in plain(model):
+    adapted = adapters(model)
+    for name, tensor in base_tensors(model):
         owner, _, kind = name.rpartition(".")
-        value = whole(tensor.detach())
-        yield name, value + _change(found[owner]).to(value) if owner in found and kind == "weight" else value
+        value = full_tensor(tensor.detach())
+        yield name, value + _delta(adapted[owner]).to(value) if owner in adapted and kind == "weight" else value
 
 
-def plain(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """Parameters and buffers without the adapters', by the names of the model without them."""
+def base_tensors(model: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
+    """Yields parameters and buffers except the adapters', under the base model's names."""
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if ".lora_" not in name:
             yield name.replace(".base_layer.", "."), tensor
 
 
-def _change(module: Any) -> Tensor:
-    """(alpha / rank) B A of an adapted layer, as its weight lies."""
-    down, up = (whole(each[ONLY].weight.detach()) for each in (module.lora_A, module.lora_B))
-    change = up @ down * module.scaling[ONLY]
-    return change.T if output_axis(module.base_layer) else change
+def _delta(module: Any) -> Tensor:
+    """(alpha / rank) B A of an adapted layer, in the layout of its weight."""
+    down, up = (full_tensor(each[ONLY].weight.detach()) for each in (module.lora_A, module.lora_B))
+    delta = up @ down * module.scaling[ONLY]
+    return delta.T if output_axis(module.base_layer) else delta
 
 
 def merge(model: PreTrainedModel) -> None:
-    """Takes the adapters out of an unsharded model, which computes the same."""
+    """Merges the adapters of an unsharded model into its weights and removes them."""
     for name, module in adapters(model).items():
-        module.base_layer.weight.data += _change(module).to(module.base_layer.weight)
+        module.base_layer.weight.data += _delta(module).to(module.base_layer.weight)
         owner, _, last = name.rpartition(".")
         setattr(model.get_submodule(owner), last, module.base_layer)
-    if getattr(model, "_hf_peft_config_loaded", False):  # transformers would save adapters alone
+    if getattr(model, "_hf_peft_config_loaded", False):  # transformers would save only adapters
         model._hf_peft_config_loaded = False
         del model.peft_config
-        del model._weight_conversions  # which are from peft's names
+        del model._weight_conversions  # from peft's names
 
 
 def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
-    """The adapters, sharded as they are, by the names of peft's files."""
+    """The adapters, still sharded, under the names of peft's files."""
     return {
         PREFIX + name.replace(f".{ONLY}.", "."): tensor for name, tensor in model.named_parameters() if ".lora_" in name
     }
 
 
 def adapter_config(model: PreTrainedModel, base: str) -> str:
-    """`adapter_config.json`, as peft reads it; `base` is the model that was adapted."""
+    """The content of `adapter_config.json`, as peft reads it; `base` is the path or hub id of the base model."""
     config = next(iter(model.peft_config.values())).to_dict()  # pyright: ignore
     path = str(Path(base).resolve()) if Path(base).is_dir() else base
     config |= {"base_model_name_or_path": path, "inference_mode": True}

@@ -1,11 +1,12 @@
-"""What a rank will hold, before anything is loaded: weights, moments, activations, logits, sampler, teachers.
+"""Estimates the memory of a rank before anything is loaded: weights, moments, activations, logits, sampler, teachers.
 
-Sizes come from the models' configs alone (`opd.model.shapes`). A step is four phases, and a rank needs the largest.
+Sizes come from the models' configs alone (`opd.model.shapes`). A step has four phases, and a rank needs memory for the
+largest.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from transformers import PreTrainedConfig
@@ -13,13 +14,13 @@ from transformers import PreTrainedConfig
 from opd.check.engines import engine
 from opd.check.signal import has_weight
 from opd.config.schema import RunConfig
-from opd.model.shapes import Saved, Shape, saved, shape
+from opd.model.shapes import Shape, saved_activations, shape
 
 Phase = Literal["sampling", "scoring", "learning", "updating"]
 PHASES: tuple[Phase, ...] = ("sampling", "scoring", "learning", "updating")
 ALWAYS = PHASES
 
-# What CUDA, NCCL and a fragmented allocator leave of a GPU; on a CPU only what is free counts to begin with.
+# The share of a GPU that CUDA, NCCL and fragmentation leave; on a CPU `Machine.memory` is free memory to begin with.
 USABLE = {"cuda": 0.92, "cpu": 0.95}
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -27,7 +28,7 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Machine:
-    """`ranks` processes, each with `memory` bytes of its own on a device of this kind."""
+    """`ranks` processes, each with `memory` bytes of its own on a device of this `kind`."""
 
     kind: Literal["cuda", "cpu"]
     ranks: int
@@ -40,7 +41,7 @@ class Machine:
 
 @dataclass(frozen=True)
 class Models:
-    """The configs of the models that a run has; `together` are the sets of teachers that are held at once."""
+    """The configs of a run's models; `together` are the sets of teachers that are loaded at the same time."""
 
     student: PreTrainedConfig
     teachers: Sequence[PreTrainedConfig]
@@ -50,7 +51,7 @@ class Models:
 
 @dataclass(frozen=True)
 class Item:
-    """Something that takes so many bytes of a rank in these phases; `host` where the CPU's memory has it."""
+    """Something that takes `size` bytes of a rank in these phases; `host`: in the CPU's memory."""
 
     name: str
     size: int
@@ -59,14 +60,14 @@ class Item:
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a rank holds, item by item."""
+class MemoryEstimate:
+    """The memory of a rank, item by item."""
 
     items: tuple[Item, ...]
     machine: Machine
 
     def total(self, phase: Phase) -> int:
-        """Bytes on the device in a phase; a CPU's device is its memory."""
+        """Bytes on the device in a phase; on a CPU, host memory too."""
         on_cpu = self.machine.kind == "cpu"
         return sum(item.size for item in self.items if phase in item.phases and (on_cpu or not item.host))
 
@@ -81,7 +82,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Pass:
-    """A forward pass of the largest micro-batch: `rows` of `length` tokens, of which `learned` are of responses."""
+    """A forward pass of the largest micro-batch: `rows` of `length` tokens, `learned` of them response tokens."""
 
     rows: int
     length: int
@@ -93,7 +94,7 @@ class Pass:
 
 
 def largest_pass(config: RunConfig, ranks: int, longest_prompt: int) -> Pass:
-    """The largest micro-batch that a rank may meet: one row as long as it may become, or as many tokens in shorter."""
+    """The largest micro-batch that a rank may get: one row of the maximum length, or as many tokens in shorter rows."""
     longest, most = longest_prompt + config.max_response_length - 1, config.memory.micro_batch_tokens
     responses = max(1, config.mini_batch_size // ranks) * config.samples_per_prompt
     rows = min(responses, max(1, -(-most // longest)))
@@ -101,79 +102,23 @@ def largest_pass(config: RunConfig, ranks: int, longest_prompt: int) -> Pass:
     return Pass(rows, length, rows * min(config.max_response_length, length))
 
 
-def plan(config: RunConfig, models: Models, machine: Machine, longest_prompt: int) -> Plan:
-    """What a rank of `machine` holds while it runs `config`, with prompts of at most so many tokens."""
+def estimate_memory(config: RunConfig, models: Models, machine: Machine, longest_prompt: int) -> MemoryEstimate:
+    """The memory of a rank of `machine` that runs `config` with prompts of at most `longest_prompt` tokens."""
     work = largest_pass(config, machine.ranks, longest_prompt)
     grouped = machine.ranks > 1 or config.compute.grouped
     student = shape(models.student)
     items = [*_student(config, student, grouped, machine, work, models.student)]
     items += _sampler(config, student, grouped, machine, longest_prompt)
     items += _teachers(config, models, grouped, machine, work)
-    return Plan(tuple(item for item in items if item.size), machine)
-
-
-def remedies(config: RunConfig, models: Models, machine: Machine, longest_prompt: int) -> list[str]:
-    """A few settings, of those that change no method, under which the run fits; where none do, all that help."""
-
-    def under(names: Sequence[str]) -> Plan:
-        changed = config
-        for name in names:
-            changed = options[name](changed)
-        return plan(changed, models, machine, longest_prompt)
-
-    options, chosen = _options(config, machine, longest_prompt), list[str]()
-    now = under(chosen)
-    while not now.fits:
-        worst: Phase = now.worst
-        tried = {name: under([*chosen, name]) for name in options if name not in chosen}
-        best = min(tried, key=lambda name, phase=worst: tried[name].total(phase), default=None)
-        if best is None or tried[best].total(worst) >= now.total(worst):
-            return chosen
-        chosen, now = [*chosen, best], tried[best]
-    for name in [*chosen]:  # what a later setting has made unnecessary
-        rest = [other for other in chosen if other != name]
-        if under(rest).fits:
-            chosen = rest
-    return chosen
-
-
-def _options(config: RunConfig, machine: Machine, longest_prompt: int) -> dict[str, Callable[[RunConfig], RunConfig]]:
-    longest = longest_prompt + config.max_response_length
-
-    def of(group: str, **changes: Any) -> Callable[[RunConfig], RunConfig]:
-        return lambda config: replace(config, **{group: replace(getattr(config, group), **changes)})
-
-    def rollout(**changes: Any) -> Callable[[RunConfig], RunConfig]:
-        return lambda config: replace(config, rollout={**config.rollout, **changes})
-
-    options = {
-        f"memory.micro_batch_tokens={longest}": (
-            config.memory.micro_batch_tokens > longest,
-            of("memory", micro_batch_tokens=longest),
-        ),
-        "memory.logit_chunk=512": (config.memory.logit_chunk > 512, of("memory", logit_chunk=512)),
-        "compute.activation_checkpointing=true": (
-            not config.compute.activation_checkpointing,
-            of("compute", activation_checkpointing=True),
-        ),
-        "compute.dtype=bfloat16": (config.compute.dtype == "float32", of("compute", dtype="bfloat16")),
-        "teacher.dtype=bfloat16": (config.teacher.dtype == "float32", of("teacher", dtype="bfloat16")),
-        "rollout.dtype=bfloat16": (config.rollout.get("dtype") != "bfloat16", rollout(dtype="bfloat16")),
-        f"rollout.max_batch_tokens={2 * longest}": (
-            config.rollout.get("max_batch_tokens", 0) > 2 * longest,
-            rollout(max_batch_tokens=2 * longest),
-        ),
-        "compute.offload=true": (machine.kind == "cuda" and not config.compute.offload, of("compute", offload=True)),
-    }
-    return {name: changed for name, (possible, changed) in options.items() if possible}
+    return MemoryEstimate(tuple(item for item in items if item.size), machine)
 
 
 # ---- parts
 
 
 def math_attention(dtype: str, model: Shape, kind: str) -> bool:
-    """Whether attention keeps [head, length, length]: on a GPU no kernel but the plain one takes float32 and query
-    heads that share keys (torch's `scaled_dot_product_attention`, of enable_gqa).
+    """Whether attention stores its weights, [head, length, length]: of torch's kernels for GPUs, only the math kernel
+    supports float32 with grouped queries (`enable_gqa` of `scaled_dot_product_attention`).
     """
     return kind == "cuda" and dtype == "float32" and model.grouped_query
 
@@ -192,40 +137,42 @@ def _student(
         learned = lora.rank * sum(chosen) // (machine.ranks if grouped else 1)
         numbers += learned
     quadratic = math_attention(dtype, model, machine.kind)
-    found: Saved = saved(of, rows=work.rows, length=work.length, dtype=getattr(torch, dtype), math_attention=quadratic)
+    activations = saved_activations(
+        of, rows=work.rows, length=work.length, dtype=getattr(torch, dtype), math_attention=quadratic
+    )
     layer = max(model.layers, default=0)
     items = [
         Item("weights (float32)", 4 * numbers, ALWAYS, host),
         Item("gradients (float32)", 4 * learned, ("learning", "updating"), host),
         Item("optimizer moments (float32)", 8 * learned, ALWAYS, host),
         Item("AdamW's workspace", 4 * learned if machine.kind == "cuda" else 0, ("updating",), host),
-        Item("activations", found.kept(compute.activation_checkpointing), ("learning",)),
-        # A layer's backward pass has the gradients of its widest products at once.
-        Item("gradients of activations", 3 * found.largest, ("learning",)),
+        Item("activations", activations.total(compute.activation_checkpointing), ("learning",)),
+        # A layer's backward pass has the gradients of its widest products at the same time.
+        Item("gradients of activations", 3 * activations.largest, ("learning",)),
         Item("hidden states of responses", 3 * work.learned * model.width * size, ("scoring", "learning")),
         Item("logit chunks", _logits(config, model, work, machine.kind, learns=True), ("learning",)),
         Item("gradient of the output head", 4 * model.head, ("learning",)),
     ]
     if grouped:
-        # Of the layers, the one at work and the next; what is no layer's is whole throughout.
-        items.append(Item("weights made whole by FSDP", size * (model.rest + 2 * layer), ("scoring", "learning")))
-        items.append(Item("gradients before FSDP cuts them", size * model.rest + (size + 4) * layer, ("learning",)))
+        # Two layers are gathered at a time, the current and the next one; everything else stays gathered.
+        items.append(Item("weights gathered by FSDP", size * (model.rest + 2 * layer), ("scoring", "learning")))
+        items.append(Item("gradients before FSDP shards them", size * model.rest + (size + 4) * layer, ("learning",)))
     return items
 
 
 def _logits(config: RunConfig, model: Shape, work: Pass, kind: str, *, learns: bool) -> int:
-    """Bytes of all that is [logit chunk, vocabulary] at once, in float32 if not said otherwise."""
+    """Bytes of all tensors [logit chunk, vocabulary] at the same time, in float32."""
     chunk = min(config.memory.logit_chunk, work.learned) * model.vocabulary
     if config.method("support") != "sampled" and learns:
         buffers = 2 if len(config.teacher.models) == 1 else 3
-        return 4 * chunk * (buffers + 2 * (kind == "cuda"))  # on a GPU a chunk is worked on whole
+        return 4 * chunk * (buffers + 2 * (kind == "cuda"))  # on a GPU a chunk is processed in one piece
     copies = 1 + (kind == "cuda") * (2 if learns and has_weight(config.signal.get("entropy", 0.0)) else 1)
     return 4 * chunk * copies
 
 
 def _sampler(config: RunConfig, model: Shape, grouped: bool, machine: Machine, longest_prompt: int) -> list[Item]:
     rollout, host = config.rollout, config.compute.offload and machine.kind == "cuda"
-    size = BYTES.get(rollout["dtype"], 4)  # in int8 weights are rounded so, and held in float32
+    size = BYTES.get(rollout["dtype"], 4)  # int8 weights are rounded, but stored in float32
     if config.method("rollout") == "VllmSampler":
         parallel = rollout["tensor_parallel_size"]
         weights, cache = size * model.numbers // parallel, rollout["kv_cache_bytes"]
@@ -258,15 +205,15 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
 
     sharded = grouped and engine(config).loads == "here"
 
-    def held(model: Shape) -> int:
+    def weights_of(model: Shape) -> int:
         ranks = machine.ranks if sharded else 1
         if not eight_bits:
             return size * model.share(ranks)
-        # A byte each, and a scale a channel, whole on every rank.
+        # A byte for each and a scale for each channel, not sharded.
         return model.matrices + size * (model.channels + model.share(ranks) - model.matrices // ranks)
 
-    together = max(models.together, key=lambda some: sum(held(shapes[index]) for index in some))
-    most = sum(held(shapes[index]) for index in together)
+    together = max(models.together, key=lambda some: sum(weights_of(shapes[index]) for index in some))
+    most = sum(weights_of(shapes[index]) for index in together)
     items = [Item(f"teachers' weights ({dtype}), {len(together)} at once", most, ALWAYS, host)]
     if (settings := config.teacher.vllm) is not None:
         cache = settings.kv_cache_bytes
@@ -275,10 +222,10 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
     scorers = list(shapes) if engine(config).loads == "here" else []
     if models.anchor is not None:
         scorers.append(shape(models.anchor))
-        items.append(Item(f"anchor's weights ({dtype})", held(scorers[-1]), ALWAYS, host))
+        items.append(Item(f"anchor's weights ({dtype})", weights_of(scorers[-1]), ALWAYS, host))
     if grouped:
-        whole = max((size * (model.rest + 2 * max(model.layers, default=0)) for model in scorers), default=0)
-        items.append(Item("teachers' weights made whole by FSDP", whole, ("scoring",)))
+        gathered = max((size * (model.rest + 2 * max(model.layers, default=0)) for model in scorers), default=0)
+        items.append(Item("teachers' weights gathered by FSDP", gathered, ("scoring",)))
     # The student scores its own responses too.
     widths = [(model, products) for model in scorers] + [(shape(models.student), config.compute.dtype)]
     widest = max(_forward(model, precision, machine, work) for model, precision in widths)
@@ -289,7 +236,7 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
     )
     if config.uses_vocabulary or config.method("support") != "sampled":
         heads = sum(size * shapes[index].head for index in together) if grouped else 0
-        items.append(Item("teachers' output heads, whole", heads, ("learning",)))
+        items.append(Item("teachers' output heads, gathered", heads, ("learning",)))
         responses = max(1, config.batch_size // machine.ranks) * config.samples_per_prompt
         states = sum(shapes[index].width for index in together) * responses * config.max_response_length * size
         items.append(Item("teachers' hidden states", states, ("scoring", "learning"), host=True))
@@ -297,7 +244,7 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
 
 
 def _forward(model: Shape, dtype: str, machine: Machine, work: Pass) -> int:
-    """Bytes that a forward pass without a backward one holds at its widest: a layer's products, or its attention."""
+    """Peak bytes of a forward pass without gradients: a layer's products, or its attention."""
     products = work.tokens * (3 * model.inner + 4 * model.width) * BYTES[dtype]
     if not math_attention(dtype, model, machine.kind):
         return products

@@ -6,11 +6,11 @@ import torch
 from torch import nn
 
 from opd.config.schema import Optim
-from opd.model.sharded import whole
+from opd.model.sharded import full_tensor
 
 
 def learning_rate(step: int, *, num_steps: int, optim: Optim) -> float:
-    """The rate of 1-based `step`: linear warm-up, then constant, or linear or cosine decay to 0 after the last step."""
+    """The rate at 1-based `step`: linear warm-up, then constant, or linear or cosine decay to 0 after the last step."""
     if step <= optim.warmup_steps:
         return optim.lr * step / optim.warmup_steps
     done = (step - optim.warmup_steps - 1) / max(1, num_steps - optim.warmup_steps)
@@ -36,11 +36,11 @@ class Optimizer:
         )
 
     def step(self, step: int) -> dict[str, float]:
-        """One update from the accumulated gradients, which it then clears; returns the metrics.
+        """Makes one update from the accumulated gradients and clears them; returns the metrics.
 
-        A gradient that is not finite changes nothing: the caller sees it in `grad_norm` and stops.
+        Makes no update where the gradient is not finite: the caller sees that in `grad_norm` and stops.
         """
-        norm = float(whole(nn.utils.clip_grad_norm_(self.parameters, self.optim.grad_clip)))
+        norm = float(full_tensor(nn.utils.clip_grad_norm_(self.parameters, self.optim.grad_clip)))
         rate = learning_rate(step, num_steps=self.num_steps, optim=self.optim)
         if math.isfinite(norm):
             for group in self.adamw.param_groups:

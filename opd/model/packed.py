@@ -1,7 +1,7 @@
-"""Rows of unequal length without their padding.
+"""Packing: rows of unequal length without their padding.
 
-All that a layer does to each token by itself, which is nearly all that it does, is done to one row of the tokens that
-are there. Attention alone lays its queries, keys and values out in rows, whose padding, on the right, no token sees.
+Everything that a layer does token by token, nearly all of its work, is done on one row of the real tokens. Only
+attention puts its queries, keys and values back into rows, padded on the right, where no token attends to the padding.
 """
 
 from typing import Any
@@ -18,31 +18,31 @@ NAME = "opd_packed"  # as an attention implementation of transformers
 
 
 def enable(model: PreTrainedModel) -> None:
-    """Lets the model be given packed rows, if its attention allows it; other calls stay what they were.
+    """Enables packed rows if the model's attention allows them; other calls work as before.
 
-    It does where tokens attend to all that came before them in their row, positions come from `position_ids`, and the
-    result, tried on two rows, is that of padded rows.
+    That is so where tokens attend to all earlier ones of their row, positions come from `position_ids`, and a trial on
+    two rows gives the result of padded rows.
     """
     config = model.config
     kinds = set(getattr(config, "layer_types", None) or ["full_attention"])
-    if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or _slides(config):
+    if config._attn_implementation != "sdpa" or kinds != {"full_attention"} or _has_sliding_window(config):
         return
     if config.get_text_config() is not config or not model._can_set_attn_implementation():
         return
     model.set_attn_implementation(NAME)
-    if not _is_right(model):
+    if not _is_exact(model):
         model.set_attn_implementation("sdpa")
 
 
 def enabled(model: PreTrainedModel) -> bool:
-    """Whether `hidden` can be asked of this model."""
+    """Whether `hidden` works with this model."""
     return model.config._attn_implementation == NAME
 
 
 def hidden(
     model: PreTrainedModel, inputs: Int[Tensor, "rows length"], there: Bool[Tensor, "rows length"], device: torch.device
 ) -> Float[Tensor, "tokens width"]:
-    """Final hidden states of the tokens of rows that are padded on the right, row by row, of those that are `there`."""
+    """Final hidden states of the tokens that are `there` in rows padded on the right, row by row."""
     position = torch.arange(inputs.shape[1]).expand_as(inputs)
     places = there.flatten().nonzero()[:, 0].to(device)
     output = model.base_model(
@@ -55,8 +55,8 @@ def hidden(
 
 
 def _as_mask(places: Int[Tensor, " tokens"], shape: torch.Size) -> Int[Tensor, "rows length 1 tokens"]:
-    # What models hand to attention as it is: any mask of four axes. This one's shape tells the rows, and it takes no
-    # memory: each token's place among the rows' places, repeated without a copy.
+    # Models pass any mask with four axes to attention unchanged. The shape of this one is that of the rows; its content
+    # is each token's place in them, expanded without a copy.
     return places.expand(*shape, 1, -1)
 
 
@@ -68,30 +68,30 @@ def _attend(
     rows, length = attention_mask.shape[:2]
     places = attention_mask[0, 0, 0]
 
-    def laid_out(packed: Tensor) -> Tensor:
+    def unpacked(packed: Tensor) -> Tensor:
         tokens = packed[0].transpose(0, 1)
-        laid = tokens.new_zeros(rows * length, *tokens.shape[1:]).index_copy(0, places, tokens)
-        return laid.view(rows, length, *tokens.shape[1:]).transpose(1, 2)
+        padded = tokens.new_zeros(rows * length, *tokens.shape[1:]).index_copy(0, places, tokens)
+        return padded.view(rows, length, *tokens.shape[1:]).transpose(1, 2)
 
-    found, _ = sdpa_attention_forward(module, laid_out(query), laid_out(key), laid_out(value), None, **options)
-    return found.flatten(0, 1).index_select(0, places)[None], None
+    output, _ = sdpa_attention_forward(module, unpacked(query), unpacked(key), unpacked(value), None, **options)
+    return output.flatten(0, 1).index_select(0, places)[None], None
 
 
 ALL_ATTENTION_FUNCTIONS.register(NAME, _attend)
 ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
 
 
-def _slides(config: Any) -> bool:
+def _has_sliding_window(config: Any) -> bool:
     return getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", True)
 
 
 @torch.inference_mode()
-def _is_right(model: PreTrainedModel) -> bool:
+def _is_exact(model: PreTrainedModel) -> bool:
     ids = (torch.arange(10) % model.config.vocab_size).view(2, 5)
     there = torch.tensor([[True] * 3 + [False] * 2, [True] * 5])
     try:
         packed = hidden(model, ids, there, model.device)
-    except (TypeError, ValueError, RuntimeError):  # a model that takes no such positions or mask
+    except (TypeError, ValueError, RuntimeError):  # the model does not accept such positions or such a mask
         return False
     padded = model.base_model(ids.to(model.device), use_cache=False).last_hidden_state[there.to(model.device)]
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2

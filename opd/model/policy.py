@@ -1,4 +1,4 @@
-"""The student: scores of its own tokens, and the backward pass of a loss on those scores."""
+"""The student: scores its own tokens, and backpropagates a loss on those scores."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -9,13 +9,13 @@ from torch import Tensor
 
 from opd.data.batch import Rollout, TokenScores
 from opd.model.forward import MicroBatch, micro_batches, spread, token_index
-from opd.model.sharded import Root, whole
+from opd.model.sharded import Root, full_tensor
 from opd.objective.logp import accumulate, backward_token_scores, token_scores
 from opd.ranks.dist import Ranks
 
 
 class Scorer:
-    """A model that scores the tokens of a rollout at a temperature, never holding logits for more than a chunk."""
+    """A model that scores the tokens of a rollout at a temperature, with logits of one chunk at a time in memory."""
 
     def __init__(self, root: Root, ranks: Ranks, *, micro_batch_tokens: int, logit_chunk: int, temperature: float):
         self.root, self.ranks = root, ranks
@@ -29,11 +29,10 @@ class Scorer:
 
     @torch.no_grad()
     def scores(self, rollout: Rollout, hidden: Tensor | None = None) -> TokenScores:
-        """log π(token) and the entropy of π at each response token, both at the temperature, on the CPU.
+        """log π(token) and the entropy of π at each response token, both at the temperature, on the CPU; in float32, or
+        float64 for a float64 model.
 
-        In float32, or float64 for a float64 model.
-
-        `hidden`, [response token, width], is filled with the final hidden state behind each token, in order of
+        Fills `hidden`, [response token, width], with the final hidden state that predicts each token, in the order of
         `token_index`.
         """
         order = token_index(rollout.mask)
@@ -46,18 +45,18 @@ class Scorer:
                 knobs = {"temperature": self.temperature, "chunk_size": self.logit_chunk}
                 return states, *token_scores(states, head, tokens, **knobs)
 
-            states, *found = self.root(micro, score)
-            flat[:, where] = torch.stack(found).to(flat)
+            states, *scores = self.root(micro, score)
+            flat[:, where] = torch.stack(scores).to(flat)
             if hidden is not None:
                 hidden[where] = states.to(hidden)
         return TokenScores(*(spread(numbers, rollout.mask) for numbers in flat))
 
     def micro_batches(self, rollout: Rollout) -> Iterator[MicroBatch]:
-        """This rank's micro-batches, as many as any rank has."""
-        return micro_batches(rollout, max_tokens=self.micro_batch_tokens, agreed=self.ranks.most)
+        """This rank's micro-batches, as many on every rank."""
+        return micro_batches(rollout, max_tokens=self.micro_batch_tokens, agreed=self.ranks.max)
 
     def empty_hidden(self, rollout: Rollout) -> Float[Tensor, "response_token width"]:
-        """Room on the CPU for the hidden states of a rollout, in the model's precision."""
+        """An empty tensor on the CPU for the hidden states of a rollout, in the model's precision."""
         return torch.empty(int(rollout.mask.sum()), self.model.config.get_text_config().hidden_size, dtype=self.dtype)
 
     @property
@@ -65,13 +64,13 @@ class Scorer:
         """The precision of the weights."""
         return self.model.get_output_embeddings().weight.dtype
 
-    def whole_head(self) -> Float[Tensor, "vocabulary width"]:
-        """All of the output head, on this rank's device; all ranks must ask. Loading refused a model without one."""
-        return whole(self.model.get_output_embeddings().weight.detach()).to(self.ranks.device)
+    def full_head(self) -> Float[Tensor, "vocabulary width"]:
+        """The full output head on this rank's device; all ranks must call this. Loading refused a model without one."""
+        return full_tensor(self.model.get_output_embeddings().weight.detach()).to(self.ranks.device)
 
 
 class Policy(Scorer):
-    """The student as a `Scorer` that also learns."""
+    """The student: a `Scorer` that also learns."""
 
     def backward(
         self,
@@ -79,7 +78,7 @@ class Policy(Scorer):
         grad_logp: Float[Tensor, "batch time"],
         grad_entropy: Float[Tensor, "batch time"] | None,
     ) -> None:
-        """Adds to the parameters' gradients those of a loss with these derivatives by logp and entropy.
+        """Accumulates the gradients of a loss with these derivatives with respect to logp and entropy.
 
         The loss is a function of the whole batch's scores; splitting the batch here cannot change its normalisation.
         """
@@ -97,14 +96,14 @@ class Policy(Scorer):
             self.learn(micro, loss)
 
     def learn(self, micro: MicroBatch, loss: Any) -> None:
-        """Backpropagates `loss(hidden states, head)`, this rank's part of a sum over all ranks."""
-        with self.root.remaking_activations():
+        """Backpropagates `loss(hidden states, head)`, this rank's term of a sum over all ranks."""
+        with self.root.recomputing_activations():
             # FSDP averages gradients over the ranks.
             (self.root(micro, loss) * self.ranks.size).backward()
 
 
 class _Scored(torch.autograd.Function):
-    """A scalar whose derivatives by the tokens' log-probs and entropies are given; its value means nothing."""
+    """A scalar with given derivatives with respect to the tokens' log-probs and entropies; its value is meaningless."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, head: Tensor, *rest: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]

@@ -1,4 +1,4 @@
-"""The shape of a model without its weights: how many numbers it has, where, and what it saves for a backward pass."""
+"""Sizes of a model without its weights: its parameters, and the activations that it saves for the backward pass."""
 
 import json
 import math
@@ -6,15 +6,14 @@ from dataclasses import dataclass
 from functools import cache, lru_cache, partial
 from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 
 import torch
 import yaml
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
-from transformers.integrations import moe
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from opd.model.linear import Linear, output_axis
@@ -25,11 +24,11 @@ PUBLISHED = Path(__file__).with_name("published.yaml")
 
 @dataclass(frozen=True)
 class Shape:
-    """A causal model's parameters (each tensor once, tied or not) and sizes.
+    """A causal model's parameters (tied tensors once) and sizes.
 
-    `layers` are the numbers in each decoder layer, `head` in the output head, `cached` the keys and values of a token,
-    `linear` the name and the sum of inputs and outputs of each linear map of the layers; `matrices` the numbers in all
-    of these, and `channels` their outputs.
+    `layers`: parameters of each decoder layer; `head`: of the output head; `cached`: numbers in a token's keys and
+    values; `linear`: name, and inputs plus outputs, of each linear map of the layers; `matrices`: parameters of all
+    linear maps; `channels`: their outputs.
     """
 
     tensors: tuple[tuple[int, ...], ...]
@@ -51,32 +50,32 @@ class Shape:
 
     @property
     def rest(self) -> int:
-        """Numbers outside the decoder layers: embedding, head, last norm."""
+        """Parameters outside the decoder layers: embedding, head, last norm."""
         return self.numbers - sum(self.layers)
 
     def share(self, ranks: int) -> int:
-        """Numbers that the first of so many ranks holds: FSDP cuts every tensor's first axis into even pieces."""
+        """Parameters of the first of `ranks` ranks: FSDP splits the first axis of every tensor evenly."""
         return sum(-(-size[0] // ranks) * math.prod(size[1:]) for size in self.tensors)
 
 
 @dataclass(frozen=True)
-class Saved:
-    """Bytes that a forward pass saves for the backward pass: of each layer, of its input, of what is no layer's."""
+class SavedActivations:
+    """Bytes that a forward pass saves for the backward pass: of each layer, of its input, and outside the layers."""
 
     layers: tuple[int, ...]
     inputs: tuple[int, ...]
     rest: int
     largest: int
 
-    def kept(self, checkpointing: bool) -> int:
-        """All of it; with activation checkpointing the layers' inputs, and one layer made anew."""
+    def total(self, checkpointing: bool) -> int:
+        """All of them; with activation checkpointing only the layers' inputs and one recomputed layer."""
         if checkpointing and self.layers:
             return self.rest + sum(self.inputs) + max(self.layers)
         return self.rest + sum(self.layers)
 
 
 def published(model: str) -> PreTrainedConfig | None:
-    """The config of a published model that this project knows by heart; None of any other."""
+    """The config of a published model that `published.yaml` has; None for any other."""
     entry = _published()["models"].get(model.removesuffix("-Base"))
     if entry is None:
         return None
@@ -86,19 +85,21 @@ def published(model: str) -> PreTrainedConfig | None:
 
 
 def published_ends(model: str) -> dict[str, int]:
-    """Which tokens end a text of such a model, and their ids."""
+    """The end-of-text tokens of such a model, and their ids."""
     return _published()["ends"]["base" if model.endswith("-Base") else "chat"]
 
 
 def shape(config: PreTrainedConfig) -> Shape:
-    """The shape of the causal model that `config` describes, built without memory."""
+    """The shape of the causal model that `config` describes; allocates no weights."""
     return _shape(_key(config))
 
 
-def saved(config: PreTrainedConfig, *, rows: int, length: int, dtype: torch.dtype, math_attention: bool) -> Saved:
-    """What a forward pass of [rows, length] tokens in `dtype` saves, by a pass over tensors that hold nothing.
+def saved_activations(
+    config: PreTrainedConfig, *, rows: int, length: int, dtype: torch.dtype, math_attention: bool
+) -> SavedActivations:
+    """What a forward pass of [rows, length] tokens in `dtype` saves, measured by a pass over fake tensors.
 
-    `math_attention`: attention keeps its weights, [row, head, length, length]; else it makes them anew block by block.
+    `math_attention`: attention saves its weights, [row, head, length, length]; else it recomputes them block by block.
     """
     return _saved(_key(config), rows, length, dtype, math_attention)
 
@@ -149,17 +150,15 @@ def _shape(key: str) -> Shape:
 
 
 @lru_cache(maxsize=16)
-def _saved(key: str, rows: int, length: int, dtype: torch.dtype, math_attention: bool) -> Saved:
+def _saved(key: str, rows: int, length: int, dtype: torch.dtype, math_attention: bool) -> SavedActivations:
     attention = "opd_math" if math_attention else "opd_blockwise"
     config, count = _shortened(key)
-    with FakeTensorMode(), torch.random.fork_rng(devices=[]):
-        model: Any = AutoModelForCausalLM.from_config(
-            config, dtype=dtype, attn_implementation=attention, experts_implementation="opd_planned"
-        )
+    with FakeTensorMode(), _GroupedProducts(), torch.random.fork_rng(devices=[]):
+        model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
         model.eval()
         blocks, inputs, largest = layers(model), list[int](), 0
         bins: dict[int | None, int] = {None: 0}
-        # Kept alive: a storage that is freed could lend its address to another.
+        # Kept alive, because the address of a freed storage could be reused.
         seen = {weight.untyped_storage()._cdata: weight.untyped_storage() for weight in model.parameters()}
         now: list[int | None] = [None]
 
@@ -187,11 +186,11 @@ def _saved(key: str, rows: int, length: int, dtype: torch.dtype, math_attention:
     each = [bins.get(index, 0) for index in range(len(blocks))]
     missing = count - len(blocks)
     layers_, inputs_ = (tuple([*sizes, *sizes[-1:] * missing]) for sizes in (each, inputs))
-    return Saved(layers=layers_, inputs=inputs_, rest=bins[None], largest=largest)
+    return SavedActivations(layers=layers_, inputs=inputs_, rest=bins[None], largest=largest)
 
 
 def _shortened(key: str) -> tuple[PreTrainedConfig, int]:
-    """The config with the first two layers alone where all are alike, and how many there are."""
+    """The config, cut to two layers where all are alike, and the number of its layers."""
     config, count = _config(key), len(_shape(key).layers)
     kinds = getattr(config, "layer_types", None) or []
     if count > 2 and len(set(_shape(key).layers)) == 1 and len(set(kinds)) <= 1:
@@ -214,16 +213,15 @@ def _attention(backend: SDPBackend | None) -> Any:
     return attend
 
 
-# Under their own names transformers makes no mask for them: a mask is what it gives tensors without content, and not
-# what a run sees.
+# For attention of these names transformers makes no mask; for sdpa it would make one of fake tensors, unlike in a run.
 ALL_ATTENTION_FUNCTIONS.register("opd_blockwise", _attention(None))
 ALL_ATTENTION_FUNCTIONS.register("opd_math", _attention(SDPBackend.MATH))
 
 
-def _experts(module: nn.Module, *given: Tensor) -> Tensor:
-    # torch knows what a product by groups gives of bfloat16 alone; one expert's has its size and saves what it saves.
-    with patch.object(moe, "_grouped_mm", lambda input, weight, offs: input @ weight[0]):
-        return moe.grouped_mm_experts_forward(module, *given)
+class _GroupedProducts(TorchFunctionMode):
+    """Grouped matrix products of fake tensors, which torch supports in bfloat16 only."""
 
-
-moe.ALL_EXPERTS_FUNCTIONS.register("opd_planned", _experts)
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.__name__ == "_grouped_mm":  # the product of one expert has the same size and saves as much
+            return args[0] @ args[1][0]
+        return func(*args, **(kwargs or {}))

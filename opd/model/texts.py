@@ -1,4 +1,4 @@
-"""How a model reads and ends texts: vocabulary, stop tokens, chat template; student and teacher compared."""
+"""A model's vocabulary, end-of-text tokens and chat template, and the comparison of student and teacher."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from opd.model.load import load_ends, token_ids
 
 @dataclass(frozen=True)
 class Reading:
-    """A model's tokenizer, and the ids that end a text of it. `key` is the config key that names the model."""
+    """A model's tokenizer, and the ids that end its texts. `key` is the config key that names the model."""
 
     key: str
     model: str
@@ -20,18 +20,18 @@ class Reading:
     ends: tuple[int, ...]
 
     def named(self, ids: Sequence[int]) -> list[str]:
-        """The tokens of these ids."""
+        """The tokens with these ids."""
         return [str(token) for token in self.tokenizer.convert_ids_to_tokens(list(ids))]
 
     @property
     def special(self) -> dict[str, Any]:
-        """Its special tokens, by their roles."""
+        """The special tokens, by role."""
         return dict(self.tokenizer.special_tokens_map)
 
 
 @dataclass(frozen=True)
 class Texts:
-    """The student's tokenizer, and the config keys of the models whose vocabularies are known to be its own."""
+    """The student's tokenizer, and the config keys of the models whose vocabularies were found to be the same."""
 
     tokenizer: PreTrainedTokenizerBase
     alike: frozenset[str]
@@ -46,11 +46,11 @@ def read(
     model: str,
     stop_tokens: Sequence[str] | None,
 ) -> Reading:
-    """The reading of the model at `path`, whose tokenizer this is, shown as `model`; `stop_tokens` end its texts, null:
-    those of its own config.
+    """The `Reading` of the model at `path`, which the user called `model`; its texts end with `stop_tokens`, or with
+    those of its own config if None.
 
     Raises:
-        UserError: where the tokenizer has no such token.
+        UserError: for a stop token that the tokenizer does not have.
     """
     own: Any = tokenizer.eos_token_id
     more = load_ends(path, revision=revision) if stop_tokens is None else token_ids(tokenizer, stop_tokens)
@@ -58,22 +58,23 @@ def read(
 
 
 def end_alike(student: Reading, teacher: Reading, *, explicit: bool) -> list[str]:
-    """Whether the student stops wherever this teacher ends a text: it learns to write that token, and would go on.
+    """Checks that the student stops at every token that ends a text of this teacher: it learns to write that token, and
+    would not stop there. Returns a warning if it does not and its stop tokens are `explicit`.
 
     Raises:
-        UserError: where it does not, unless its stop tokens were given, `explicit`; that is a warning.
+        UserError: where it does not and they are not.
     """
     missing = sorted(set(teacher.ends) - set(student.ends))
     if not missing:
         return []
     wanted = ",".join(f"'{token}'" for token in student.named(sorted({*student.ends, *missing})))
-    said = (
-        f"student.stop_tokens: {teacher.key}={teacher.model!r} ends a text with {_listed(teacher, missing)}, at which "
-        f"the student, who stops at {_listed(student, student.ends)}, would go on to the length limit"
+    problem = (
+        f"student.stop_tokens: {teacher.key}={teacher.model!r} ends a text with {_listed(teacher, missing)}, but the "
+        f"student stops only at {_listed(student, student.ends)} and would go on to the length limit"
     )
     if not explicit:
-        raise UserError(f'{said}; set "student.stop_tokens=[{wanted}]"')
-    return [said]
+        raise UserError(f'{problem}; set "student.stop_tokens=[{wanted}]"')
+    return [problem]
 
 
 def _listed(reading: Reading, ids: Sequence[int]) -> str:
@@ -81,11 +82,11 @@ def _listed(reading: Reading, ids: Sequence[int]) -> str:
 
 
 def rendered(tokenizer: PreTrainedTokenizerBase, system: str | None, text: str) -> str | None:
-    """A user's turn as the tokenizer's chat template shows it to the model; None without one, or where it refuses."""
+    """A user's turn as the tokenizer's chat template renders it; None without a template, or where it fails."""
     if tokenizer.chat_template is None:
         return None
     turns = [*([] if system is None else [{"role": "system", "content": system}]), {"role": "user", "content": text}]
     try:
         return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    except Exception:  # a template is a program of its own
+    except Exception:  # a template is a program, which may raise anything
         return None

@@ -1,4 +1,4 @@
-"""Makes the models that recipes name: each in a process of its own on one thread, longest first, one a core at once."""
+"""Makes the models of recipes: each in a single-threaded process of its own, one per core, the longest first."""
 
 import json
 import os
@@ -17,15 +17,15 @@ from typing import Any
 from opd.config.recipe import Recipe, model_path
 from opd.config.schema import RunConfig
 from opd.errors import UserError
-from opd.records.run_dir import make_folder
+from opd.records.files import make_folder
 
 
 def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, Path]:
-    """Trains what is missing; name → directory in Hugging Face form, of every recipe.
+    """Trains the models that are missing; returns the directory of each, in Hugging Face format, by the recipe's name.
 
     Raises:
-        UserError: where a model cannot be made; the others that are under way are then ended.
-        OSError: where `models_dir` cannot be made.
+        UserError: where a model cannot be made; the others in progress are then terminated.
+        OSError: where `models_dir` cannot be created.
     """
     paths = {name: model_path(name, recipe, models_dir) for name, recipe in recipes.items()}
     missing = sorted((name for name in recipes if not paths[name].is_dir()), key=lambda name: -_cost(recipes[name]))
@@ -36,7 +36,7 @@ def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, 
 
 
 def _cost(recipe: Recipe) -> float:
-    """Only for the order: multiplications of the whole training, roughly."""
+    """Roughly the multiplications of the training, to sort by."""
     size = recipe.architecture
     if size is None:
         return float("inf")
@@ -48,6 +48,7 @@ def _cost(recipe: Recipe) -> float:
 def _train_all(missing: dict[str, tuple[Recipe, Path]]) -> None:
     workers: list[subprocess.Popen[str]] = []
     stopping, guard = threading.Event(), threading.Lock()
+    progress = ProgressLog({name: recipe.steps for name, (recipe, _) in missing.items()})
 
     def build(name: str) -> None:
         recipe, target = missing[name]
@@ -57,7 +58,7 @@ def _train_all(missing: dict[str, tuple[Recipe, Path]]) -> None:
                     return
                 worker = _start(recipe, target, errors)
                 workers.append(worker)
-            failure = _follow(worker, lambda message: progress.advance(name, message))
+            failure = _relay(worker, lambda message: progress.advance(name, message))
             if stopping.is_set():
                 return
             if worker.returncode:
@@ -68,7 +69,7 @@ def _train_all(missing: dict[str, tuple[Recipe, Path]]) -> None:
             progress.finish(name)
 
     slots = min(len(missing), os.cpu_count() or 1)
-    with _progress(missing) as progress, ThreadPoolExecutor(slots) as pool:
+    with ThreadPoolExecutor(slots) as pool:
         jobs = [pool.submit(build, name) for name in missing]
         try:
             for job in jobs:
@@ -91,13 +92,13 @@ def _start(recipe: Recipe, target: Path, errors: Any) -> subprocess.Popen[str]:
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
     assert worker.stdin is not None
-    with suppress(BrokenPipeError), worker.stdin:  # one that died at once is reported by its status
+    with suppress(BrokenPipeError), worker.stdin:  # a worker that died at once is reported by its exit status
         worker.stdin.write(json.dumps({"recipe": asdict(recipe), "target": str(target)}) + "\n")
     return worker
 
 
-def _follow(worker: subprocess.Popen[str], report: Callable[[dict[str, Any]], None]) -> str | None:
-    """Passes a worker's lines on until it ends; what it says failed, if it says so."""
+def _relay(worker: subprocess.Popen[str], report: Callable[[dict[str, Any]], None]) -> str | None:
+    """Passes a worker's messages on until it ends; returns its error message, if it sent one."""
     failure = None
     assert worker.stdout is not None
     for line in worker.stdout:
@@ -111,7 +112,7 @@ def _follow(worker: subprocess.Popen[str], report: Callable[[dict[str, Any]], No
 
 
 def locate(model: str, config: RunConfig) -> tuple[str, str | None]:
-    """Where `model` (`self`: the student) is loaded from, and which revision of it; makes that of a recipe."""
+    """Path or hub id, and revision, of `model` (`self`: the student); makes the model if it is a recipe's."""
     revision = config.student.revision if model == "self" else None
     model = config.student.model if model == "self" else model
     if model.startswith("sft:"):
@@ -120,64 +121,18 @@ def locate(model: str, config: RunConfig) -> tuple[str, str | None]:
 
 
 def make_models(config: RunConfig) -> None:
-    """Makes the models of the config's recipes that are not there yet."""
+    """Makes the models of the config's recipes that do not exist yet."""
     if config.recipes:
         ensure_models(config.recipes, Path(config.paths.models))
 
 
-# ---- progress
-
-
-def _progress(missing: dict[str, tuple[Recipe, Path]]) -> "Bars | Lines":
-    steps = {name: recipe.steps for name, (recipe, _) in missing.items()}
-    return Bars(steps) if sys.stderr.isatty() else Lines(steps)
-
-
-class Bars:
-    """A bar a model, in a terminal."""
-
-    def __init__(self, steps: dict[str, int]):
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-        self._bars = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[loss]}"),
-            console=Console(stderr=True),
-        )
-        self._tasks = {name: self._bars.add_task(name, total=total, loss="") for name, total in steps.items()}
-        self._steps = steps
-
-    def __enter__(self) -> "Bars":
-        self._bars.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._bars.stop()
-
-    def advance(self, name: str, message: Mapping[str, Any]) -> None:
-        self._bars.update(self._tasks[name], completed=message["step"], loss=f"loss {message['loss']:.3f}")
-
-    def finish(self, name: str) -> None:
-        self._bars.update(self._tasks[name], completed=self._steps[name])
-
-
-class Lines:
-    """A line at every tenth of a model's steps, in a log."""
+class ProgressLog:
+    """Prints a line to stderr at every tenth of a model's steps."""
 
     def __init__(self, steps: dict[str, int]):
         self._steps, self._start = steps, time.monotonic()
         self._next = {name: total / 10 for name, total in steps.items()}
-
-    def __enter__(self) -> "Lines":
-        self._say(", ".join(f"{name} ({total} steps)" for name, total in self._steps.items()))
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        pass
+        self._say(", ".join(f"{name} ({total} steps)" for name, total in steps.items()))
 
     def advance(self, name: str, message: Mapping[str, Any]) -> None:
         if message["step"] >= self._next[name]:

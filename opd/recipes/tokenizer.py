@@ -1,4 +1,4 @@
-"""The tiny world's tokenizer: one token a character, one for the answer mark, in Hugging Face form."""
+"""The tiny world's tokenizer, in Hugging Face format: one token per character, and one for the answer mark."""
 
 from typing import TYPE_CHECKING
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 PAD, EOS, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
-# Spare tokens that no solver writes: methods that tell the student which teacher to follow put one before the prompt.
+# Spare tokens that no solution has: methods that tell the student which teacher to follow put one before the prompt.
 CONTROL = tuple(f"<|teacher-{index}|>" for index in range(8))
 
 _VOCABULARY = (PAD, EOS, UNKNOWN, *CONTROL, *"0123456789", *"+-*=,;() ", ANSWER_MARK)
 
 
 def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """Encodes any text of the arithmetic world and decodes it to the same text; other characters become UNKNOWN."""
+    """A tokenizer that encodes and decodes texts of the arithmetic world exactly; other characters become UNKNOWN."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

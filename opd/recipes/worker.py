@@ -1,6 +1,6 @@
-"""Trains the model of one recipe: `opd.sft` runs one such process a model, one thread each.
+"""Trains the model of one recipe: `opd.sft` starts one such single-threaded process per model.
 
-Reads {"recipe", "target"} as JSON from its input, writes JSON lines: {"step", "loss"} … {"done"} or {"error"}.
+Reads {"recipe", "target"} as JSON from stdin, writes JSON lines to stdout: {"step", "loss"} … {"done"} or {"error"}.
 """
 
 import json
@@ -25,34 +25,35 @@ from torch import Tensor
 from opd.config.recipe import Recipe
 from opd.data import arithmetic
 from opd.data.batch import pad
+from opd.data.prompts import read_jsonl
 from opd.errors import UserError
 from opd.recipes.build import build, save
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# A report at each of so many parts of the steps, and after so many seconds: a parent's death is noticed at a report.
+# Reports per training, and seconds between two at most: the death of the parent is noticed at a report.
 _REPORTS, _SECONDS = 200, 2.0
 
-# So many draws in a row that are all too long say that `max_length` does not fit the mix.
+# After this many draws in a row that are too long, `max_length` does not fit the mix.
 _SKIPPED = 1000
 
 
 @dataclass(frozen=True)
 class Example:
-    """What the model is shown and what it should answer, its end token included."""
+    """A prompt and the response to learn, with its end token."""
 
     prompt: list[int]
     response: list[int]
 
 
 def main() -> int:
-    """One model, from the request on standard input; 1 where it failed."""
+    """Makes one model, as the request on stdin says; returns 1 if that failed."""
     request = json.loads(sys.stdin.readline())
-    sys.stdout, lines = sys.stderr, sys.stdout  # what a library prints is no message
+    sys.stdout, lines = sys.stderr, sys.stdout  # libraries may print, which is not a message
 
     def say(message: dict[str, Any]) -> None:
-        # The death of the parent breaks the pipe, and so ends this process.
+        # If the parent has died, the pipe is broken, and this process ends.
         print(json.dumps(message), file=lines, flush=True)
 
     recipe = TypeAdapter(Recipe).validate_json(json.dumps(request["recipe"]))
@@ -66,10 +67,7 @@ def main() -> int:
 
 
 def make(recipe: Recipe, target: Path, report: Callable[[dict[str, Any]], None]) -> None:
-    """Trains and writes `target`, unless it is there. Killed half-way leaves no `target`.
-
-    A lock lets one process build a model while others wait for it.
-    """
+    """Trains and writes `target` atomically, unless it exists. A lock lets one process do so while others wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{target.name}.lock"):
         if target.is_dir():
@@ -94,9 +92,9 @@ def train(
     recipe: Recipe,
     report: Callable[[dict[str, Any]], None],
 ) -> None:
-    """AdamW on the mean cross-entropy of the responses' tokens, in place.
+    """Trains in place by AdamW on the mean cross-entropy of the responses' tokens.
 
-    One thread and deterministic kernels, so that a recipe gives the same weights however many cores there are.
+    Uses one thread and deterministic kernels, so that a recipe gives the same weights on any number of cores.
     """
     threads, deterministic = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     torch.set_num_threads(1)
@@ -143,7 +141,7 @@ def _train(
 
 
 def learning_rate(recipe: Recipe, step: int) -> float:
-    """Of the step with this 0-based index: a linear rise, then `schedule` from `lr` to `lr * final_lr`."""
+    """The rate at 0-based `step`: linear warm-up, then `schedule` from `lr` to `lr * final_lr`."""
     if step < recipe.warmup_steps:
         return recipe.lr * (step + 1) / (recipe.warmup_steps + 1)
     done = (step - recipe.warmup_steps) / max(1, recipe.steps - recipe.warmup_steps)
@@ -163,9 +161,9 @@ def collate(examples: list[Example], pad_id: int) -> tuple[Int[Tensor, "batch ti
 def response_loss(
     model: "PreTrainedModel", tokens: Int[Tensor, "batch time"], learned: Bool[Tensor, "batch time"]
 ) -> Float[Tensor, ""]:
-    """Mean over the learned tokens of −log p(token | tokens before it).
+    """Mean over the learned tokens of −log p(token | earlier tokens).
 
-    Padding is on the right, where a causal model's earlier positions do not see it: no attention mask is needed.
+    Padding is on the right, which earlier positions of a causal model do not attend to: no attention mask is needed.
     """
     decoder, head = model.get_decoder(), model.get_output_embeddings()
     assert decoder is not None and head is not None
@@ -178,7 +176,7 @@ def response_loss(
 
 
 def examples(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Example]:
-    """Endless: fresh draws of worked arithmetic, or a file's lines in a new order each epoch."""
+    """Yields examples without end: new draws of worked arithmetic, or a file's lines in a new order each epoch."""
     rng = random.Random(recipe.seed)
     eos = _end(tokenizer)
     if recipe.mix is not None:
@@ -192,7 +190,7 @@ def examples(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[E
                 made, skipped = made + 1, 0
                 yield Example(prompt, [*response, eos])
             elif (skipped := skipped + 1) == _SKIPPED:
-                raise UserError(f"max_length={recipe.max_length}: hardly any example of the mix is so short; raise it")
+                raise UserError(f"max_length={recipe.max_length}: almost no example of the mix is that short; raise it")
     assert recipe.file is not None
     rows = read_examples(Path(recipe.file), tokenizer, template=recipe.template, max_length=recipe.max_length)
     while True:
@@ -204,17 +202,13 @@ def read_examples(file: Path, tokenizer: "PreTrainedTokenizerBase", *, template:
     """The usable lines of a JSONL file.
 
     Raises:
-        UserError: for a line that is no JSON object with texts "problem" and "response"; where none is short enough.
+        UserError: for a line that is not a JSON object with texts "problem" and "response"; if none is short enough.
     """
     rows, eos = [], _end(tokenizer)
-    for number, line in enumerate(file.read_text().splitlines(), 1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"{file}, line {number}: is no JSON ({error})") from error
-        texts = [row.get(key) if isinstance(row, dict) else None for key in ("problem", "response")]
+    for place, _, row in read_jsonl(file):
+        texts = [row.get(key) for key in ("problem", "response")]
         if not all(isinstance(text, str) and text for text in texts):
-            raise UserError(f'{file}, line {number}: should be an object with texts "problem" and "response"')
+            raise UserError(f'{place}: should be an object with texts "problem" and "response"')
         prompt = encode_prompt(tokenizer, str(texts[0]), template)
         response = [*tokenizer.encode(str(texts[1]), add_special_tokens=False), eos]
         if len(prompt) + len(response) <= max_length:
@@ -238,7 +232,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, template: str
 
 def _end(tokenizer: "PreTrainedTokenizerBase") -> int:
     if not isinstance(tokenizer.eos_token_id, int):
-        raise UserError("the tokenizer to start from has no end token (eos_token); choose one that has")
+        raise UserError("start: its tokenizer has no end-of-text token (eos_token); choose a model that has one")
     return tokenizer.eos_token_id
 
 

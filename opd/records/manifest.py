@@ -1,4 +1,4 @@
-"""What ran: code, packages, hardware. Nothing here imports torch."""
+"""The manifest: code, packages and hardware of a run. Nothing here imports torch."""
 
 import hashlib
 import json
@@ -13,7 +13,7 @@ from typing import Any
 from opd.config import identity, plugins
 from opd.config.places import ROOT
 
-# Stands beside a copy of the code that a sweep submitted.
+# In the copy of the code that a sweep submits: the commit that it was copied from.
 SNAPSHOT = "snapshot.json"
 
 PACKAGES = ("opd", "torch", "transformers", "peft", "tokenizers", "vllm", "hydra-core", "math-verify", "numpy")
@@ -27,7 +27,7 @@ def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[
         "config_hash": identity.config_hash(config),
         "git_commit": commit,
         "git_dirty": dirty,
-        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "packages": {name: number for name in PACKAGES if (number := _version(name))},
         "python": platform.python_version(),
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
         "world_size": world_size,
@@ -37,7 +37,7 @@ def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[
 
 
 def vocabulary_hash(vocabulary: Mapping[str, int]) -> str:
-    """SHA-256 over the sorted token-id pairs: equal for tokenizers that read ids alike."""
+    """SHA-256 of the sorted token-id pairs: equal for tokenizers with the same vocabulary."""
     return hashlib.sha256(repr(sorted(vocabulary.items())).encode()).hexdigest()
 
 
@@ -49,13 +49,13 @@ def _version(package: str) -> str | None:
 
 
 def git_state() -> tuple[str | None, bool | None]:
-    """The commit that this code stands at and whether it was edited since; (None, None) where git does not keep it.
+    """The commit of this code and whether it has uncommitted changes; (None, None) where git does not track it.
 
-    A copy of the code that a sweep submitted has it in writing: what lies around the copy may have moved on.
+    A copy of the code that a sweep submitted has a file that says so: the checkout around it may have moved on.
     """
     if (ROOT / SNAPSHOT).exists():
-        taken = json.loads((ROOT / SNAPSHOT).read_text())
-        return taken["git_commit"], taken["git_dirty"]
+        snapshot = json.loads((ROOT / SNAPSHOT).read_text())
+        return snapshot["git_commit"], snapshot["git_dirty"]
 
     def git(*words: str) -> str:
         return subprocess.run(
@@ -63,7 +63,7 @@ def git_state() -> tuple[str | None, bool | None]:
         ).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", Path(__file__).name)  # an environment may lie inside a repository of others
+        git("ls-files", "--error-unmatch", Path(__file__).name)  # installed, it may be inside another repository
         return git("rev-parse", "HEAD"), bool(git("status", "--porcelain"))
     except (OSError, subprocess.SubprocessError):
         return None, None

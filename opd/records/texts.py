@@ -1,8 +1,8 @@
-"""What was said: the texts of an evaluation's responses, beside its samples. Nothing here imports torch.
+"""The texts of an evaluation's responses, beside its samples. Nothing here imports torch.
 
 A text, as it was graded, belongs to the sample with its `benchmark`, `problem_id` and `sample`. Each problem's texts
-are a gzip member of their own and the file is these in the order of the record, so that ranks pack theirs apart and
-any number of them writes the same bytes.
+are a gzip member of their own, in the order of the record: ranks pack their problems separately, and any number of
+ranks writes the same bytes.
 """
 
 import gzip
@@ -13,16 +13,17 @@ from io import BytesIO
 from itertools import count
 from typing import Any
 
-from opd.records.run_dir import Key, RecordError, RunDir, parse_line, read_bytes
+from opd.records.files import RecordError, parse_line, read_bytes
+from opd.records.run_dir import Key, RunDir
 
-# What a line may take unpacked. A million tokens take less; a foreign file of a few kB may unpack to all the memory.
+# Bytes of an unpacked line. A million tokens take less; a foreign file of a few kB might unpack to fill the memory.
 LONGEST = 2**26
 
 _KINDS: dict[str, type] = {"benchmark": str, "problem_id": str, "sample": int, "text": str}
 
 
 def pack(benchmark: str, problem_id: str, texts: Sequence[str]) -> bytes:
-    """A problem's texts in the order of its samples: JSON lines, as gzip; the same bytes for the same texts."""
+    """Packs a problem's texts in the order of its samples: gzipped JSON lines, the same bytes for the same texts."""
     lines = (
         {"benchmark": benchmark, "problem_id": problem_id, "sample": sample, "text": text}
         for sample, text in enumerate(texts)
@@ -31,11 +32,11 @@ def pack(benchmark: str, problem_id: str, texts: Sequence[str]) -> bytes:
 
 
 def read_texts(run: RunDir, step: int) -> Iterator[tuple[Key, str]]:
-    """`Sample.key` → text of the evaluation at `step`, as far as texts are kept, in the order of the record; none where
-    there is no file. Unpacked a line at a time, as they are asked for.
+    """Yields (`Sample.key`, text) of the evaluation at `step` in the order of the record, as far as texts are kept;
+    nothing where there is no file. Unpacks one line at a time.
 
     Raises:
-        RecordError: where the file is damaged or cut off, or a line is longer than `LONGEST` or holds something else.
+        RecordError: where the file is damaged or cut off, or a line is longer than `LONGEST` or has other fields.
     """
     file = run.texts_file(step)
     if not file.exists():

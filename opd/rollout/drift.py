@@ -25,7 +25,7 @@ def mean_drift(learner: Root, rollout: Rollout, sampling: Sampling) -> float:
     """
     part = _some(rollout)
     total = {"apart": 0.0, "tokens": 0.0}
-    for micro in micro_batches(part, max_tokens=TOKENS, agreed=learner.ranks.most):
+    for micro in micro_batches(part, max_tokens=TOKENS, agreed=learner.ranks.max):
 
         def apart(hidden: Tensor, head: Tensor, micro: MicroBatch = micro) -> float:
             theirs = part.rollout_logp[micro.rows][micro.response].to(hidden.device)
@@ -38,7 +38,7 @@ def mean_drift(learner: Root, rollout: Rollout, sampling: Sampling) -> float:
 
         total["apart"] += learner(micro, apart)
         total["tokens"] += len(micro.tokens)
-    total = learner.ranks.total(total)
+    total = learner.ranks.sum(total)
     return total["apart"] / total["tokens"] if total["tokens"] else math.nan
 
 

@@ -175,7 +175,7 @@ class VllmSampler:
     ) -> tuple[list[list[int]], Tensor]:
         """`_generate` for this rank's prompts, together with the ranks that hold the same copy of the model."""
         ranks, size = self.root.ranks, self.tensor_parallel_size
-        parts = ranks.collect(list(prompts))[ranks.rank // size * size :][:size] if size > 1 else [prompts]
+        parts = ranks.gather(list(prompts))[ranks.rank // size * size :][:size] if size > 1 else [prompts]
         every = [prompt for part in parts for prompt in part]
         tokens, logp = self._generate(every, sampling, seeds(key, every, sampling.num_samples))
         start = sampling.num_samples * sum(len(part) for part in parts[: ranks.rank % size])

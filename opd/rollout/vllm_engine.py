@@ -25,7 +25,7 @@ from transformers.core_model_loading import revert_weight_conversion
 
 from opd.errors import UserError
 from opd.model.lora import adapters, merged
-from opd.model.sharded import whole
+from opd.model.sharded import full_tensor
 
 # Read by vLLM when it is imported: the engine in this process, errors alone said, nothing sent home.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
@@ -161,7 +161,7 @@ def _weights(learner: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
     tied = learner.all_tied_weights_keys or {}
     state: dict[str, Any] = {name: tensor for name, tensor in learner.state_dict().items() if name not in tied}
     for name, tensor in revert_weight_conversion(learner, state).items():
-        yield name, whole(tensor)
+        yield name, full_tensor(tensor)
 
 
 def on_cpu() -> bool:

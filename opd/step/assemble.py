@@ -27,7 +27,7 @@ from opd.model.load import end_with, load_model, load_tokenizer, max_positions, 
 from opd.model.lora import add_adapters
 from opd.model.optim import Optimizer
 from opd.model.policy import Policy
-from opd.model.sharded import Root, spread_over
+from opd.model.sharded import Root, shard
 from opd.model.texts import Reading
 from opd.objective.filter import eligible
 from opd.objective.support import Support
@@ -60,7 +60,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
             f"mini_batch_size={config.mini_batch_size}: must be a multiple of the {ranks.size} ranks, which share its "
             "prompts evenly"
         )
-    ranks.lead(lambda: make_models(config))
+    ranks.on_main(lambda: make_models(config))
     texts = ready.check(config, ranks, readings)
     tokenizer = texts.tokenizer
     student = load_student(config, tokenizer)
@@ -71,7 +71,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     benchmarks, allowed = load_benchmarks(config, tokenizer, student), _eligible(config, student, tokenizer)
     if config.student.lora is not None:
         add_adapters(student, config.student.lora, seed=config.seed)
-    root = spread_over(student, ranks, config.compute, learns=True)
+    root = shard(student, ranks, config.compute, learns=True)
     policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
     longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
     teachers = build_teachers(config, texts, ranks, longest=longest)
@@ -117,7 +117,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         meter=Meter(student, ranks, config.compute.dtype),
         pages=Pages(folder, tokenizer, config.rollouts, main=ranks.main),
         background=Background(asynchronous=config.checkpoint.asynchronous),
-        beside=ranks.apart(timeout=config.compute.rank_timeout),
+        beside=ranks.with_own_group(timeout=config.compute.rank_timeout),
     )
 
 

@@ -83,7 +83,7 @@ class Signal(Learner):
         """
         loss, grad_logp, grad_entropy = self._of_scores(batch)
         ranks = self.policy.ranks
-        metrics = ranks.total({"loss": loss})
+        metrics = ranks.sum({"loss": loss})
         if self.exact is None or ranks.any(bool(grad_logp.any())):
             by_entropy = grad_entropy if self.exact is None and grad_entropy.any() else None
             self.policy.backward(batch.rollout, grad_logp, by_entropy)
@@ -155,7 +155,7 @@ class Exact:
         loss = (torch.where(learned, measured["divergence"], 0) * weight).double().sum()
         sums = {"loss": float(loss), "tokens": float(learned.sum())}
         sums |= {name: float(torch.where(learned, measured[name], 0).double().sum()) for name in MEASURED}
-        sums = self.whole.policy.ranks.total(sums)
+        sums = self.whole.policy.ranks.sum(sums)
         tokens = sums.pop("tokens") or math.nan
         means = {f"support/{shown}": sums[name] / tokens for name, shown in MEASURED.items()}
         # What this support, or no clamp, does not measure is not a number.

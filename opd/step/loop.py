@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from opd.checkpoint import store as checkpoint
+from opd.checkpoint.steps import prune, step_folder
 from opd.data.batch import Prompt, Sampling
 from opd.data.prompts import batch_indices
 from opd.errors import UserError
@@ -93,7 +94,7 @@ def score(
     mine = None if routed is None else [routed[position] for position in positions]
     with run.clock("rollout"):
         rollout = run.responses.draw(run.control.shown(own, mine), run.rollout, key=key)
-        rollout = rollout.widened(run.ranks.most(rollout.tokens.shape[1]))
+        rollout = rollout.widened(run.ranks.max(rollout.tokens.shape[1]))
     grades = cache(lambda: grade_rollout(rollout, own, run.tokenizer, timeout=config.evaluate.grading_timeout))
     with run.clock("teacher"):
         seen = run.control.asked(rollout, own)
@@ -119,7 +120,7 @@ def score(
     )
     with run.clock("teacher"):
         reference_logp, entropy, exact_kl = run.reference(rollout, teachers, mix(run, scored, mine, progress))
-    rewarded = {name: total / run.ranks.size for name, total in run.ranks.total(rewarded).items()}
+    rewarded = {name: total / run.ranks.size for name, total in run.ranks.sum(rewarded).items()}
     return replace(scored, reference_logp=reference_logp, reference_entropy=entropy, exact_kl=exact_kl), rewarded
 
 
@@ -218,7 +219,7 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
     order = {name: {p.id: place for place, p in enumerate(problems)} for name, problems in run.benchmarks.items()}
     names = list(run.benchmarks)
     answered = sorted(
-        (problem for part in ranks.collect(own) for problem in part),
+        (problem for part in ranks.gather(own) for problem in part),
         key=lambda problem: (names.index(problem.benchmark), order[problem.benchmark][problem.problem_id]),
     )
     samples = [sample for problem in answered for sample in problem.samples]
@@ -235,15 +236,15 @@ def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
         OSError: where the checkpoint before it could not be written.
     """
     folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
-    run.ranks.together(run.background.wait)  # one copy of the weights at a time
+    run.ranks.on_all(run.background.wait)  # one copy of the weights at a time
     state = {"step": number, "best_step": best[0], "best_score": None if best[0] is None else best[1]}
     write = checkpoint.resumable(run.learned, state, run.ranks)
 
     def make() -> None:
-        write(checkpoint.step_folder(folder, number), run.beside)
-        run.beside.lead(lambda: checkpoint.prune(folder, keep=keep, best=best[0]))
+        write(step_folder(folder, number), run.beside)
+        run.beside.on_main(lambda: prune(folder, keep=keep, best=best[0]))
 
-    run.ranks.together(lambda: run.background.do(make))
+    run.ranks.on_all(lambda: run.background.submit(make))
 
 
 def _mean(values: Tensor, mask: Tensor) -> float:

@@ -14,7 +14,8 @@ from opd.check.signal import uses_anchor
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.model.load import load_config, load_tokenizer, same_vocabulary
-from opd.model.memory import Machine, Models, Plan, plan, remedies
+from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory
+from opd.model.remedies import remedies
 from opd.model.shapes import shape
 from opd.model.texts import Reading, Texts, end_alike, read
 from opd.ranks.dist import Ranks
@@ -40,7 +41,7 @@ def check(config: RunConfig, ranks: Ranks, found: Sequence[Reading] | None = Non
     models = model_configs(config)
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)
-        memory_suffices(config, models, plan(config, models, machine, config.prompts.max_prompt_length))
+        memory_suffices(config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length))
     return Texts(student.tokenizer, frozenset(reading.key for reading in others))
 
 
@@ -96,7 +97,7 @@ def model_configs(config: RunConfig, load: Any = load_config) -> Models:
     )
 
 
-def memory_suffices(config: RunConfig, models: Models, made: Plan) -> None:
+def memory_suffices(config: RunConfig, models: Models, made: MemoryEstimate) -> None:
     """Refuses a plan that does not fit its machine.
 
     Raises:

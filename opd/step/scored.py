@@ -35,13 +35,13 @@ class Scored:
         if ranks.size == 1:
             return self
         rollout = replace(self.rollout, group=torch.tensor(positions)[self.rollout.group])
-        order = ranks.join(rollout.group).argsort(stable=True)
+        order = ranks.concat(rollout.group).argsort(stable=True)
 
         def all_of(values: Tensor | None) -> Tensor | None:
-            return None if values is None else ranks.join(values)[order]
+            return None if values is None else ranks.concat(values)[order]
 
         def every(values: Tensor) -> Tensor:
-            return ranks.join(values)[order]
+            return ranks.concat(values)[order]
 
         def each(values: Tensor) -> Tensor:
             return torch.stack([every(one) for one in values])

@@ -6,7 +6,7 @@ from typing import Any
 
 from opd.step.run import Run
 from opd.watch.profile import profiled
-from opd.watch.progress import shown
+from opd.watch.progress import show_progress
 from opd.watch.tracker import Tracker
 
 
@@ -19,10 +19,10 @@ def watching(run: Run, tracker: Tracker) -> Iterator[Callable[[Run, int, Mapping
             after = held.enter_context(profiled(run.entering, run.ranks, run.folder.trace_file(run.ranks.rank)))
             tell.append(lambda run, number, line: after() if number else None)
         if run.ranks.main:
-            progress = held.enter_context(shown(run.num_steps, run.config.evaluate.every))
-            run.entering.append(progress.entering)
+            progress = held.enter_context(show_progress(run.num_steps))
+            run.entering.append(progress.stage)
             run.pages.listeners.append(tracker.page)
-            tell += [progress.say, lambda run, number, line: tracker.log(line)]
+            tell += [progress.report, lambda run, number, line: tracker.log(line)]
 
         def say(run: Run, number: int, line: Mapping[str, Any]) -> None:
             for each in tell:

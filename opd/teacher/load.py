@@ -11,10 +11,10 @@ from opd.check.engines import engine
 from opd.check.signatures import imported
 from opd.config.schema import RunConfig
 from opd.errors import UserError
-from opd.model.int8 import hold_in_int8
+from opd.model.int8 import quantize_layers
 from opd.model.load import load_model, load_tokenizer, same_vocabulary
 from opd.model.policy import Policy, Scorer
-from opd.model.sharded import spread_over
+from opd.model.sharded import shard
 from opd.model.texts import Texts
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
@@ -109,7 +109,7 @@ def on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teac
 PRECISIONS: dict[str, tuple[str, Callable[[PreTrainedModel], None]]] = {
     "float32": ("float32", lambda model: None),
     "bfloat16": ("bfloat16", lambda model: None),
-    "int8": ("bfloat16", hold_in_int8),
+    "int8": ("bfloat16", quantize_layers),
 }
 
 
@@ -131,7 +131,7 @@ def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Call
         dtype, held = PRECISIONS[config.teacher.dtype]
         loaded = load_model(path, revision=revision, dtype=dtype, key=key).requires_grad_(False)
         held(loaded)
-        root = spread_over(loaded, ranks, config.compute, learns=False)
+        root = shard(loaded, ranks, config.compute, learns=False)
         return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))
 
     return load

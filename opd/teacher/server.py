@@ -178,7 +178,7 @@ def ask(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable
             found = answers.result()
         except UserError as error:
             said = str(error)
-        if refusals := [each for each in ranks.collect(said) if each is not None]:
+        if refusals := [each for each in ranks.gather(said) if each is not None]:
             raise UserError(refusals[0])
         return found
 

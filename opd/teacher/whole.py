@@ -84,7 +84,7 @@ class Whole:
         used = weight != 0 if entropy_weight is None else (weight != 0) | (entropy_weight != 0)
         order, teachers = token_index(rollout.mask), scores.whole
         scorers = [] if self.teachers is None else [self.teachers.scorer(teacher) for teacher in teachers]
-        heads = [scorer.whole_head() for scorer in scorers]
+        heads = [scorer.full_head() for scorer in scorers]
         flat = torch.full((len(NUMBERS), int(rollout.mask.sum())), torch.nan, dtype=weight.dtype)
         for micro in self.policy.micro_batches(rollout):
 

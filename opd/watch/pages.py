@@ -1,4 +1,4 @@
-"""Responses of a step as data and as a page: each token coloured by its advantage, struck out where not learned."""
+"""Responses of a step as data and as an HTML page, each token coloured by its advantage."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +15,7 @@ from opd.config.schema import Rollouts
 from opd.data.batch import Prompt, Rollout
 from opd.records.run_dir import RunDir
 
-BINS, REACH = 160, 8.0  # of the histogram of log-ratios: a tenth of a nat each
+BINS, REACH = 160, 8.0  # of the histogram of log-ratios, from -8 to 8: bins of a tenth of a nat
 STYLE = """
 body { font: 15px/1.6 system-ui, sans-serif; margin: 2em; max-width: 75em; color: #111; background: #fff }
 table { border-collapse: collapse }
@@ -27,7 +27,7 @@ s { opacity: .5 }
 
 @dataclass
 class Pages:
-    """Writes the first `num` responses of every `every`-th step; each of `listeners` is given their page too."""
+    """Writes the first `num` responses of every `every`-th step, and calls each of `listeners` with their page."""
 
     folder: RunDir
     tokenizer: PreTrainedTokenizerBase
@@ -44,7 +44,7 @@ class Pages:
         learned: Bool[Tensor, "batch time"],
         log_ratio: Float[Tensor, "batch time"],
     ) -> None:
-        """The record of step `number`, if it has one; `prompts` are those of the whole step."""
+        """Writes the record of step `number`, if it is due; `prompts` are those of the whole step."""
         if not self.main or not self.knobs.every or number % self.knobs.every:
             return
         data = {
@@ -60,11 +60,11 @@ class Pages:
     def responses(
         self, prompts: Sequence[Prompt], rollout: Rollout, advantage: Tensor, learned: Tensor, log_ratio: Tensor
     ) -> list[dict[str, Any]]:
-        """A response each: its prompt, and of every token the text, advantage, log-ratio and whether it is learned."""
-        found = []
+        """One object per response: its prompt, and the text, advantage, log-ratio and `learned` of each token."""
+        responses = []
         for row in range(min(self.knobs.num, len(rollout))):
             length, prompt = int(rollout.mask[row].sum()), prompts[int(rollout.group[row])]
-            found.append(
+            responses.append(
                 {
                     "prompt_id": prompt.id,
                     "problem": prompt.problem,
@@ -74,16 +74,15 @@ class Pages:
                     "learned": learned[row, :length].tolist(),
                 }
             )
-        return found
+        return responses
 
 
 def histogram(log_ratio: Float[Tensor, " token"]) -> dict[str, Any]:
-    """How many tokens have which log(π_student / π_reference): `counts` in `BINS` equal bins from `low` to `high`.
-
-    What lies beyond is counted in `below` and `above`; what is no number is not counted.
+    """Histogram of the tokens' log(π_student / π_reference): `counts` in `BINS` equal bins from `low` to `high`, and
+    the numbers of tokens `below` and `above`. NaN is not counted.
     """
     values = log_ratio.detach().double().cpu()
-    counts = torch.histc(values, BINS, -REACH, REACH)  # leaves out what lies beyond, and NaN
+    counts = torch.histc(values, BINS, -REACH, REACH)  # ignores NaN and values outside
     return {
         "low": -REACH,
         "high": REACH,
@@ -94,7 +93,7 @@ def histogram(log_ratio: Float[Tensor, " token"]) -> dict[str, Any]:
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """A step's record as HTML: one row a response. Nothing in it is taken as HTML, nor run."""
+    """A step's record as HTML, one row per response. All text is escaped, and the page runs no scripts."""
     number, responses = data["step"], data["responses"]
     used = [
         [value for value, learned in zip(response["advantage"], response["learned"], strict=True) if learned]
@@ -116,14 +115,14 @@ def page(data: Mapping[str, Any]) -> str:
         '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>Rollouts of step {number}</title><style>{STYLE}</style>\n<h1>Rollouts of step {number}</h1>\n"
-        "<p>Green: the token is made likelier; red: less likely; the deepest colour is an advantage of "
-        f"{most:.3g}. Struck out: not learned. Point at a token for its number.</p>\n"
+        "<p>Green: the token becomes more likely; red: less likely; the deepest colour is an advantage of "
+        f"{most:.3g}. Struck out: not learned. Hover over a token for its advantage.</p>\n"
         f"<table>\n{head}\n" + "\n".join(rows) + "\n</table></html>\n"
     )
 
 
 def token(text: str, advantage: float | None, learned: bool, most: float) -> str:
-    """One token; line breaks are shown as such and kept."""
+    """One token as HTML; line breaks are marked and kept."""
     shown = escape(text).replace("\n", "↵\n") or "∅"
     if not learned or advantage is None:
         return f"<s>{shown}</s>"
@@ -133,5 +132,5 @@ def token(text: str, advantage: float | None, learned: bool, most: float) -> str
 
 
 def _rounded(values: Float[Tensor, " time"]) -> list[float | None]:
-    """Five digits are more than anybody reads; JSON has no other word for what is no number than null."""
+    """Five significant digits; null for NaN and infinity, which JSON does not have."""
     return [float(f"{value:.5g}") if math.isfinite(value) else None for value in values.tolist()]

@@ -1,4 +1,4 @@
-"""`profile=true`: a trace of a few steps by torch's profiler, with the run's stages in it, for https://ui.perfetto.dev."""
+"""`profile=true`: a trace of two steps by torch's profiler, with the run's stages, for https://ui.perfetto.dev."""
 
 import sys
 from collections.abc import Callable, Iterator
@@ -13,9 +13,12 @@ SKIPPED, WARM_UP, RECORDED = 1, 1, 2  # steps of this process
 
 @contextmanager
 def profiled(
-    entering: list[Callable[[str], AbstractContextManager[Any]]], ranks: Ranks, file: Path
+    stage_hooks: list[Callable[[str], AbstractContextManager[Any]]], ranks: Ranks, file: Path
 ) -> Iterator[Callable[[], None]]:
-    """Records steps 3 and 4 that are made while it holds; what it gives is to be called after each step."""
+    """Traces the third and fourth step within this context; yields a function to call after each step.
+
+    `stage_hooks`: called with a stage's name for a context manager around the stage.
+    """
     from torch.profiler import ProfilerActivity, profile, record_function, schedule
 
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if ranks.device.type == "cuda" else [])]
@@ -31,9 +34,9 @@ def profiled(
         schedule=schedule(skip_first=SKIPPED, wait=0, warmup=WARM_UP, active=RECORDED, repeat=1),
         on_trace_ready=write,
     ) as trace:
-        entering.append(record_function)
+        stage_hooks.append(record_function)
         yield trace.step
-        entering.remove(record_function)
+        stage_hooks.remove(record_function)
     if ranks.main and not written:
         first = SKIPPED + WARM_UP + 1
-        print(f"opd: warning: profile: there is no trace, for it begins at step {first} of a process", file=sys.stderr)
+        print(f"opd: warning: profile: no trace, because it begins at step {first} of a process", file=sys.stderr)

@@ -1,74 +1,77 @@
-"""What a person watching a run reads: a live line in a terminal, and a line a step everywhere else."""
+"""Progress of a run for the person watching it: a live bar in a terminal, a line a step everywhere else."""
 
-import math
 import os
 import sys
-from collections import deque
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
-RECENT = 20  # steps, and evaluations, whose mean is what the next one is expected to take
+RECENT = 3600.0  # seconds whose steps and evaluations the time left is estimated from
 
 
 @runtime_checkable
 class Progress(Protocol):
-    """Someone who is told of every step, and of every stage within it."""
+    """Receives every step, and every stage within it."""
 
-    def say(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
-        """Step `number` has been made (0: the evaluation before the first)."""
+    def report(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
+        """Step `number` is done (0: the evaluation before the first)."""
         ...
 
-    def entering(self, stage: str) -> Any:
-        """A stage begins; the context manager that this returns lasts as long."""
+    def stage(self, name: str) -> Any:
+        """A context manager around a stage."""
         ...
 
 
 class Lines:
     """A line a step, on stdout."""
 
-    def say(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
+    def report(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
         print(line(run, number, metrics), flush=True)
 
     @contextmanager
-    def entering(self, stage: str) -> Iterator[None]:
+    def stage(self, name: str) -> Iterator[None]:
         yield
 
 
 class Live:
-    """A line that keeps up with the run, below the lines of the steps that were evaluated."""
+    """A live progress bar, below the lines of the steps that were evaluated."""
 
-    def __init__(self, num_steps: int, every: int):
+    def __init__(self, num_steps: int):
         from rich.console import Console
-        from rich.live import Live as Display
+        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as Bars
 
-        self.left, self.num_steps, self.stages = TimeLeft(num_steps, every), num_steps, ["starting"]
-        self.number, self.metrics = 0, {}
-        self.display = Display(
-            get_renderable=self._shown, console=Console(), refresh_per_second=4, redirect_stderr=True, transient=False
+        self.num_steps, self.stages, self.metrics = num_steps, ["starting"], {}
+        self.bars = Bars(
+            BarColumn(16),
+            TextColumn("step {task.completed}/{task.total}  {task.description}"),
+            TimeRemainingColumn(),
+            TextColumn("left  {task.fields[stage]}"),
+            console=Console(),
+            refresh_per_second=4,
+            speed_estimate_period=RECENT,
         )
+        self.task = self.bars.add_task("", total=num_steps, stage=self.stages[-1])
 
-    def say(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
-        self.number = number
+    def report(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
         self.metrics |= metrics
         self.stages[0] = "done" if number == self.num_steps else "saving"
-        self.left.note(metrics.get("time/step"), run.seconds.get("time/evaluate"))
         if any(name.startswith("evaluate/") for name in metrics):
-            self.display.console.print(line(run, number, metrics), highlight=False, markup=False, soft_wrap=True)
-        self.display.refresh()
+            self.bars.console.print(line(run, number, metrics), highlight=False, markup=False, soft_wrap=True)
+        self.bars.update(
+            self.task, completed=number, description=self._description(), stage=self.stages[-1], refresh=True
+        )
 
     @contextmanager
-    def entering(self, stage: str) -> Iterator[None]:
-        self.stages.append(stage)
+    def stage(self, name: str) -> Iterator[None]:
+        self.stages.append(name)
+        self.bars.update(self.task, stage=name)
         yield
         self.stages.pop()
+        self.bars.update(self.task, stage=self.stages[-1])
 
-    def _shown(self) -> Any:
-        from rich.progress_bar import ProgressBar
-        from rich.table import Table
-
-        metrics = self.metrics
-        parts = [f"step {self.number}/{self.num_steps}"]
+    def _description(self) -> str:
+        metrics, parts = self.metrics, []
         if "divergence/reverse_kl" in metrics:
             parts.append(f"reverse_kl {metrics['divergence/reverse_kl']:.4f}")
         parts += [
@@ -78,53 +81,17 @@ class Live:
         ]
         if "throughput/tokens_per_second" in metrics:
             parts.append(f"{metrics['throughput/tokens_per_second']:,.0f} tokens/s")
-        if (seconds := self.left.seconds(self.number)) is not None:
-            parts.append(f"{clock(seconds)} left")
-        row = Table.grid(padding=(0, 1))
-        bar = ProgressBar(total=self.num_steps, completed=self.number, width=16)
-        row.add_row(bar, "  ".join([*parts, self.stages[-1]]))
-        return row
-
-
-class TimeLeft:
-    """Seconds to the end of a run: the mean of recent steps for each that is left, and evaluations counted apart."""
-
-    def __init__(self, num_steps: int, every: int):
-        self.num_steps, self.every = num_steps, every
-        self.steps: deque[float] = deque(maxlen=RECENT)
-        self.evaluations: deque[float] = deque(maxlen=RECENT)
-        self.noted = 0
-
-    def note(self, step: float | None, evaluation: float | None) -> None:
-        """What a step took, and its evaluation, where it had one; the first step, which warms up, counts only until
-        there is a second.
-        """
-        if step is not None:
-            if self.noted == 1:
-                self.steps.clear()
-            self.noted += 1
-            self.steps.append(step)
-        if evaluation is not None:
-            self.evaluations.append(evaluation)
-
-    def seconds(self, number: int) -> float | None:
-        """After step `number`; None while no step has been made."""
-        if not self.steps:
-            return None
-        due = range(number + 1, self.num_steps + 1)
-        examined = sum(1 for step in due if step == self.num_steps or (self.every and step % self.every == 0))
-        mean = sum(self.evaluations) / len(self.evaluations) if self.evaluations else 0.0
-        return len(due) * sum(self.steps) / len(self.steps) + examined * mean
+        return "  ".join(parts)
 
 
 @contextmanager
-def shown(num_steps: int, every: int) -> Iterator[Progress]:
-    """A live line where stdout is a terminal that can move its cursor, else lines."""
+def show_progress(num_steps: int) -> Iterator[Progress]:
+    """A live bar where stdout is a terminal that can move its cursor, else lines."""
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield Lines()
         return
-    live = Live(num_steps, every)
-    with live.display:
+    live = Live(num_steps)
+    with live.bars:
         yield live
 
 
@@ -148,9 +115,3 @@ def line(run: Any, number: int, metrics: Mapping[str, Any]) -> str:
         if f"evaluate/{score}" in metrics
     ]
     return "  ".join(parts)
-
-
-def clock(seconds: float) -> str:
-    """Hours, minutes and seconds."""
-    whole = math.ceil(seconds)
-    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"

@@ -1,10 +1,10 @@
-"""What a step cost: tokens a second, model FLOPs, the share of the device's peak, memory.
+"""The cost of a step: tokens per second, model FLOPs, model FLOPs utilisation, memory.
 
-Model FLOPs are those that learning needs, whatever an engine computes twice to save memory (PaLM, arXiv:2204.02311,
-appendix B): a product with N weights takes 2 N a token forward and twice as many backward, hence 6 N; attention over L
-tokens takes two products of queries with keys and of weights with values, 4 L² a head and head dimension forward, the
-whole square counted although half of it is masked, and twice as many backward. Frozen weights take 2 N backward, for
-they have no gradient of their own.
+Model FLOPs are those that learning requires, without recomputation that saves memory (PaLM, arXiv:2204.02311, appendix
+B): a product with N weights takes 2 N per token forward and twice that backward, 6 N in all; attention over L tokens
+takes two products, queries with keys and weights with values, 4 L² per head and head dimension forward (the full
+square, although half of it is masked) and twice that backward. Frozen weights take 2 N backward, because they have no
+gradient of their own.
 """
 
 import re
@@ -25,9 +25,9 @@ from opd.data.batch import Rollout
 from opd.model.sharded import layers
 from opd.ranks.dist import Ranks
 
-# Dense TFLOP/s in bfloat16 (summed in float32) and in float32 without TF32, by the device's name as CUDA gives it.
-# Sources: NVIDIA's data sheets of each (H100, H200, GH200, B200, A100, A10, L4, L40, L40S, V100), half of what they
-# give "with sparsity"; for RTX cards the tables of the Ada and Ampere GA102 whitepapers.
+# Dense TFLOP/s in bfloat16 (accumulated in float32) and in float32 without TF32, by CUDA's name of the device. Sources:
+# NVIDIA's data sheets (H100, H200, GH200, B200, A100, A10, L4, L40, L40S, V100), half of their figures "with sparsity";
+# for RTX cards the tables of the Ada and Ampere GA102 whitepapers.
 PEAKS: tuple[tuple[str, float | None, float], ...] = (
     (r"\bB200\b", 2250.0, 75.0),
     (r"\bGH200\b", 990.0, 67.0),
@@ -50,7 +50,7 @@ GB = 1e9  # bytes
 
 @dataclass(frozen=True)
 class Work:
-    """What a model's FLOPs depend on. Embedding tables are looked up, not multiplied; a tied one counts as the head."""
+    """Sizes that a model's FLOPs depend on. Embeddings are looked up, not multiplied; tied ones count as the head."""
 
     layer_weights: int  # of all products in all layers
     head_weights: int
@@ -59,7 +59,7 @@ class Work:
     attention: int  # layers · query heads · head dimension
 
     def forward(self, lengths: Int[Tensor, " row"], predicted: Int[Tensor, " row"]) -> float:
-        """FLOPs of rows of so many tokens, of which so many positions are taken to logits."""
+        """Forward FLOPs of rows of `lengths` tokens with logits at `predicted` positions."""
         rows, asked = lengths.double(), predicted.double()
         products = 2 * self.layer_weights * rows.sum() + 2 * self.head_weights * asked.sum()
         return float(products + 4 * self.attention * rows.square().sum())
@@ -68,12 +68,12 @@ class Work:
         """FLOPs of one forward and backward pass over a rollout."""
         length = rollout.mask.sum(1)
         rows = rollout.prompt_mask.sum(1) + length - 1
-        spared = self.frozen_layer_weights * rows.sum() + self.frozen_head_weights * length.sum()
-        return 3 * self.forward(rows, length) - 2 * float(spared)
+        frozen = self.frozen_layer_weights * rows.sum() + self.frozen_head_weights * length.sum()
+        return 3 * self.forward(rows, length) - 2 * float(frozen)
 
 
 def work_of(model: PreTrainedModel) -> Work | None:
-    """The FLOPs of `model`; None where its tokens take different ways (experts), which no count of weights tells."""
+    """The `Work` of `model`; None for mixtures of experts, where tokens do not use all weights."""
     config = model.config.get_text_config()
     if any(re.match(r"num_.*experts", key) for key in vars(config)):
         return None
@@ -91,7 +91,7 @@ def work_of(model: PreTrainedModel) -> Work | None:
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:
-    """The dense peak of a CUDA device for products in `dtype` ("bfloat16" or "float32"); None where it is not known."""
+    """The dense peak of a CUDA device for products in `dtype` ("bfloat16" or "float32"); None if unknown."""
     for pattern, bfloat16, float32 in PEAKS:
         if re.search(pattern, device_name):
             return bfloat16 if dtype == "bfloat16" else float32
@@ -99,7 +99,7 @@ def peak_tflops(device_name: str, dtype: str) -> float | None:
 
 
 class Meter:
-    """Measures steps, one after another; all ranks must ask it for metrics."""
+    """Measures one step after another; all ranks must call `metrics`."""
 
     def __init__(self, model: PreTrainedModel, ranks: Ranks, dtype: str):
         self.work, self.ranks = work_of(model), ranks
@@ -110,42 +110,42 @@ class Meter:
         self.begin()
 
     def begin(self) -> None:
-        """A step begins."""
+        """Begins a step."""
         self.began, self.flops = time.perf_counter(), 0.0
         if self.ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.ranks.device)
 
     def learns(self, own: Rollout) -> None:
-        """This rank learns these responses in this step."""
+        """Counts the responses that this rank learns in this step."""
         if self.work is not None:
             self.flops += self.work.learning(own)
 
     def metrics(self, tokens: float, seconds: Mapping[str, float]) -> dict[str, float]:
-        """What the step cost that began last and ends now: `tokens` sampled by all ranks, `seconds` by stage.
+        """Ends the step and returns its cost: `tokens` were sampled by all ranks, `seconds` are by stage.
 
-        `throughput/model_tflops` and `throughput/mfu` are of the student's passes (`time/student`, `time/backward`), a
-        device; the latter only where the device's peak is known. `memory/peak_gb` (10⁹ bytes) is the most on any
-        rank: on CUDA what was allocated at once during the step, else what the process has held at most so far.
+        `throughput/model_tflops` and `throughput/mfu` are per device, of the student's passes (`time/student`,
+        `time/backward`); the latter only where the device's peak is known. `memory/peak_gb` (10⁹ bytes) is the maximum
+        over the ranks: on CUDA the peak of allocated memory during the step, else the peak of the process so far.
         """
         step = time.perf_counter() - self.began
         learning = seconds.get("time/student", 0.0) + seconds.get("time/backward", 0.0)
-        each = self.ranks.collect((self.flops, peak_memory(self.ranks.device)))
-        found = {"time/step": step, "throughput/tokens_per_second": tokens / step}
+        each = self.ranks.gather((self.flops, peak_memory(self.ranks.device)))
+        metrics = {"time/step": step, "throughput/tokens_per_second": tokens / step}
         if learning and self.work is not None:
             tflops = sum(flops for flops, _ in each) / self.ranks.size / learning / 1e12
-            found["throughput/model_tflops"] = tflops
+            metrics["throughput/model_tflops"] = tflops
             if self.peak is not None:
-                found["throughput/mfu"] = tflops / self.peak
-        return found | {"memory/peak_gb": max(memory for _, memory in each) / GB}
+                metrics["throughput/mfu"] = tflops / self.peak
+        return metrics | {"memory/peak_gb": max(memory for _, memory in each) / GB}
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: on CUDA the most allocated since the last reset, else the most that this process has held in memory."""
+    """Bytes: on CUDA the peak of allocated memory since the last reset, else the peak of this process's memory."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = Path("/proc/self/status")
-    held = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.exists() else None
-    if held:
-        return int(held[1]) * 1024
+    peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.exists() else None
+    if peak:
+        return int(peak[1]) * 1024
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

@@ -1,4 +1,4 @@
-"""What follows a run elsewhere: `tracker=wandb`, or nothing. A run that loses its tracker goes on without it."""
+"""Experiment trackers: `tracker=wandb`, or none. A run whose tracker fails goes on without it."""
 
 import hashlib
 import sys
@@ -12,12 +12,12 @@ from opd.config.schema import RunConfig, Wandb
 from opd.errors import UserError
 from opd.records.run_dir import RunDir
 
-PATIENCE = 60.0  # seconds that a tracker may take to begin, and to send what is left at the end
+PATIENCE = 60.0  # seconds that a tracker may take to start, and to send the rest at the end
 
 
 @runtime_checkable
 class Tracker(Protocol):
-    """Takes what metrics.jsonl takes, by the same names."""
+    """Receives the lines of metrics.jsonl and the pages of rollouts."""
 
     def log(self, line: Mapping[str, Any]) -> None: ...
 
@@ -26,7 +26,7 @@ class Tracker(Protocol):
     def finish(self, failed: bool) -> None: ...
 
 
-class Nothing:
+class NoTracker:
     """No tracker."""
 
     def log(self, line: Mapping[str, Any]) -> None: ...
@@ -37,10 +37,10 @@ class Nothing:
 
 
 class WandbTracker:
-    """A run of Weights & Biases, the same one whenever this run goes on.
+    """A run of Weights & Biases, the same one whenever this run is resumed.
 
-    Its own counter of steps only grows, so a run that goes on from an earlier checkpoint could not log those steps
-    again: `step` is a value like the others, and the axis of all of them.
+    wandb's own step counter only grows, so a resumed run could not log steps again: `step` is logged as a value, and is
+    the x axis of all others.
     """
 
     def __init__(self, config: RunConfig, folder: RunDir, knobs: Wandb):
@@ -73,7 +73,7 @@ class WandbTracker:
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
         where = self.run.url if knobs.mode == "online" else f"{knobs.mode}, in {folder.path / 'wandb'}"
-        print(f"{folder.path}: followed by wandb, {where}", flush=True)
+        print(f"{folder.path}: tracked by wandb, {where}", flush=True)
 
     def log(self, line: Mapping[str, Any]) -> None:
         self.run.log(dict(line))
@@ -85,35 +85,35 @@ class WandbTracker:
         self.run.finish(exit_code=int(failed))
 
 
-class Losable:
-    """A tracker whose failure is one warning, after which it is left alone."""
+class FaultTolerant:
+    """A tracker whose first failure is a warning, after which it is not used any more."""
 
     def __init__(self, tracker: Tracker):
         self.tracker = tracker
 
     def log(self, line: Mapping[str, Any]) -> None:
-        with self._losing():
+        with self._guarded():
             self.tracker.log(line)
 
     def page(self, step: int, html: str) -> None:
-        with self._losing():
+        with self._guarded():
             self.tracker.page(step, html)
 
     def finish(self, failed: bool) -> None:
-        with self._losing():
+        with self._guarded():
             self.tracker.finish(failed)
 
     @contextmanager
-    def _losing(self) -> Iterator[None]:
+    def _guarded(self) -> Iterator[None]:
         try:
             yield
         except Exception as error:
-            self.tracker = Nothing()
-            lost(error)
+            self.tracker = NoTracker()
+            _abandon(error)
 
 
-def lost(error: Exception) -> None:
-    """The one sentence about a tracker that is gone, and the end of all that it hooked into imports and the exit."""
+def _abandon(error: Exception) -> None:
+    """Warns that wandb failed, and tears down its hooks into imports and the exit."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     print(f"opd: warning: tracker: wandb is lost ({reason}); the run and its records go on without it", file=sys.stderr)
     if wandb := sys.modules.get("wandb"):
@@ -122,13 +122,13 @@ def lost(error: Exception) -> None:
 
 
 def track(config: RunConfig, folder: RunDir) -> Tracker:
-    """The tracker that `config` names.
+    """Starts the tracker that `config` names.
 
     Raises:
-        UserError: where it is not installed, or wants a login or a project that it is not given.
+        UserError: where it is not installed, or needs a login or a project that it is not given.
     """
     if not isinstance(config.tracker, Wandb):
-        return Nothing()
+        return NoTracker()
     try:
         import wandb
         from wandb.errors import AuthenticationError, UsageError
@@ -137,17 +137,17 @@ def track(config: RunConfig, folder: RunDir) -> Tracker:
             "tracker=wandb: wandb is not installed; run `python -m pip install wandb`, or set tracker=none"
         ) from None
     try:
-        return Losable(WandbTracker(config, folder, config.tracker))
+        return FaultTolerant(WandbTracker(config, folder, config.tracker))
     except (UsageError, AuthenticationError) as error:
         reason = str(error).strip().splitlines()[0].rstrip(".")
         raise UserError(
             f"tracker=wandb: {reason}; log in with `wandb login`, or set tracker.mode=offline or tracker=none"
         ) from error
     except (wandb.Error, OSError, TimeoutError) as error:
-        lost(error)
-        return Nothing()
+        _abandon(error)
+        return NoTracker()
 
 
 def tracked_id(content: Mapping[str, Any]) -> str:
-    """Of this run and no other: a hash of its study and run id."""
+    """wandb's id of this run: a hash of its study and run id."""
     return hashlib.sha256(f"{content['study']}/{identity.run_id(content)}".encode()).hexdigest()[:16]

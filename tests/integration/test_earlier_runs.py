@@ -9,7 +9,7 @@ import pytest
 
 from analysis.load import load
 from analysis.report import Arguments, write_report
-from opd.checkpoint.sealed import damage
+from opd.checkpoint.atomic import find_damage
 from opd.config.identity import run_id
 from opd.config.parsing import parse
 from opd.config.recipe import model_path
@@ -75,7 +75,7 @@ def test_an_earlier_run_goes_on_from_its_checkpoint(name: str, place: Path):
     earlier = make.folder(name)
     broken = RunDir(place / earlier.path.relative_to(make.HERE))
     shutil.copytree(earlier.path, broken.path)
-    assert damage(broken.checkpoints / "step_000001") is None
+    assert find_damage(broken.checkpoints / "step_000001") is None
     broken.rewind(1)
     broken.update_status(state="preempted", step=1)
     again = train(place, name)  # on one rank, whoever saved it

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from opd import cli, evaluate
-from opd.checkpoint import sealed
+from opd.checkpoint import atomic
 from opd.records.run_dir import RunDir
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
@@ -57,7 +57,7 @@ def test_final_generates_as_it_was_examined(finished: RunDir):
     assert model.generation_config.eos_token_id == settings.eos_token_id == [tokenizer.eos_token_id]
     assert settings.do_sample and settings.temperature == config["temperature"]
     assert (settings.top_p, settings.top_k) == (config["top_p"], config["top_k"])
-    assert sealed.damage(folder) is None
+    assert atomic.find_damage(folder) is None
 
 
 def test_the_card_names_what_was_done(finished: RunDir, models: Path):
@@ -65,7 +65,7 @@ def test_the_card_names_what_was_done(finished: RunDir, models: Path):
     _, metadata, body = text.split("---\n", 2)
     assert yaml.safe_load(metadata)["library_name"] == "transformers"
     assert body.strip().startswith(r"# a\_run-with")
-    for wanted in (str(models / "large"), "32 made problems of arithmetic", "rank 8, merged", finished.path.name):
+    for wanted in (str(models / "large"), "32 generated arithmetic problems", "rank 8, merged", finished.path.name):
         assert wanted.replace("_", r"\_") in body
     last = finished.metrics()[-1]
     assert f"| mean@2 | {finished.metrics()[0]['evaluate/mean@2']:.4f} | {last['evaluate/mean@2']:.4f} |" in body
@@ -99,14 +99,14 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_bef
     small_run: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     config = composed([*small_run, f"paths.outputs={tmp_path}", "evaluate.benchmarks=[]"])
-    flush, full = sealed._flush, [True]
+    flush, full = atomic._flush, [True]
 
     def flushed(path: Path) -> None:
         if "step_000002" in str(path) and full[0]:
             raise OSError(28, "No space left on device", str(path))
         flush(path)
 
-    monkeypatch.setattr(sealed, "_flush", flushed)
+    monkeypatch.setattr(atomic, "_flush", flushed)
     with pytest.raises(OSError, match="No space left") as raised:
         train(config)
     assert "free some space, then run the same command" in str(cli.disk_sentence(raised.value))

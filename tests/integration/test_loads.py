@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerBase
 
 from opd import train
 from opd.evaluate import evaluate
-from opd.plan.preflight import preflight
+from opd.preflight.run import preflight
 from tests.integration.conftest import composed
 
 LADDER = "teacher=ladder ensemble=hard_switch"

@@ -12,8 +12,8 @@ import torch
 from opd import cli, train
 from opd.data import hub
 from opd.model.load import load_model, load_tokenizer, stop_token_ids
-from opd.plan import probes
-from opd.records import recorded
+from opd.preflight import checks
+from opd.records import config_argument
 from opd.records.run_dir import RunDir
 from opd.step import ready
 from tests.integration.conftest import composed
@@ -31,7 +31,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
         capfd.readouterr()
         status = 0
         try:
-            cli.main(train._main, recorded.arguments)
+            cli.main(train._main, config_argument.expand)
         except SystemExit as stop:
             status = int(stop.code or 0)
         said = capfd.readouterr()
@@ -111,14 +111,14 @@ def test_a_teacher_that_ends_otherwise_is_refused_unless_the_student_stops_there
     assert setting == "student.stop_tokens=['<|end|>','<|unknown|>']"
     assert command(teacher, setting)[0] == 0
     assert (
-        command(teacher, "student.stop_tokens=['<|end|>']")[2].count("at which the student") == 1
+        command(teacher, "student.stop_tokens=['<|end|>']")[2].count("but the student stops only at") == 1
     )  # a choice: a warning
-    assert "is no token of the student's vocabulary" in command("student.stop_tokens=['<|nope|>']")[2]
+    assert "is not a token of the student's vocabulary" in command("student.stop_tokens=['<|nope|>']")[2]
 
 
 def test_stop_tokens_end_responses_and_go_into_checkpoints(command: Command, models: Path, tmp_path: Path):
     from opd.data.batch import Prompt, Sampling
-    from opd.model.sharded import spread_over
+    from opd.model.sharded import shard
     from opd.ranks import dist
     from opd.step.assemble import build_sampler, load_student, load_student_tokenizer
 
@@ -129,7 +129,7 @@ def test_stop_tokens_end_responses_and_go_into_checkpoints(command: Command, mod
     model = load_student(config, tokenizer)
     ids = {tokenizer.get_vocab()[token] for token in tokens}
     prompt = Prompt("0", "", "", "", tuple(tokenizer.encode("17+26=")))
-    root = spread_over(model, dist.start(timeout=60.0), config.compute, learns=False)
+    root = shard(model, dist.start(timeout=60.0), config.compute, learns=False)
     rollout = build_sampler(config, root, tokenizer).sample([prompt], Sampling(64, 24, 1.0, 1.0, 0), key=(0,))
     rows = [row[mask].tolist() for row, mask in zip(rollout.tokens, rollout.mask, strict=True)]
     assert all(not ids & set(row[:-1]) for row in rows)
@@ -157,7 +157,7 @@ def test_a_teacher_without_knowledge_is_refused(command: Command, models: Path, 
 def test_a_fault_of_the_teachers_path_shows_in_the_student_as_its_own_teacher(
     fault: str, command: Command, monkeypatch: pytest.MonkeyPatch
 ):
-    loader = probes.scorer_loader
+    loader = checks.scorer_loader
 
     def faulty(*given):
         scorer = loader(*given)()
@@ -175,7 +175,7 @@ def test_a_fault_of_the_teachers_path_shows_in_the_student_as_its_own_teacher(
             scorer.scores = shifted
         return lambda: scorer
 
-    monkeypatch.setattr(probes, "scorer_loader", faulty)
+    monkeypatch.setattr(checks, "scorer_loader", faulty)
     status, _, err = command("preflight=true")
     assert status == 2 and "from its own as a teacher" in err and "Traceback" not in err
 

@@ -72,7 +72,7 @@ def work(rank: int, size: int, port: int, small_run: list[str], folder: Path) ->
     )
     torch.set_num_threads(1)
     from opd.model.lora import merged
-    from opd.model.sharded import whole
+    from opd.model.sharded import full_tensor
     from opd.ranks import dist
     from opd.step import assemble, loop
     from opd.teacher import load as teachers
@@ -87,7 +87,7 @@ def work(rank: int, size: int, port: int, small_run: list[str], folder: Path) ->
             continue
         run = assemble.assemble(composed([*small_run, *COMMON, *overrides]), RunDir(folder / "run"), ranks)
         metrics = [loop.step(run, number) for number in (1, 2)]
-        weights = {key: whole(weight.detach()) for key, weight in run.policy.model.named_parameters()}
+        weights = {key: full_tensor(weight.detach()) for key, weight in run.policy.model.named_parameters()}
         weights |= {f"merged {key}": weight for key, weight in merged(run.policy.model)}
         found[name] = {"metrics": metrics, "weights": weights}
     if ranks.main:

@@ -11,7 +11,7 @@ import pytest
 
 from opd import cli, evaluate, train
 from opd.errors import UserError
-from opd.records import recorded
+from opd.records import config_argument
 from opd.records.run_dir import RunDir
 from tests.integration.conftest import composed
 
@@ -21,7 +21,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], 
     """Runs `python -m opd.train …` (or another entry) in this process; returns exit status and what stderr says."""
 
     def run(*arguments: str, entry: Callable[[], None] | None = None, small: bool = True) -> tuple[int, str]:
-        main, rewrite = (train._main, recorded.arguments) if entry is None else (entry, evaluate.arguments)
+        main, rewrite = (train._main, config_argument.expand) if entry is None else (entry, evaluate.arguments)
         base = [*small_run, f"paths.outputs={tmp_path / 'outputs'}"] if small else [f"paths.outputs={tmp_path}"]
         monkeypatch.setattr(sys, "argv", ["opd", *base, *arguments])
         capfd.readouterr()
@@ -231,7 +231,7 @@ MODELS = {
     "torn weights": (truncate("model.safetensors"), "can be loaded from this directory"),
     "torn config": (truncate("config.json"), "can be loaded from this directory"),
     "torn tokenizer": (truncate("tokenizer.json"), "can be loaded from this directory"),
-    "NaN weights": (nan_weights, "not finite numbers"),
+    "NaN weights": (nan_weights, "logits are not finite"),
 }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.checkpoint.sealed import damage
+from opd.checkpoint.atomic import find_damage
 from opd.records.run_dir import RunDir
 from tests.forks import FORK, forked
 from tests.integration.child import run
@@ -133,7 +133,7 @@ def test_from_a_damaged_checkpoint_the_run_goes_back_one_and_ends_the_same(whole
     damaged(folder.checkpoints / "step_000004")
     assert content(folder) != unbroken[0]
     assert spawn(overrides) == 0
-    assert content(folder) == unbroken[0] and damage(folder.checkpoints / "step_000004") is None
+    assert content(folder) == unbroken[0] and find_damage(folder.checkpoints / "step_000004") is None
 
 
 def test_a_torn_last_metrics_line_is_forgotten(unbroken, small_run, tmp_path: Path):

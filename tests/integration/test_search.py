@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from opd import cli, train
-from opd.records import recorded
+from opd.records import config_argument
 from opd.records.run_dir import RunDir
 from sweeps.score import score
 from tests.integration.test_hydra_launchers import multirun
@@ -74,7 +74,7 @@ def test_a_search_that_makes_no_sense_is_refused_in_one_sentence(
     """The command in this process, which need not import it anew."""
     monkeypatch.setattr(sys, "argv", ["opd.train", "-m", "hydra/sweeper=optuna", *given, f"paths.outputs={tmp_path}"])
     with pytest.raises(SystemExit) as ended:
-        cli.main(train._main, recorded.arguments)
+        cli.main(train._main, config_argument.expand)
     sentence = capfd.readouterr().err
     assert ended.value.code == 2 and said in sentence, sentence
     assert sentence.count("\n") == 1 and "Traceback" not in sentence

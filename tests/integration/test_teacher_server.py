@@ -13,7 +13,7 @@ from opd.data.batch import Rollout
 from opd.errors import UserError
 from opd.model.load import load_model
 from opd.model.policy import Policy
-from opd.records import recorded
+from opd.records import config_argument
 from opd.records.run_dir import RunDir
 from opd.teacher.server import ServerTeachers
 from opd.train import run_dir, train
@@ -155,6 +155,6 @@ def test_the_command_says_nothing_but_its_steps(
 ):
     words = [*small_run, f"paths.outputs={tmp_path}", *served(serve()), "evaluate.at_start=false"]
     monkeypatch.setattr(sys, "argv", ["opd", *words])
-    cli.main(module._main, recorded.arguments)
+    cli.main(module._main, config_argument.expand)
     said = capfd.readouterr()
     assert said.err == "" and [line.split()[0] for line in said.out.splitlines()] == ["step"] * 4

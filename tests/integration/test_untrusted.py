@@ -21,7 +21,7 @@ import yaml
 from opd import cli, evaluate, train
 from opd.check import config as check
 from opd.errors import UserError
-from opd.records import recorded
+from opd.records import config_argument
 from sweeps.compose import composer
 from tests.integration.conftest import composed
 from tests.marked import Marked
@@ -64,7 +64,7 @@ class Trial:
         file.write_text(f"open({str(self.mark)!r}, 'w').close()\n{text}")
         return file
 
-    def refused(self, *arguments: str, entry: Any = train._main, rewrite: Any = recorded.arguments) -> str:
+    def refused(self, *arguments: str, entry: Any = train._main, rewrite: Any = config_argument.expand) -> str:
         """Runs a command that must refuse; the sentence."""
         self._patch.setattr(sys, "argv", ["opd", *arguments])
         self._capfd.readouterr()
@@ -171,14 +171,14 @@ SECTIONS: dict[str, Callable[[Trial], dict[str, Any]]] = {
 @pytest.mark.parametrize("way", SECTIONS)
 def test_a_section_of_hydra_in_a_recorded_config(way: str, trial: Trial):
     trial.write(hydra=SECTIONS[way](trial))
-    trial.both_refused("hydra: is a section for Hydra, which would act on it")
+    trial.both_refused("hydra: is a section that Hydra would act on")
 
 
 def test_a_defaults_list_in_a_recorded_config(trial: Trial):
     (trial.file.parent / "secrets.yaml").write_text(f"password: {SECRET}\n")
     for entry in ("secrets", "../run/secrets", {"/hydra/callbacks": "mine"}, {"override hydra/launcher": "joblib"}):
         trial.write(defaults=[entry, "_self_"])
-        trial.both_refused("defaults: is a section for Hydra")
+        trial.both_refused("defaults: is a section that Hydra")
 
 
 @pytest.mark.parametrize("header", ["# @package hydra", "# @package hydra.job.env_set", "# @package _global_"])

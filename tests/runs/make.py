@@ -13,7 +13,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from opd.checkpoint.sealed import CHECKSUMS
+from opd.checkpoint.atomic import CHECKSUMS
 from opd.records.run_dir import RunDir
 from tests.random_models import save_random
 

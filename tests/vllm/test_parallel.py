@@ -38,7 +38,7 @@ for family in ("qwen3", "qwen3-tied"):
         scaled(model, 1.1)
         sampler.sync()
     sampler.close()
-    ranks.collect(None)  # the trainer's group outlives the engine
+    ranks.gather(None)  # the trainer's group outlives the engine
 """
 
 

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from analysis.load import Records, load
 from analysis.report import build, main, parse
 from benchmarks.damage import EVERY, MARKED, damage_files
-from opd.records.run_dir import RecordError, find_runs, read_json, read_lines
+from opd.records.files import RecordError, read_json, read_lines
+from opd.records.run_dir import find_runs
 from opd.records.texts import pack
 from tests.unit.analysis.fake_runs import Fake, write_run
 

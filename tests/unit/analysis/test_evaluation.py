@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from analysis.evaluation import SCORES, read_evaluation
 from opd.grading.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
-from opd.records.run_dir import RecordError, RunDir, Sample, write_whole
+from opd.records.files import RecordError, write_atomic
+from opd.records.run_dir import RunDir, Sample
 
 
 def sample(number: int, correct: bool, *, problem: str = "1", benchmark: str = "aime24", **more) -> Sample:
@@ -31,7 +32,7 @@ def read(tmp_path, samples, *, examples: int = 6):
 
 def read_text(tmp_path, text: str):
     run = RunDir(tmp_path)
-    write_whole(run.samples_file(10), text)
+    write_atomic(run.samples_file(10), text)
     return read_evaluation(run, 10, examples=6)
 
 
@@ -114,7 +115,7 @@ LINE = json.dumps(vars(FOUR[0])) + "\n"
         (LINE + LINE[:30], "its last line is cut off"),
         (LINE + "\n", "line 2: "),
         (LINE.strip() + LINE, "line 1: Extra data"),
-        ("[1]\n", "line 1: holds no JSON object"),
+        ("[1]\n", "line 1: is not a JSON object"),
         (LINE.replace("true", "1"), "correct is 1"),
         (LINE.replace('"204"', "204"), "answer is 204"),
         (LINE.replace("100", "100.5"), "num_tokens is 100.5"),

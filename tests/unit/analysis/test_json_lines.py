@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from analysis.json_lines import read_table
-from opd.records.run_dir import json_line
+from opd.records.files import json_line
 
 SCHEMA = pa.schema([("step", pa.int64()), ("loss", pa.float64()), ("name", pa.string()), ("right", pa.bool_())])
 OPTIONAL = frozenset({"loss", "name"})

@@ -54,7 +54,7 @@ def test_scores_are_of_the_samples(tmp_path):
     [
         ("config.yaml", None, "config.yaml: No such file or directory"),
         ("config.yaml", "a: [", "config.yaml: "),
-        ("config.yaml", "- 1", "config.yaml: holds no mapping"),
+        ("config.yaml", "- 1", "config.yaml: is not a mapping"),
         ("config.yaml", "model: 7b", "config.yaml: has no name"),
         ("config.yaml", "{name: x, study: y, seed: one}", "config.yaml: seed is 'one', not of type int"),
         ("config.yaml", "{name: x, study: y, seed: true}", "config.yaml: seed is True, not of type int"),
@@ -64,7 +64,7 @@ def test_scores_are_of_the_samples(tmp_path):
         ("config.yaml", "name: x\nstudy: y\nseed: 0\ngamma: 0.", "config.yaml: its last line is cut off"),
         ("status.json", None, "status.json: No such file or directory"),
         ("status.json", "", "status.json: Expecting value"),
-        ("status.json", json.dumps({**STATUS, "state": "happy"}), "status.json: 'happy' is no state"),
+        ("status.json", json.dumps({**STATUS, "state": "happy"}), "status.json: 'happy' is not a state"),
         ("status.json", json.dumps({**STATUS, "step": "4"}), "status.json: step is '4', not of type int"),
         ("status.json", "{}", "status.json: has no state"),
         ("status.json", "[" * 100_000, "status.json: maximum recursion depth exceeded"),

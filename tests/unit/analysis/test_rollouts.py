@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from analysis.rollouts import RESPONSES, TOKENS, read_rollouts
-from opd.records.run_dir import RecordError, RunDir
+from opd.records.files import RecordError
+from opd.records.run_dir import RunDir
 from tests.unit.analysis.fake_runs import HOSTILE
 from tests.unit.analysis.published_runs import rollouts
 

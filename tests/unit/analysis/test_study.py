@@ -19,7 +19,7 @@ from analysis.results import analyse
 from analysis.study import exported, public
 from analysis.study_schema import AVERAGED, CONFIGS
 from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
-from opd.records.run_dir import RecordError
+from opd.records.files import RecordError
 from tests.unit.analysis.fake_runs import Fake, write_run
 
 ROOT = Path(__file__).parents[3]

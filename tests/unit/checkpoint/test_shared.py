@@ -10,14 +10,14 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from opd.checkpoint import sealed
+from opd.checkpoint import atomic
 from opd.checkpoint import store as checkpoint
 from opd.checkpoint.store import Learned
 from opd.config.schema import Compute, Optim
 from opd.model.load import load_model
 from opd.model.optim import Optimizer
 from opd.model.policy import Policy
-from opd.model.sharded import spread_over, whole
+from opd.model.sharded import full_tensor, shard
 from opd.ranks import dist
 from opd.ranks.dist import Ranks
 from opd.recipes.tokenizer import build_tokenizer
@@ -41,7 +41,7 @@ class Learner:
         self.ranks = ranks
         self.model = load_model(str(start), revision=None, dtype="float32", key="student.model")
         self.policy = Policy(
-            spread_over(self.model, ranks, PLAIN, learns=True),
+            shard(self.model, ranks, PLAIN, learns=True),
             ranks,
             micro_batch_tokens=1000,
             logit_chunk=64,
@@ -58,12 +58,12 @@ class Learner:
         self.optimizer.step(step)
 
     def weights(self) -> dict[str, torch.Tensor]:
-        return {name: whole(tensor.detach()).clone() for name, tensor in self.model.state_dict().items()}
+        return {name: full_tensor(tensor.detach()).clone() for name, tensor in self.model.state_dict().items()}
 
 
 def write(ranks: Ranks, folder: Path, family: str) -> dict[str, Any]:
     """Writes a step and a final checkpoint, apart from what the ranks say, and learns one step more."""
-    learner, beside = Learner(folder / family, ranks), ranks.apart(timeout=60.0)
+    learner, beside = Learner(folder / family, ranks), ranks.with_own_group(timeout=60.0)
     learner.learn(1)
     learned = learner.weights()
     step = checkpoint.resumable(learner.learned, {"step": 1}, ranks)
@@ -88,7 +88,7 @@ def fail(ranks: Ranks, folder: Path, family: str) -> dict[str, Any]:
     learner = Learner(folder / family, ranks)
     learner.learn(1)
     if ranks.rank == 1:
-        sealed._flush = lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device", str(path)))
+        atomic._flush = lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device", str(path)))
     try:
         checkpoint.resumable(learner.learned, {"step": 2}, ranks)(folder / f"{family}-step", ranks)
     except OSError as error:
@@ -152,7 +152,7 @@ def test_transformers_reads_what_the_ranks_wrote(family: str, kind: str, folder:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_each_rank_wrote_its_share(family: str, folder: Path, written):
     step = folder / f"{family}-step"
-    assert sealed.damage(step) is None and not list(folder.glob(".*"))
+    assert atomic.find_damage(step) is None and not list(folder.glob(".*"))
     assert sorted(file.name for file in step.glob("*.json")) == [
         "checksums.json", "config.json", "generation_config.json", "model.safetensors.index.json", "state.json",
         "tokenizer.json", "tokenizer_config.json",
@@ -190,6 +190,6 @@ def test_a_rank_that_cannot_write_its_share_is_heard_by_all_and_leaves_what_was_
         for family in FAMILIES:
             assert found[family]["errno"] == 28 and "/rank_1/" in found[family]["file"]
     for family in FAMILIES:
-        assert sealed.damage(folder / f"{family}-step") is None
+        assert atomic.find_damage(folder / f"{family}-step") is None
         assert json.loads((folder / f"{family}-step" / "state.json").read_text())["step"] == 1
     assert not list(folder.glob(".*"))

@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from opd.checkpoint import store as checkpoint
-from opd.checkpoint.sealed import write_sealed
+from opd.checkpoint.atomic import write_folder
+from opd.checkpoint.steps import newest_intact, prune, saved_steps, step_folder
 from opd.checkpoint.store import Learned
 from opd.config.schema import Optim
 from opd.errors import UserError
@@ -45,6 +46,14 @@ def test_what_is_loaded_goes_on_exactly_as_what_was_saved(tie: bool, tmp_path: P
         assert torch.equal(tensor, other.state_dict()[name]), name
 
 
+def test_the_order_of_what_is_loaded_does_not_depend_on_the_process(tmp_path: Path):
+    save(tmp_path / "step_000002", *trained(0), {"step": 2})
+    model, optimizer = trained(1, steps=0)
+    checkpoint.load(tmp_path / "step_000002", Learned(model, "base", build_tokenizer(), optimizer))
+    loaded = [str(index) for index in optimizer.adamw.state_dict()["state"]]
+    assert len(loaded) > 9 and loaded == sorted(loaded)
+
+
 def test_what_is_written_is_what_was_learned_when_it_was_taken(tmp_path: Path):
     model, optimizer = trained(0)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
@@ -68,7 +77,7 @@ def test_a_save_that_dies_leaves_nothing_under_its_name(tmp_path: Path, monkeypa
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space"):
         save(tmp_path / "step_000001", model, optimizer, {})
-    assert list(tmp_path.iterdir()) == [] and checkpoint.saved_steps(tmp_path) == []
+    assert list(tmp_path.iterdir()) == [] and saved_steps(tmp_path) == []
 
 
 def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
@@ -81,30 +90,30 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
 
 
 def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path: Path):
-    assert checkpoint.newest_whole(tmp_path, pytest.fail) is None
+    assert newest_intact(tmp_path, pytest.fail) is None
     for step in (1, 2, 3):
-        write_sealed(
-            checkpoint.step_folder(tmp_path, step),
+        write_folder(
+            step_folder(tmp_path, step),
             ALONE,
             fill=lambda part, step=step: (part / "state.json").write_text(str(step)),
             finish=lambda part: None,
         )
-    assert checkpoint.newest_whole(tmp_path, pytest.fail) == 3
+    assert newest_intact(tmp_path, pytest.fail) == 3
     warned: list[str] = []
     (tmp_path / "step_000003" / "state.json").write_text("4")
-    assert checkpoint.newest_whole(tmp_path, warned.append) == 2
-    assert len(warned) == 1 and "step_000003: the checkpoint is damaged (state.json is not what was" in warned[0]
+    assert newest_intact(tmp_path, warned.append) == 2
+    assert len(warned) == 1 and "step_000003: the checkpoint is damaged (state.json differs from what" in warned[0]
     (tmp_path / "step_000002" / "state.json").unlink()
     (tmp_path / "step_000001" / "checksums.json").unlink()
     with pytest.raises(
         UserError, match=r"step_000001: the checkpoint is damaged .*, and there is none before it; delete"
     ):
-        checkpoint.newest_whole(tmp_path, warned.append)
+        newest_intact(tmp_path, warned.append)
 
 
 def test_prune_keeps_the_newest_and_the_best(tmp_path: Path):
     for step in (1, 2, 3, 4, 5):
-        checkpoint.step_folder(tmp_path, step).mkdir()
+        step_folder(tmp_path, step).mkdir()
     (tmp_path / ".step_000006.part").mkdir()
-    checkpoint.prune(tmp_path, keep=2, best=2)
-    assert checkpoint.saved_steps(tmp_path) == [2, 4, 5]
+    prune(tmp_path, keep=2, best=2)
+    assert saved_steps(tmp_path) == [2, 4, 5]

@@ -17,7 +17,7 @@ from opd.config import identity, parsing
 from opd.config.identity import as_first, as_today, config_hash, override_as_today, run_id
 from opd.config.recipe import Architecture, Recipe, model_path
 from opd.config.schema import RunConfig
-from opd.records.run_dir import read_config
+from opd.records.files import read_config
 from sweeps.grid import Sweep, arms
 from sweeps.ledger import Submission
 from sweeps.local import LocalSettings

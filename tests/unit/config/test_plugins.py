@@ -10,7 +10,7 @@ from opd.check import signal
 from opd.config import plugins
 from opd.config.places import CONF
 from opd.errors import UserError
-from opd.records.recorded import composed_of, confirmations
+from opd.records.config_argument import confirmations, store
 
 METHOD = """
 import torch
@@ -120,7 +120,7 @@ def test_a_recorded_config_says_which_to_name_and_loads_none(package: Path):
     recorded = {"name": "a", "plugins": ["someones_methods"]}
     assert confirmations(recorded) == ["plugins=[someones_methods]"]
     with pytest.raises(UserError, match=r"plug-in someones_methods.*give plugins=\[someones_methods\]"):
-        composed_of(recorded)
+        store(recorded)
     assert "someones_methods" not in sys.modules and not plugins.used()
     plugins.use(["someones_methods"])
-    assert composed_of(recorded)
+    assert store(recorded)

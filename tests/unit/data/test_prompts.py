@@ -125,7 +125,7 @@ def test_limit_takes_the_first(tmp_path):
         ([line(1), '{"id": '], r"set\.jsonl, line 2: is not JSON \(Expecting value"),
         (["[" * 100_000], r"line 1: is not JSON"),
         ([b'{"id": "\xff"}'], r"line 1: is not JSON \('utf-8' codec"),
-        (["[1]"], r"line 1: is not a JSON object such as"),
+        (["[1]"], r"line 1: is not a JSON object"),
         (
             [line(1), {"id": "2", "problem": "a"}],
             r"line 2: has no field 'answer' \(answer_field\); its fields are 'id', 'problem'",

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from opd.model.int8 import Int8Linear, hold_in_int8, quantize
+from opd.model.int8 import Int8Linear, quantize, quantize_layers
 from opd.model.sharded import layers
 from opd.rollout.replica import round_int8
 from tests.unit.rollout.families import build
@@ -51,7 +51,7 @@ def test_a_model_holds_its_layers_in_8_bits_and_answers_as_with_rounded_weights(
             for module in layer.modules():
                 if isinstance(module, nn.Linear | Conv1D):
                     module.weight.copy_(round_int8(module.weight, 1 if isinstance(module, Conv1D) else 0))
-        hold_in_int8(model)
+        quantize_layers(model)
         tokens = torch.tensor([[3, 4, 5, 6, 7]])
         torch.testing.assert_close(model(tokens).logits, rounded(tokens).logits, atol=1e-5, rtol=1e-5)
     assert not any(isinstance(module, nn.Linear | Conv1D) for layer in layers(model) for module in layer.modules())

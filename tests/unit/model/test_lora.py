@@ -65,7 +65,7 @@ def test_the_first_forward_is_the_base_models_exactly():
 def test_adapters_alone_change(learned):
     model, optimizer = learned
     base = dict(tiny_qwen3(dtype=torch.float32).named_parameters())
-    plain = dict(lora.plain(model))
+    plain = dict(lora.base_tensors(model))
     assert all(torch.equal(plain[name], weight) for name, weight in base.items())
     assert not torch.allclose(model(IDS).logits, tiny_qwen3(dtype=torch.float32)(IDS).logits, atol=0.1)
     states = optimizer.adamw.state_dict()["state"]
@@ -165,8 +165,8 @@ def test_a_layer_whose_weight_lies_the_other_way_round_is_adapted_merged_and_sav
     ("names", "said"),
     [
         (["q_prj"], "student.lora.target_modules: .*q_prj"),
-        (["lm_head"], "student.lora.target_modules: lm_head is no linear layer between"),
-        (["q_proj", "embed_tokens"], "student.lora.target_modules: model.embed_tokens is no linear layer between"),
+        (["lm_head"], "student.lora.target_modules: lm_head is not a linear layer between"),
+        (["q_proj", "embed_tokens"], "student.lora.target_modules: model.embed_tokens is not a linear layer between"),
     ],
 )
 def test_what_cannot_be_adapted_is_named(names: list[str], said: str):
@@ -176,6 +176,6 @@ def test_what_cannot_be_adapted_is_named(names: list[str], said: str):
 
 def test_experts_take_no_adapters_and_what_does_is_named():
     with pytest.raises(
-        UserError, match=r"mlp\.experts is no linear layer .*; name some of k_proj, o_proj, q_proj, v_proj"
+        UserError, match=r"mlp\.experts is not a linear layer .*; choose from k_proj, o_proj, q_proj, v_proj"
     ):
         lora.add_adapters(build("qwen3-moe"), SMALL, seed=0)

@@ -13,11 +13,12 @@ from transformers import PreTrainedModel
 
 from opd.config.schema import Memory, Optim, RunConfig
 from opd.model import shapes
-from opd.model.int8 import hold_in_int8
-from opd.model.memory import Machine, Models, Plan, largest_pass, plan, remedies
+from opd.model.int8 import quantize_layers
+from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory, largest_pass
 from opd.model.optim import Optimizer
 from opd.model.policy import Scorer
-from opd.model.shapes import published, saved, shape
+from opd.model.remedies import remedies
+from opd.model.shapes import published, saved_activations, shape
 from opd.step.ready import bound_ensemble
 from tests.integration.conftest import composed
 from tests.unit.rollout.families import build
@@ -29,17 +30,17 @@ SMALL = ["batch_size=4", "samples_per_prompt=2", "max_response_length=12"]
 OPTIM = Optim(1e-3, "constant", 0, [0.9, 0.95], 1e-8, 0.0, 1.0)
 
 
-def planned(overrides: list[str], machine: Machine = A100) -> tuple[RunConfig, Models, Plan]:
+def planned(overrides: list[str], machine: Machine = A100) -> tuple[RunConfig, Models, MemoryEstimate]:
     config = composed(["scale=qwen3_4b", *overrides])
     known = [published(model) for model in (config.student.model, *config.teacher.models)]
     assert None not in known
     ensemble = bound_ensemble(config)
     together = sorted({ensemble.needed(step / 200) for step in range(201)})
     models = Models(known[0], known[1:], None, together)  # pyright: ignore
-    return config, models, plan(config, models, machine, config.prompts.max_prompt_length)
+    return config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length)
 
 
-def sizes(made: Plan) -> dict[str, int]:
+def sizes(made: MemoryEstimate) -> dict[str, int]:
     return {item.name.partition(" (")[0]: item.size for item in made.items}
 
 
@@ -68,7 +69,7 @@ def test_weights_gradients_and_moments_are_planned_to_the_byte(family: str):
     optimizer.step(1)
     moments = sum(state[name].nbytes for state in optimizer.adamw.state.values() for name in ("exp_avg", "exp_avg_sq"))
     models = Models(model.config, [model.config], None, [(0,)])
-    found = sizes(plan(composed(SMALL), models, Machine("cpu", 1, GIB), 8))
+    found = sizes(estimate_memory(composed(SMALL), models, Machine("cpu", 1, GIB), 8))
     assert found["weights"] == sum(weight.nbytes for weight in model.parameters())
     assert (found["gradients"], found["optimizer moments"]) == (gradients, moments)
     assert found["teachers' weights"] == found["weights"]
@@ -78,9 +79,9 @@ def test_weights_gradients_and_moments_are_planned_to_the_byte(family: str):
 def test_teachers_in_8_bits_are_planned_to_the_byte(family: str):
     model = build(family, torch.bfloat16)
     models = Models(model.config, [model.config], None, [(0,)])
-    found = sizes(plan(composed([*SMALL, "teacher.dtype=int8"]), models, Machine("cpu", 1, GIB), 8))
+    found = sizes(estimate_memory(composed([*SMALL, "teacher.dtype=int8"]), models, Machine("cpu", 1, GIB), 8))
     whole = sum(weight.nbytes for weight in model.parameters())
-    hold_in_int8(model)
+    quantize_layers(model)
     held = [*model.parameters(), *(buffer for name, buffer in model.named_buffers() if "inv_freq" not in name)]
     assert found["teachers' weights"] == sum(tensor.nbytes for tensor in held) < whole
 
@@ -91,9 +92,9 @@ def test_hidden_states_that_teachers_keep_are_planned_to_the_byte():
     kept = scorer.empty_hidden(rollout_of([[2]] * 8, [[3] * 12] * 8)).nbytes  # 4 prompts, 2 responses of 12 tokens each
     models = Models(model.config, [model.config, model.config], None, [(0,), (0, 1)])
     config = composed([*SMALL, "support=full", "whitening=none"])
-    assert sizes(plan(config, models, Machine("cpu", 1, GIB), 8))["teachers' hidden states"] == 2 * kept
+    assert sizes(estimate_memory(config, models, Machine("cpu", 1, GIB), 8))["teachers' hidden states"] == 2 * kept
     # Each of two ranks keeps those of its own prompts.
-    assert sizes(plan(config, models, Machine("cpu", 2, GIB), 8))["teachers' hidden states"] == kept
+    assert sizes(estimate_memory(config, models, Machine("cpu", 2, GIB), 8))["teachers' hidden states"] == kept
 
 
 def test_a_rank_holds_the_share_that_fsdp_gives_the_first():
@@ -139,15 +140,16 @@ def test_activations_are_those_that_torch_saves(family: str, dtype: torch.dtype,
     with saving(model) as found:
         model.base_model(torch.zeros(3, 50, dtype=torch.long), use_cache=False)
     real = sum(storage.nbytes() for storage in found.values())
-    ours = saved(model.config, rows=3, length=50, dtype=dtype, math_attention=False)
+    ours = saved_activations(model.config, rows=3, length=50, dtype=dtype, math_attention=False)
     remade = max(ours.layers) if checkpointing else 0  # in the backward pass
-    assert ours.kept(checkpointing) - remade == pytest.approx(real, rel=0.15)
+    assert ours.total(checkpointing) - remade == pytest.approx(real, rel=0.15)
 
 
 def test_the_plain_attention_keeps_a_square_and_is_what_float32_gets_on_a_gpu():
     config = build("qwen3").config
     blockwise, plain = (
-        saved(config, rows=2, length=64, dtype=torch.float32, math_attention=plain) for plain in (False, True)
+        saved_activations(config, rows=2, length=64, dtype=torch.float32, math_attention=plain)
+        for plain in (False, True)
     )
     square = 2 * config.num_attention_heads * 64 * 64 * 4
     assert min(plain.layers) - max(blockwise.layers) >= 0.8 * square
@@ -195,9 +197,9 @@ def test_what_fits_needs_no_remedy_and_what_cannot_gets_all_that_help():
     config, models, _ = planned(["compute.dtype=bfloat16", "compute.activation_checkpointing=true"])
     tiny = Machine("cuda", 8, GIB)
     assert "compute.offload=true" in remedies(config, models, tiny, 2048)
-    assert not plan(config, models, tiny, 2048).fits
+    assert not estimate_memory(config, models, tiny, 2048).fits
     roomy = replace(A100, memory=800 * GIB)
-    assert plan(config, models, roomy, 2048).fits and remedies(config, models, roomy, 2048) == []
+    assert estimate_memory(config, models, roomy, 2048).fits and remedies(config, models, roomy, 2048) == []
 
 
 def test_the_largest_micro_batch_is_one_longest_row_or_all_the_tokens_it_may_have():

@@ -13,7 +13,7 @@ from opd.data.batch import Rollout
 from opd.errors import UserError
 from opd.model import packed
 from opd.model.policy import Policy
-from opd.model.sharded import _can_compile, layers, spread_over, whole
+from opd.model.sharded import _check_compiler, full_tensor, layers, shard
 from opd.ranks import dist
 from opd.ranks.dist import Ranks
 from tests.forks import run_ranks
@@ -54,7 +54,7 @@ def learned(
     if pack:
         packed.enable(model)
         assert packed.enabled(model)
-    root = spread_over(model, ranks, compute, learns=True)
+    root = shard(model, ranks, compute, learns=True)
     policy = Policy(root, ranks, micro_batch_tokens=1000, logit_chunk=64, temperature=1.0)
     mine, forwards = rows[ranks.rank :: ranks.size], []
     if not compute.compile:  # a hook would be compiled too
@@ -67,7 +67,7 @@ def learned(
     parameters = dict(model.named_parameters())
     return {
         "logp": logp,
-        "gradients": {name: whole(parameter.grad) for name, parameter in parameters.items()},
+        "gradients": {name: full_tensor(parameter.grad) for name, parameter in parameters.items()},
         "dtypes": sorted({str(tensor.dtype) for each in parameters.values() for tensor in (each, each.grad)}),
         "forwards": (scored, len(forwards) - scored),
     }
@@ -155,7 +155,7 @@ def test_gradients_of_bfloat16_products_are_summed_over_ranks_in_float32(worlds)
 
 def test_offloading_is_refused_where_the_ranks_compute_on_the_cpu():
     with pytest.raises(UserError, match=r"compute\.offload=true: the ranks compute on the CPU"):
-        spread_over(tiny_qwen3(), ALONE, replace(PLAIN, offload=True), learns=True)
+        shard(tiny_qwen3(), ALONE, replace(PLAIN, offload=True), learns=True)
 
 
 def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch):
@@ -163,13 +163,13 @@ def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch)
         raise RuntimeError("no C++ compiler\nTraceback …")
 
     monkeypatch.setattr(torch, "compile", compiler)
-    _can_compile.cache_clear()
+    _check_compiler.cache_clear()
     with pytest.raises(UserError, match=r"compute\.compile=true: torch cannot compile .*\(no C\+\+ compiler\); set"):
-        spread_over(tiny_qwen3(), ALONE, replace(PLAIN, compile=True), learns=True)
+        shard(tiny_qwen3(), ALONE, replace(PLAIN, compile=True), learns=True)
 
 
 def test_a_model_that_keeps_its_activations_is_refused():
     model = tiny_qwen3()
     model.supports_gradient_checkpointing = False
-    with pytest.raises(UserError, match="activation_checkpointing=true: Qwen3ForCausalLM cannot"):
-        spread_over(model, ALONE, replace(PLAIN, activation_checkpointing=True), learns=True)
+    with pytest.raises(UserError, match="activation_checkpointing=true: Qwen3ForCausalLM does not support it"):
+        shard(model, ALONE, replace(PLAIN, activation_checkpointing=True), learns=True)

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from opd.ranks.dist import FIRST_PORT, NUM_PORTS, _meet, world
+from opd.ranks.dist import FIRST_PORT, NUM_PORTS, _set_master, world
 
 STEP = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1"}
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
@@ -45,7 +45,7 @@ def test_all_tasks_of_a_step_meet_at_its_first_node_and_other_steps_elsewhere(
             monkeypatch.delenv(name, raising=False)
         monkeypatch.setenv("SLURM_JOB_ID", job)
         monkeypatch.setenv("SLURM_STEP_ID", step)
-        _meet()
+        _set_master()
         assert os.environ["MASTER_ADDR"] == "n7"
         ports.append(int(os.environ["MASTER_PORT"]))
     assert ports[0] == ports[1] and len(set(ports)) == 3

@@ -75,7 +75,7 @@ def test_long_examples_are_left_out():
 
 
 def test_a_length_that_no_example_has_is_refused():
-    with pytest.raises(UserError, match="max_length=9: hardly any example"):
+    with pytest.raises(UserError, match="max_length=9: almost no example"):
         next(examples(recipe(max_length=9), build_tokenizer()))
 
 
@@ -92,9 +92,9 @@ def test_a_file_is_read_in_a_new_order_each_epoch(tmp_path: Path):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2: is no JSON"),
-        ("[1]", 'line 2: should be an object with texts "problem" and "response"'),
-        ('{"problem": "1+1="}', "line 2: should be an object"),
+        ("{", "line 2: is not JSON"),
+        ("[1]", "line 2: is not a JSON object"),
+        ('{"problem": "1+1="}', 'line 2: should be an object with texts "problem" and "response"'),
         ('{"problem": "", "response": "2"}', "line 2: should be an object"),
         ('{"problem": "1+1=", "response": 2}', "line 2: should be an object"),
     ],
@@ -290,7 +290,7 @@ def test_training_can_start_from_a_directory(tmp_path: Path):
 
 def test_a_start_that_cannot_be_loaded_is_refused(tmp_path: Path):
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match=r"empty': no tokenizer .* this directory: it holds no tokenizer\.json"):
+    with pytest.raises(UserError, match=r"empty': no tokenizer .* this directory: it has no tokenizer\.json"):
         build(recipe(architecture=None, start=str(tmp_path / "empty")))
 
 

@@ -8,18 +8,8 @@ from dataclasses import replace
 import pytest
 
 from opd.config.identity import as_today
-from opd.records.run_dir import (
-    RecordError,
-    RunDir,
-    Sample,
-    Status,
-    changed_keys,
-    find_runs,
-    json_line,
-    now,
-    read_lines,
-    write_whole,
-)
+from opd.records.files import RecordError, json_line, now, read_lines, write_atomic
+from opd.records.run_dir import RunDir, Sample, Status, changed_keys, find_runs
 
 STATUS = Status("running", 3, 10, None, now(), now(), "node", None, 1)
 SAMPLES = [
@@ -80,21 +70,21 @@ def test_line_that_is_not_utf8_is_named(run):
 
 def test_sample_without_a_field_is_named(run):
     line = {"benchmark": "a", "problem_id": "1"}
-    write_whole(run.samples_file(5), json.dumps(line) + "\n")
+    write_atomic(run.samples_file(5), json.dumps(line) + "\n")
     with pytest.raises(RecordError, match=r"step_000005\.jsonl: a line has no 'sample'"):
         run.samples(5)
 
 
 def test_a_record_from_before_there_were_scores_is_read(run):
     lines = [{key: value for key, value in vars(sample).items() if key != "score"} for sample in SAMPLES]
-    write_whole(run.samples_file(5), "".join(json.dumps(line) + "\n" for line in lines))
+    write_atomic(run.samples_file(5), "".join(json.dumps(line) + "\n" for line in lines))
     assert [sample.score for sample in run.samples(5)] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("score", ["NaN", "1.5", "-0.1", "null", '"1"', "true", "1e999", "1" * 400, "[]"])
 def test_a_score_that_is_none_is_named(run, score):
     line = json.dumps(vars(SAMPLES[0])).replace('"score": 1.0', f'"score": {score}')
-    write_whole(run.samples_file(5), line + "\n")
+    write_atomic(run.samples_file(5), line + "\n")
     with pytest.raises(RecordError, match=r"step_000005\.jsonl: score is .*, not a number from 0 to 1"):
         run.samples(5)
 
@@ -106,10 +96,10 @@ def test_no_grader_gives_a_score_beyond_right_and_wrong(score):
 
 
 def test_a_number_of_too_many_digits_is_a_bad_line_as_any_other(run):
-    write_whole(run.metrics_file, '{"step": 1}\n{"step": ' + "1" * 5000 + "}\n")
+    write_atomic(run.metrics_file, '{"step": 1}\n{"step": ' + "1" * 5000 + "}\n")
     with pytest.raises(RecordError, match=r"metrics\.jsonl, line 2: "):
         run.metrics()
-    write_whole(run.status_file, '{"step": ' + "1" * 5000 + "}")
+    write_atomic(run.status_file, '{"step": ' + "1" * 5000 + "}")
     with pytest.raises(RecordError, match=r"status\.json: Exceeds the limit"):
         run.status()
 
@@ -126,9 +116,9 @@ def test_evaluations_are_in_order_of_steps_and_foreign_files_are_no_evaluations(
     ("content", "reason"),
     [
         ("", "Expecting value"),
-        ("[]", "holds no JSON object"),
+        ("[]", "is not a JSON object"),
         ('{"state": "running"}', "has no 'step'"),
-        (json.dumps({**vars(STATUS), "state": "happy"}), "'happy' is no state; the states are pending, running"),
+        (json.dumps({**vars(STATUS), "state": "happy"}), "'happy' is not a state; the states are pending, running"),
     ],
 )
 def test_bad_status_is_named(run, content, reason):
@@ -164,23 +154,23 @@ def test_rewind_forgets_later_steps_evaluations_and_a_torn_line(run):
 
 def test_failed_write_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
     file = tmp_path / "status.json"
-    write_whole(file, "old")
+    write_atomic(file, "old")
 
     def full(*_):
         raise OSError("disk full")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="disk full"):
-        write_whole(file, "new")
+        write_atomic(file, "new")
     assert file.read_text() == "old"
     assert os.listdir(tmp_path) == ["status.json"]
 
 
 def test_reader_of_the_old_file_never_sees_part_of_the_new_one(tmp_path):
     file = tmp_path / "status.json"
-    write_whole(file, "old")
+    write_atomic(file, "old")
     with file.open() as reader:
-        write_whole(file, "new and longer")
+        write_atomic(file, "new and longer")
         assert reader.read() == "old"
     assert file.read_text() == "new and longer"
 

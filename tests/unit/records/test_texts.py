@@ -9,7 +9,8 @@ from contextlib import suppress
 import pytest
 
 from opd.records import texts
-from opd.records.run_dir import RecordError, RunDir, Sample, write_whole
+from opd.records.files import RecordError, write_atomic
+from opd.records.run_dir import RunDir, Sample
 from opd.records.texts import pack, read_texts
 
 HOSTILE = [
@@ -32,7 +33,7 @@ def run(tmp_path):
 
 
 def read(run: RunDir, content: bytes) -> list:
-    write_whole(run.texts_file(5), content)
+    write_atomic(run.texts_file(5), content)
     return list(read_texts(run, 5))
 
 
@@ -89,7 +90,7 @@ OTHER = [
     (gzip.compress(b""), "gz: is empty"),
     (gzip.compress(b'{"benchmark": "a"'), "line 1: is cut off"),
     (line() + gzip.compress(b"{\n"), "line 2: Expecting"),
-    (gzip.compress(b"[]\n"), "line 1: holds no JSON object"),
+    (gzip.compress(b"[]\n"), "line 1: is not a JSON object"),
     (gzip.compress(b"[" * 100_000 + b"\n"), "line 1: maximum recursion depth"),
     (line(sample=True), "line 1: has no sample of type int"),
     (line(text=None), "line 1: has no text of type str"),
@@ -127,7 +128,7 @@ def test_a_line_that_unpacks_to_more_than_any_text_is_refused_before_it_is_unpac
 
 
 def test_texts_are_unpacked_as_they_are_asked_for(run):
-    write_whole(run.texts_file(5), pack("a", "1", ["said"]) + b"damaged")
+    write_atomic(run.texts_file(5), pack("a", "1", ["said"]) + b"damaged")
     found = read_texts(run, 5)
     assert next(found) == (("a", "1", 0), "said")
     with pytest.raises(RecordError):

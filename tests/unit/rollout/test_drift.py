@@ -58,7 +58,7 @@ def test_a_rank_without_a_response_takes_part_and_nothing_to_compare_is_no_numbe
     """As where a benchmark has fewer problems than there are ranks."""
 
     class Others(Ranks):
-        def most(self, number: int) -> int:
+        def max(self, number: int) -> int:
             return max(number, 2)
 
     sampling = Sampling(1, 4, *setting)

@@ -22,7 +22,7 @@ PROMPTS, SAMPLES = 8, 3
 class Threads(Ranks):
     """Ranks that are threads of this process; `group` is the barrier where they meet and the table they meet at."""
 
-    def collect(self, thing: Any) -> list[Any]:
+    def gather(self, thing: Any) -> list[Any]:
         barrier, table = self.group
         table[self.rank] = thing
         barrier.wait()
@@ -30,8 +30,8 @@ class Threads(Ranks):
         barrier.wait()
         return found
 
-    def join(self, rows: Tensor, dim: int = 0) -> Tensor:
-        return torch.cat(self.collect(rows), dim)
+    def concat(self, rows: Tensor, dim: int = 0) -> Tensor:
+        return torch.cat(self.gather(rows), dim)
 
 
 def on_threads(size: int, work: Callable[[Ranks], Any]) -> list[Any]:

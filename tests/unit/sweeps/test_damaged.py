@@ -55,7 +55,7 @@ def test_a_missing_ledger_does_not_delete_submissions_that_have_started(ledger: 
     [
         ("cluster.json", "{", "cluster.json: Expecting property name"),
         ("cluster.json", '{"kind": "pbs"}', "cluster.kind='pbs': should be 'local' or 'slurm'"),
-        (f"configs/{RUN}.yaml", "[]", f"{RUN}.yaml: holds no JSON object"),
+        (f"configs/{RUN}.yaml", "[]", f"{RUN}.yaml: is not a JSON object"),
         (f"configs/{RUN}.yaml", None, f"{RUN}.yaml: No such file or directory"),
     ],
 )
@@ -96,7 +96,7 @@ def test_a_damaged_status_is_a_warning_and_does_not_hide_other_runs(ledger: Ledg
         (ledger.study / run).mkdir()
         (ledger.study / run / "status.json").write_text('{"state": "dancing"}')
     found = state.read(ledger)
-    assert len(found.runs) == 2 and all("'dancing' is no state" in warning for warning in found.warnings)
+    assert len(found.runs) == 2 and all("'dancing' is not a state" in warning for warning in found.warnings)
 
 
 def test_missing_code_of_a_submission_is_reported(ledger: Ledger, refused):

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from opd.records.run_dir import RecordError, RunDir, State
+from opd.records.files import RecordError
+from opd.records.run_dir import RunDir, State
 from sweeps import status
 from sweeps.status_cache import StatusCache
 from tests.unit.sweeps.conftest import RUN, write_status

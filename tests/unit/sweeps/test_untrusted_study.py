@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from opd.errors import UserError
-from opd.records.run_dir import RecordError
+from opd.records.files import RecordError
 from sweeps import cancel, logs, prune, resubmit, snapshot, state, status
 from sweeps.ledger import Ledger
 from sweeps.submission import submit_runs

@@ -135,7 +135,7 @@ def hold_for_a_moment() -> None:
 def test_flops_of_all_ranks_are_shared_by_their_devices(monkeypatch: pytest.MonkeyPatch):
     model, rollout = model_of(True, 2), rollout_of([(5, 7)])
     meter = Meter(model, Ranks(0, 2, CPU, grouped=False), "float32")
-    monkeypatch.setattr(Ranks, "collect", lambda self, own: [own, (3 * own[0], 5e9)])
+    monkeypatch.setattr(Ranks, "gather", lambda self, own: [own, (3 * own[0], 5e9)])
     meter.begin()
     meter.learns(rollout)
     own = meter.flops

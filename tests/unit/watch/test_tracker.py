@@ -7,7 +7,7 @@ import pytest
 
 from opd.errors import UserError
 from opd.records.run_dir import RunDir
-from opd.watch.tracker import Losable, Nothing, track, tracked_id
+from opd.watch.tracker import FaultTolerant, NoTracker, track, tracked_id
 from tests.integration.conftest import composed
 
 
@@ -19,7 +19,7 @@ def test_the_tracked_run_is_this_one_whenever_it_goes_on_and_no_other():
 
 
 def test_a_tracker_that_fails_is_left_alone_after_one_sentence(capsys: pytest.CaptureFixture[str]):
-    class Broken(Nothing):
+    class Broken(NoTracker):
         calls = 0
 
         def log(self, line: Any) -> None:
@@ -27,7 +27,7 @@ def test_a_tracker_that_fails_is_left_alone_after_one_sentence(capsys: pytest.Ca
             raise BrokenPipeError("the service is gone\nand more")
 
     broken = Broken()
-    tracker = Losable(broken)
+    tracker = FaultTolerant(broken)
     for _ in range(3):
         tracker.log({"step": 1})
     tracker.page(1, "")
@@ -55,7 +55,7 @@ def test_wandb_without_a_login_is_refused_in_a_sentence(monkeypatch: pytest.Monk
 
 def test_no_tracker_needs_no_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert isinstance(track(composed([]), RunDir(tmp_path)), Nothing)
+    assert isinstance(track(composed([]), RunDir(tmp_path)), NoTracker)
 
 
 def test_a_tracker_changes_no_run_id():

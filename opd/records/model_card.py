@@ -1,4 +1,4 @@
-"""The model card of a finished run, `checkpoints/final/README.md`, made from its records. No torch here."""
+"""The model card of a finished run, `checkpoints/final/README.md`, from its records. Nothing here imports torch."""
 
 import html
 import re
@@ -8,8 +8,8 @@ from typing import Any
 from opd.records.run_dir import RunDir
 
 
-def card(folder: RunDir, *, num_steps: int) -> str:
-    """Markdown that names config, teachers, data and scores, with the metadata that the hub reads before it."""
+def model_card(folder: RunDir, *, num_steps: int) -> str:
+    """Markdown with config, teachers, data and scores, after the metadata that the Hugging Face Hub reads."""
     import yaml
 
     config, manifest = folder.config(), folder.manifest()
@@ -20,14 +20,14 @@ def card(folder: RunDir, *, num_steps: int) -> str:
         "Student": student["model"],
         "Adapters": "none"
         if student.get("lora") is None
-        else f"rank {student['lora']['rank']}, merged; adapter/ has them alone",
-        "Teachers": ", ".join("the student's own start" if name == "self" else name for name in teachers),
+        else f"rank {student['lora']['rank']}, merged; unmerged in adapter/",
+        "Teachers": ", ".join("the student's initial weights" if name == "self" else name for name in teachers),
         "Training prompts": _source(config["prompts"]["source"]),
         "Steps": f"{num_steps} of {config['batch_size']} prompts, {config['samples_per_prompt']} responses each",
         "Run": manifest["run_id"],
         "Code": manifest["git_commit"] or "unknown",
     }
-    # The fence is longer than any within.
+    # The fence must be longer than any in the text.
     text = yaml.safe_dump(config, sort_keys=True, allow_unicode=True)
     fence = "`" * (1 + max((len(run) for run in re.findall("`+", text)), default=2))
     return "\n".join(
@@ -57,19 +57,19 @@ def card(folder: RunDir, *, num_steps: int) -> str:
 
 
 def _scores(config: Mapping[str, Any], evaluated: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The first and the last evaluation side by side; a score that is no number is named so."""
+    """The first and the last evaluation side by side; a score that is missing is marked as such."""
     if not evaluated:
-        return ["It was not evaluated."]
+        return ["This model was not evaluated."]
     first, last, settings = evaluated[0], evaluated[-1], config["evaluate"]
-    named = [key for key in last if key.startswith("evaluate/")]
+    keys = [key for key in last if key.startswith("evaluate/")]
     heads = ["score", *dict.fromkeys(f"after step {line['step']}" for line in (first, last))]
     lines = [first, last][-(len(heads) - 1) :]
-    rows = [(key.removeprefix("evaluate/"), *(_number(line.get(key)) for line in lines)) for key in named]
+    rows = [(key.removeprefix("evaluate/"), *(_number(line.get(key)) for line in lines)) for key in keys]
     return [
         *_table(heads, rows),
         "",
-        f"{settings['k']} answers a problem, temperature {settings['temperature']}, top-p {settings['top_p']}, at most "
-        f"{settings['max_response_length']} tokens; shares are of 1.",
+        f"{settings['k']} answers per problem at temperature {settings['temperature']} and top-p {settings['top_p']}, "
+        f"of at most {settings['max_response_length']} tokens each. Scores are fractions of 1.",
     ]
 
 
@@ -79,9 +79,7 @@ def _source(source: Mapping[str, Any]) -> str:
         parts = (f"{weight} of {_source(source['sources'][name])}" for name, weight in weights.items())
         return f"{source['num'] or 'all'} problems of a mixture: {'; '.join(parts)}"
     if source["kind"] == "arithmetic":
-        return f"{source['num']} made problems of arithmetic, seed {source['seed']}"
-    if source["kind"] == "function":
-        return f"those of {source['function']['_target_']}"
+        return f"{source['num']} generated arithmetic problems, seed {source['seed']}"
     if source["kind"] == "function":
         return f"those of {source['function']['_target_']}"
     return f"{source['hub'] or source['file']}, split {source['split']}"
@@ -97,5 +95,5 @@ def _number(value: Any) -> str:
 
 
 def _plain(text: Any) -> str:
-    """Text that Markdown and HTML leave as it is, on one line."""
+    """The text on one line, escaped for Markdown and HTML."""
     return re.sub(r"([\\`*_{}\[\]|~])", r"\\\1", html.escape(" ".join(str(text).split()), quote=False))

@@ -1,6 +1,6 @@
-"""Recorded configs, `config=FILE`, which may be anybody's: read as data and held against the schema before Hydra is
-given the values. Hydra itself reads no such file: it would run what one says under `hydra`, follow its `defaults`, and
-fill in the variables of the environment that it names.
+"""The argument `config=FILE`: a recorded config, which may come from anyone, read as data and checked against the
+schema. Hydra gets its values and never reads the file: it would act on a `hydra` section, follow `defaults`, and
+insert the environment variables that an interpolation names.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,16 +11,16 @@ from opd.config import plugins
 from opd.config.parsing import refuse_open, refuse_wrong
 from opd.config.places import CONF
 from opd.errors import UserError
-from opd.records.run_dir import RecordError, read_config
+from opd.records.files import RecordError, read_config
 
-_NAME = "recorded"  # what Hydra knows the values by
+_NAME = "recorded"  # of the values in Hydra's config store
 
 
-def arguments(given: Sequence[str]) -> list[str]:
-    """A command's arguments, in which `config=FILE` has become Hydra's way to the values of that file.
+def expand(given: Sequence[str]) -> list[str]:
+    """A command's arguments, with `config=FILE` replaced by the arguments that make Hydra use that file's values.
 
     Raises:
-        UserError: where `read` refuses the file, or it names an environment variable to send to a server.
+        UserError: where `read` refuses the file, or it would send an environment variable to a server.
     """
     rest = [argument for argument in given if not argument.startswith("config=")]
     files = [argument.removeprefix("config=") for argument in given if argument.startswith("config=")]
@@ -28,15 +28,15 @@ def arguments(given: Sequence[str]) -> list[str]:
         return rest
     config = read(Path(files[-1]))
     _refuse_to_send(config, files[-1], rest)
-    return [*composed_of(config), *rest]
+    return [*store(config), *rest]
 
 
 def read(file: Path) -> dict[str, Any]:
-    """The values of a recorded config, some of the schema's keys or all, each of its type.
+    """The values of a recorded config: some of the schema's keys or all of them, each of the right type.
 
     Raises:
-        UserError: where there is no such file, it is none, or it has a key that a run does not have, an interpolation,
-            or a value that is left open or wrong.
+        UserError: where the file is missing or damaged, or has an unknown key, an interpolation, or a value that is
+            missing or of the wrong type.
     """
     if not file.exists():
         raise UserError(f"config={file}: there is no such file")
@@ -44,9 +44,7 @@ def read(file: Path) -> dict[str, Any]:
         config = read_config(file)
         for section in ("hydra", "defaults"):
             if section in config:
-                raise UserError(
-                    f"{section}: is a section for Hydra, which would act on it; no run records one, remove it"
-                )
+                raise UserError(f"{section}: is a section that Hydra would act on; no run records one, remove it")
         refuse_wrong(config)
     except RecordError as error:
         raise UserError(f"config={error}; give a run's config.yaml") from None
@@ -55,11 +53,11 @@ def read(file: Path) -> dict[str, Any]:
     return config
 
 
-def composed_of(config: Mapping[str, Any]) -> list[str]:
-    """Gives Hydra the values of a config as the whole of one; returns the arguments that choose it.
+def store(config: Mapping[str, Any]) -> list[str]:
+    """Puts a config into Hydra's store; returns the arguments that choose it as the whole config.
 
     Raises:
-        UserError: where one is none.
+        UserError: for an interpolation or a missing value.
     """
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
@@ -78,7 +76,7 @@ def composed_of(config: Mapping[str, Any]) -> list[str]:
 
 
 def key_variable(config: Mapping[str, Any]) -> str | None:
-    """The environment variable whose value a config's teachers' servers are sent; null without one."""
+    """The environment variable with the API key of the config's teacher servers; None without one."""
     teacher = config.get("teacher")
     server = teacher.get("server") if isinstance(teacher, Mapping) else None
     name = server.get("api_key_env") if isinstance(server, Mapping) else None
@@ -95,15 +93,15 @@ def confirmations(config: Mapping[str, Any]) -> list[str]:
 
 
 def allowing(variable: str) -> str:
-    """The argument that lets a recorded config send it."""
+    """The argument that allows a recorded config to send this variable."""
     return f"teacher.server.api_key_env={variable}"
 
 
 def _refuse_to_send(config: Mapping[str, Any], file: str, rest: Sequence[str]) -> None:
-    """Holds that a variable of the environment goes to a server only where the command line names it too."""
+    """Refuses to send an environment variable to a server unless the command line names it too."""
     if (name := key_variable(config)) is None or any(text.lstrip("+").startswith(allowing("")) for text in rest):
         return
     urls = ", ".join(url for each in config["teacher"]["server"].get("urls", []) for url in each)
     raise UserError(
-        f"config={file}: would send the environment variable {name} to {urls}; if it may, give {allowing(name)} too"
+        f"config={file}: would send the environment variable {name} to {urls}; to allow it, also give {allowing(name)}"
     )

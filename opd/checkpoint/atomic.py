@@ -1,7 +1,7 @@
-"""Folders that are written whole or not at all, and that show later whether they still are. Nothing here imports torch.
+"""Folders that are written atomically, with checksums that show later damage. Nothing here imports torch.
 
-A folder is written beside its place, by one rank or by several, each of which sums and flushes what it wrote;
-`checksums.json` (size and SHA-256 of every file) is its last file, and then it is renamed.
+One rank or several write to a temporary folder; each hashes and flushes its own files. The last file is
+`checksums.json` (size and SHA-256 of every other file), after which the folder is renamed.
 """
 
 import hashlib
@@ -13,21 +13,21 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from opd.ranks.dist import Ranks
-from opd.records.run_dir import RecordError, read_json
+from opd.records.files import RecordError, read_json
 
 CHECKSUMS = "checksums.json"
 
-Sum = dict[str, int | str]  # a file's bytes and sha256
+Checksum = dict[str, int | str]  # a file's bytes and sha256
 
 
-def write_sealed(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
-    """Puts what the ranks write in the place of `folder`, or leaves that as it was.
+def write_folder(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finish: Callable[[Path], None]) -> None:
+    """Replaces `folder` by what all ranks write, or leaves it as it was. All ranks must call this.
 
-    Each rank calls `fill` with a folder of its own, on a file system that they share; no two may write a file of one
-    name. The main rank then calls `finish` with the folder that has it all, to which it may add.
+    Calls `fill` on each rank with a folder of its own, on a file system that the ranks share; file names must be unique
+    over the ranks. Then calls `finish` on the main rank with the folder that has all files, to which it may add some.
 
     Raises:
-        on every rank what was raised on any; see `Ranks.together`.
+        on every rank what was raised on any; see `Ranks.on_all`.
     """
     part = folder.with_name(f".{folder.name}.part")
     own = part / f"rank_{ranks.rank}"
@@ -36,7 +36,7 @@ def write_sealed(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finis
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
 
-    def write() -> dict[str, Sum]:
+    def write() -> dict[str, Checksum]:
         own.mkdir()
         fill(own)
         return _flushed(own)
@@ -48,7 +48,7 @@ def write_sealed(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finis
                 os.rename(part / f"rank_{rank}" / name, part / name)
             shutil.rmtree(part / f"rank_{rank}")
         finish(part)
-        sums = {name: known for files in written for name, known in files.items()}
+        sums = {name: checksum for files in written for name, checksum in files.items()}
         sums |= _flushed(part, known=sums)
         (part / CHECKSUMS).write_text(json.dumps(dict(sorted(sums.items())), indent=1))
         _flush(part / CHECKSUMS)
@@ -59,17 +59,17 @@ def write_sealed(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finis
         _flush(folder.parent)
 
     try:
-        ranks.lead(begin)
-        written = ranks.together(write)
-        ranks.lead(end)
+        ranks.on_main(begin)
+        written = ranks.on_all(write)
+        ranks.on_main(end)
     except BaseException:
         if ranks.main:
             shutil.rmtree(part, ignore_errors=True)
         raise
 
 
-def damage(folder: Path) -> str | None:
-    """What is wrong with a folder that `write_sealed` wrote, as a clause; None where every file is as it was."""
+def find_damage(folder: Path) -> str | None:
+    """The first damage to a folder that `write_folder` wrote, as a clause; None if every file is as it was written."""
     try:
         sums = read_json(folder / CHECKSUMS)
         for name, expected in sums.items():
@@ -79,18 +79,18 @@ def damage(folder: Path) -> str | None:
             if file.stat().st_size != expected["bytes"]:
                 return f"{name} has {file.stat().st_size} bytes instead of {expected['bytes']}"
         with ThreadPoolExecutor() as pool:
-            for name, found in zip(sums, pool.map(lambda name: _sum(folder / name), sums), strict=True):
-                if found != sums[name]:
-                    return f"{name} is not what was written"
+            for name, actual in zip(sums, pool.map(lambda name: _sum(folder / name), sums), strict=True):
+                if actual != sums[name]:
+                    return f"{name} differs from what was written"
     except RecordError:
         return f"{CHECKSUMS} cannot be read"
     except (OSError, TypeError, KeyError) as error:
-        return f"it cannot be read, {str(error) or type(error).__name__}"
+        return f"it cannot be read: {str(error) or type(error).__name__}"
     return None
 
 
-def _flushed(folder: Path, known: Collection[str] = ()) -> dict[str, Sum]:
-    """The sums of a folder's files but the `known`, which are on disk then."""
+def _flushed(folder: Path, known: Collection[str] = ()) -> dict[str, Checksum]:
+    """Flushes a folder's files, except the `known`, to disk; returns their checksums."""
     files = {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
     sums = {name: _sum(file) for name, file in files.items() if name not in known}
     for name in sums:
@@ -98,7 +98,7 @@ def _flushed(folder: Path, known: Collection[str] = ()) -> dict[str, Sum]:
     return sums
 
 
-def _sum(file: Path) -> Sum:
+def _sum(file: Path) -> Checksum:
     with open(file, "rb") as content:
         return {"bytes": file.stat().st_size, "sha256": hashlib.file_digest(content, "sha256").hexdigest()}
 
