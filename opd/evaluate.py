@@ -31,7 +31,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from opd.model.sharded import shard
     from opd.ranks import dist
     from opd.records.manifest import manifest, vocabulary_hash
-    from opd.step.assemble import build_sampler, in_turns, load_benchmarks, load_student, load_student_tokenizer
+    from opd.step.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer, with_environment
     from opd.step.benchmarks import answer_benchmarks, summarize
 
     content, settings = check.as_dict(config), config.evaluate
@@ -52,7 +52,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     root = shard(model, ranks, config.compute, learns=False)
     with closing(build_sampler(config, root, tokenizer)) as sampler:
         answered = answer_benchmarks(
-            in_turns(config, sampler, tokenizer, ranks),
+            with_environment(config, sampler, tokenizer, ranks),
             benchmarks,
             sampling,
             tokenizer,

@@ -96,13 +96,13 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
 def _run(config: RunConfig, folder: RunDir) -> Status:
     # These import torch, which no refusal so far has needed.
     from opd.ranks import dist
-    from opd.ranks.roll_call import RanksLost, answering
+    from opd.ranks.failure_detection import RanksLost, detect_failures
 
     with LeavingOnSignal() as stopping:
         ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
         attempts = folder.status().attempts  # the main rank said so before it came
         try:
-            with answering(ranks, timeout=config.compute.rank_timeout, resume=lambda: _where_to_go_on(folder)):
+            with detect_failures(ranks, timeout=config.compute.rank_timeout, resume=lambda: _where_to_go_on(folder)):
                 return _go(config, folder, ranks, stopping)
         except RanksLost as error:
             if error.first and not ranks.main:
@@ -129,10 +129,10 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
     from opd.records.model_card import model_card
     from opd.step.assemble import assemble
     from opd.step.loop import loop
-    from opd.step.watching import watching
-    from opd.watch.tracker import NoTracker, Tracker, track
+    from opd.step.observers import observe
+    from opd.watch.tracker import Tracker, track
 
-    tracker: Tracker = NoTracker()
+    tracker = Tracker()
     outcome = "failed"
     held = ExitStack()
     held.callback(lambda: tracker.finish(failed=outcome == "failed"))
@@ -162,8 +162,8 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
             folder.update_status(step=done, num_steps=run.num_steps)
 
         ranks.on_main(begin)
-        with watching(run, tracker) as say, run.background:
-            complete = loop(run, start=done + 1, best=best, stopping=stopping, say=say)
+        with observe(run, tracker) as report, run.background:
+            complete = loop(run, start=done + 1, best=best, stopping=stopping, report=report)
             ranks.on_all(run.background.wait)
         if complete:
             texts = {}

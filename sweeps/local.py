@@ -25,7 +25,7 @@ from sweeps.ledger import Ledger, Submission, read_submission
 from sweeps.run_state import RunState, to_retry
 
 POLL = 0.2  # seconds between checks of the processes
-PRELOAD = ("opd.step.assemble", "opd.step.loop", "opd.records.model_card", "opd.train", "opd.step.watching")
+PRELOAD = ("opd.step.assemble", "opd.step.loop", "opd.records.model_card", "opd.train", "opd.step.observers")
 
 
 @dataclass(frozen=True)

@@ -17,12 +17,12 @@ from opd.check import signatures
 from opd.check.credentials import refuse_credentials
 from opd.check.ensemble_rules import refuse_teachers
 from opd.check.refusals import RULES
-from opd.check.signal import declared, uses_anchor
+from opd.check.signal import term_spec, uses_anchor
 from opd.check.teacher_rules import with_own_settings
 from opd.config import plugins
 from opd.config.parsing import parse
 from opd.config.recipe import Positive
-from opd.config.schema import CONF, Called, Mixture, Node, Probability, RunConfig
+from opd.config.schema import CONF, Called, DataMixture, Node, Probability, RunConfig
 from opd.config.steps import most_prompts, steps
 from opd.errors import UserError
 
@@ -71,7 +71,7 @@ def check(config: RunConfig) -> None:
     bounds = {name: signatures.trait(ensemble, name) for name in ("at_least", "at_most")}
     refuse_teachers(config.method("ensemble"), len(config.teacher.models), config.ensemble, **bounds)
     for name in config.signal:
-        declared(name)
+        term_spec(name)
     for rule in RULES:
         if refusal := rule.refusal(config):
             raise UserError(refusal)
@@ -116,16 +116,16 @@ def nodes(config: RunConfig, group: str) -> dict[str, Node]:
         return {group: getattr(config, group)}
     source = config.prompts.source
     sources = {f"evaluate.sources.{name}": each for name, each in config.evaluate.sources.items()}
-    if isinstance(source, Mixture):
+    if isinstance(source, DataMixture):
         sources |= {f"prompts.source.sources.{name}": each for name, each in source.sources.items()}
     else:
         sources |= {"prompts.source": source}
     if group == "problems":
         return {f"{key}.function": each.function for key, each in sources.items() if isinstance(each, Called)}
-    return {f"{key}.grader": chosen("grader", each.grader, f"{key}.grader") for key, each in sources.items()}
+    return {f"{key}.grader": load_choice("grader", each.grader, f"{key}.grader") for key, each in sources.items()}
 
 
-def chosen(group: str, choice: str | Node, key: str) -> Node:
+def load_choice(group: str, choice: str | Node, key: str) -> Node:
     """The node of a choice: itself, or the file of the group that has its name.
 
     Raises:
@@ -159,12 +159,12 @@ def _refuse_target(group: str, target: str, at: str) -> None:
 @cache
 def targets(group: str) -> frozenset[str]:
     """The `_target_`s that the files of a config group name, all of its modules."""
-    found = {
+    named = {
         name
         for file in (CONF / group).glob("*.yaml")
         for name in re.findall(r"^_target_: (\S+)$", file.read_text(), re.M)
     }
-    return frozenset(name for name in found if name.rpartition(".")[0] in MODULES[group])
+    return frozenset(name for name in named if name.rpartition(".")[0] in MODULES[group])
 
 
 def check_node(group: str, node: Node, at: str | None = None) -> None:

@@ -33,7 +33,7 @@ _SECRET_KEY = re.compile(
 _SECRET_VARIABLE = re.compile(
     r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|PASSPHRASE|CREDENTIAL|JWT)S?(_ID)?$|(^|_)(PAT|AUTH|PASS)$"
 )
-_SHORTEST = 8  # characters: a shorter value would be found in ordinary words
+_SHORTEST = 8  # characters: a shorter value would match ordinary words
 
 
 def refuse_credentials(config: Mapping[str, Any]) -> None:
@@ -45,9 +45,13 @@ def refuse_credentials(config: Mapping[str, Any]) -> None:
     """
     # One search of all the text: a sweep has thousands of configs.
     texts = {key: text for key, text in _texts(config, "") if text}
-    secrets = _secrets_around()
-    whole = "\n".join(texts.values())
-    if not _ANY.search(whole) and not any(value in whole for value in secrets) and not any(map(_is_secret, texts)):
+    secrets = _environment_secrets()
+    combined = "\n".join(texts.values())
+    if (
+        not _ANY.search(combined)
+        and not any(value in combined for value in secrets)
+        and not any(map(_is_secret, texts))
+    ):
         return
     for key, text in texts.items():
         if variables := [name for value, name in secrets.items() if value in text]:
@@ -69,7 +73,7 @@ def _is_secret(key: str) -> bool:
     return bool(_SECRET_KEY.search(key.rpartition(".")[2]))
 
 
-def _secrets_around() -> dict[str, str]:
+def _environment_secrets() -> dict[str, str]:
     """Value → name of the environment variables that hold secrets. One that is the path of a file is none itself."""
     return {
         value: name

@@ -7,54 +7,34 @@ from opd.config.schema import RunConfig, Teacher
 
 @dataclass(frozen=True)
 class Engine:
-    """An engine of `teacher.engine`, and what it can give in addition to the log-probs of the sampled tokens.
+    """An engine of `teacher.engine`, and what it can give in addition to log-probs of sampled and of likeliest tokens.
 
-    `build` is the path of the function that makes its `Teachers`; `settings`: it has settings of its own, under
-    `teacher.<name>`; `loads`: where models are loaded, with "here" for this process's own, sharded models, "engine" for
-    an engine in this process that reads the same files, and "elsewhere" for one that has loaded its model already.
+    `build` is the path of the function that makes its `Teachers`; `loads`: where models are loaded, with "here" for
+    this process's own, sharded models, "engine" for an engine in this process that reads the same files, and
+    "elsewhere" for one that has loaded its model already; `settings`: it has settings of its own, `teacher.<name>`.
     """
 
     build: str
-    settings: bool
     loads: str
-    distributions: bool  # full next-token distributions, from hidden states
-    likeliest: bool  # the log-probs of a teacher's top K tokens
-    entropies: bool
-    temperatures: bool  # at temperatures other than 1
-    rounds: bool  # makes 8-bit weights itself
+    settings: bool = True
+    distributions: bool = False  # full next-token distributions, from hidden states
+    entropies: bool = False
+    temperatures: bool = False  # at temperatures other than 1
+    rounds: bool = False  # makes 8-bit weights itself
 
 
 ENGINES = {
     "local": Engine(
         "opd.teacher.load.local",
-        settings=False,
         loads="here",
+        settings=False,
         distributions=True,
-        likeliest=True,
         entropies=True,
         temperatures=True,
         rounds=True,
     ),
-    "server": Engine(
-        "opd.teacher.load.on_servers",
-        settings=True,
-        loads="elsewhere",
-        distributions=False,
-        likeliest=True,
-        entropies=False,
-        temperatures=False,
-        rounds=False,
-    ),
-    "vllm": Engine(
-        "opd.teacher.load.on_vllm",
-        settings=True,
-        loads="engine",
-        distributions=False,
-        likeliest=True,
-        entropies=False,
-        temperatures=False,
-        rounds=False,
-    ),
+    "server": Engine("opd.teacher.load.on_servers", loads="elsewhere"),
+    "vllm": Engine("opd.teacher.load.on_vllm", loads="engine"),
 }
 
 

@@ -1,4 +1,4 @@
-"""How many teachers an ensemble takes, and which of its knobs fit so many. Nothing here imports torch."""
+"""Rules on the number of teachers of an ensemble, and on knobs that depend on it. Nothing here imports torch."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -5,31 +5,32 @@
 
 from opd.check import objective_rules, run_rules, signal_rules, teacher_rules
 from opd.check.rule import Rule
-from opd.check.signal import uses_grades, weighed
+from opd.check.signal import uses_grades, weighted_terms
 from opd.config.schema import RunConfig
 
-# In the order in which they are asked: the first that refuses is what a user reads.
+# In the order of checking: the user sees the first refusal.
 RULES: list[Rule] = [
     rule
     for module in (objective_rules, teacher_rules, signal_rules, run_rules)
-    for found in vars(module).values()
-    for rule in (found if isinstance(found, list) else [found])
+    for value in vars(module).values()
+    for rule in (value if isinstance(value, list) else [value])
     if isinstance(rule, Rule)
 ]
 
 
 def warnings(config: RunConfig) -> list[str]:
     """Warnings about a config that may start."""
-    found = []
-    alike = {"divergence", "near_start"} >= {term.name for term in weighed(config)}  # both 0 for a student at its start
-    if config.teacher.models == ["self"] and alike and not uses_grades(config):
-        found.append(
+    messages = []
+    learned = {term.name for term in weighted_terms(config)}
+    no_signal = learned <= {"divergence", "near_start"}  # both are 0 for a student at its start
+    if config.teacher.models == ["self"] and no_signal and not uses_grades(config):
+        messages.append(
             "teacher.models=[self]: the student starts as its own teacher, so every advantage is zero and nothing is "
             "learned; name a teacher with teacher.models=[PATH]"
         )
     if signal_rules.heuristic(config):
-        found.append(
+        messages.append(
             "gamma and divergence: only for reverse KL is what later tokens add up to the gradient of a sequence's "
             "divergence; with allow_heuristic this runs as a heuristic"
         )
-    return found
+    return messages

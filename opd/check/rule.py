@@ -12,7 +12,7 @@ Remedy = Callable[[RunConfig], str | None]
 
 @dataclass(frozen=True)
 class Rule:
-    """Refuses a config for which `remedy` returns one. Only asked where the config has all of `keys`."""
+    """Refuses a config for which `remedy` returns one. Checked only if the config has all of `keys`."""
 
     keys: tuple[str, ...]
     reason: str
@@ -32,14 +32,10 @@ def rule(*keys: str, reason: str) -> Callable[[Remedy], Rule]:
 
 def has(config: RunConfig, key: str) -> bool:
     """Whether a config has a key: not every method has every knob, nor every source or engine every setting."""
-    found: Any = config
+    value: Any = config
     for name in key.split("."):
-        if isinstance(found, dict):
-            if name not in found:
-                return False
-            found = found[name]
-        elif not hasattr(found, name):
+        fields = value if isinstance(value, dict) else getattr(value, "__dict__", {})
+        if name not in fields:
             return False
-        else:
-            found = getattr(found, name)
+        value = fields[name]
     return True

@@ -1,7 +1,7 @@
 """Rules on optimizer, evaluation, prompts, checkpoints and the plan of a run."""
 
 from opd.check.rule import rule
-from opd.config.schema import Dataset, Mixture, RunConfig
+from opd.config.schema import DataMixture, Dataset, RunConfig
 
 
 @rule("optim.warmup_steps", "num_steps", reason="the learning rate would never reach optim.lr")
@@ -28,7 +28,7 @@ def truncated_greedy(config: RunConfig) -> str | None:
 @rule("prompts.source.weights", "prompts.source.sources", reason="every set of a mixture has a weight")
 def unweighed_sets(config: RunConfig) -> str | None:
     source = config.prompts.source
-    if not isinstance(source, Mixture) or source.weights is None or source.weights.keys() == source.sources.keys():
+    if not isinstance(source, DataMixture) or source.weights is None or source.weights.keys() == source.sources.keys():
         return None
     return f"give one to each of {', '.join(source.sources)}, not to {', '.join(source.weights) or 'none'}"
 
@@ -36,7 +36,7 @@ def unweighed_sets(config: RunConfig) -> str | None:
 @rule("prompts.source", "evaluate.sources", reason="a stream may have no end")
 def endless_stream(config: RunConfig) -> str | None:
     source = config.prompts.source
-    named = source.sources if isinstance(source, Mixture) else {"prompts.source": source}
+    named = source.sources if isinstance(source, DataMixture) else {"prompts.source": source}
     for name, each in [*named.items(), *config.evaluate.sources.items()]:
         if isinstance(each, Dataset) and each.streaming and each.limit is None:
             return f"set the limit of {name} (rows), or streaming=false"

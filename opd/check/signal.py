@@ -15,7 +15,7 @@ MODULE = "opd.step.terms"
 
 
 @dataclass(frozen=True)
-class Declared:
+class TermSpec:
     """A term: its kind, what it needs, and whether it is the same for all tokens of a response."""
 
     name: str
@@ -33,7 +33,7 @@ def terms() -> dict[str, str]:
     }
 
 
-def declared(name: str) -> Declared:
+def term_spec(name: str) -> TermSpec:
     """The term of a name.
 
     Raises:
@@ -46,12 +46,12 @@ def declared(name: str) -> Declared:
         raise UserError(f"signal.{name}: there is no such term; {right}")
     kind = signatures.returns(target)
     assert kind in ("Advantage", "Loss"), target
-    return Declared(name, kind, signatures.trait(target, "needs") or (), bool(signatures.trait(target, "constant")))
+    return TermSpec(name, kind, signatures.trait(target, "needs") or (), bool(signatures.trait(target, "constant")))
 
 
-def weighed(config: RunConfig) -> list[Declared]:
+def weighted_terms(config: RunConfig) -> list[TermSpec]:
     """The terms that have a weight at some point of training."""
-    return [declared(name) for name, weight in config.signal.items() if has_weight(weight)]
+    return [term_spec(name) for name, weight in config.signal.items() if has_weight(weight)]
 
 
 def has_weight(weight: Weight) -> bool:
@@ -61,9 +61,9 @@ def has_weight(weight: Weight) -> bool:
 
 def uses_anchor(config: RunConfig) -> bool:
     """Whether the anchor is to score the responses."""
-    return config.shaping.extrapolation != 1 or any("anchor" in term.needs for term in weighed(config))
+    return config.shaping.extrapolation != 1 or any("anchor" in term.needs for term in weighted_terms(config))
 
 
 def uses_grades(config: RunConfig) -> bool:
     """Whether the responses are to be graded."""
-    return config.shaping.pass_rate_power > 0 or any("grade" in term.needs for term in weighed(config))
+    return config.shaping.pass_rate_power > 0 or any("grade" in term.needs for term in weighted_terms(config))

@@ -1,12 +1,12 @@
 """Rules on the terms of `signal`, and on what is done to their advantages: credit, shaping, whitening, clipping."""
 
-from collections.abc import Callable
 from functools import partial
+from operator import attrgetter
 from typing import Any
 
 from opd.check.objective_rules import exact
 from opd.check.rule import Rule, rule
-from opd.check.signal import has_weight, uses_anchor, weighed
+from opd.check.signal import has_weight, uses_anchor, weighted_terms
 from opd.config.schema import RunConfig
 
 # From the coarsest mean that is subtracted to the finest.
@@ -15,8 +15,8 @@ LEVELS = ("none", "batch", "group", "sample")
 
 def has_advantages(config: RunConfig) -> bool:
     """Whether there is a policy gradient: a term that is an advantage, as the divergence is with support=sampled."""
-    found = [term for term in weighed(config) if term.kind == "Advantage"]
-    return any(term.name != "divergence" or not exact(config) for term in found)
+    advantages = [term.name for term in weighted_terms(config) if term.kind == "Advantage"]
+    return any(name != "divergence" or not exact(config) for name in advantages)
 
 
 def heuristic(config: RunConfig) -> bool:
@@ -34,12 +34,12 @@ def whitened_alone(config: RunConfig) -> bool:
 
 @rule("signal", reason="every weight is 0, so nothing is learned")
 def nothing_learned(config: RunConfig) -> str | None:
-    return None if weighed(config) else "give a term a weight, as signal.divergence=1.0"
+    return None if weighted_terms(config) else "give a term a weight, as signal.divergence=1.0"
 
 
 @rule("signal", "support", reason="only the divergence is summed over the vocabulary, and its weight is 0")
 def unweighed_divergence(config: RunConfig) -> str | None:
-    unweighed = exact(config) and not _weighs(config, "divergence")
+    unweighed = exact(config) and not _has_weight(config, "divergence")
     return "set support=sampled, or signal.divergence above 0" if unweighed else None
 
 
@@ -52,32 +52,30 @@ def unused_anchor(config: RunConfig) -> str | None:
 
 @rule("shaping.reward_baseline", "signal", reason="there is no reward to subtract from")
 def unused_baseline(config: RunConfig) -> str | None:
-    if config.shaping.reward_baseline == "none" or _weighs(config, "reward"):
+    if config.shaping.reward_baseline == "none" or _has_weight(config, "reward"):
         return None
     return "set signal.reward above 0, or shaping.reward_baseline=none"
 
 
 # ---- what is done to advantages
 
-# Knobs of a policy gradient, and what each is where it does nothing.
-_OF_ADVANTAGES: dict[str, tuple[Any, Callable[[RunConfig], Any]]] = {
-    "whitening": ("none", lambda c: c.whitening),
-    "gamma": (0.0, lambda c: c.gamma),
-    "credit": ("reward_to_go", lambda c: c.credit),
-    "clip.low": (None, lambda c: c.clip.low),
-    "clip.high": (None, lambda c: c.clip.high),
-    "shaping.baseline": ("none", lambda c: c.shaping.baseline),
-    "shaping.advantage_clip": (None, lambda c: c.shaping.advantage_clip),
+# Knobs of a policy gradient with the values at which they do nothing.
+_OF_ADVANTAGES: dict[str, Any] = {
+    "whitening": "none",
+    "gamma": 0.0,
+    "credit": "reward_to_go",
+    "clip.low": None,
+    "clip.high": None,
+    "shaping.baseline": "none",
+    "shaping.advantage_clip": None,
 }
-# Those that act on the divergence's own.
-_OF_ITS_ADVANTAGES: dict[str, tuple[Any, Callable[[RunConfig], Any]]] = {
-    "shaping.prefix_strength": (0.0, lambda c: c.shaping.prefix_strength),
-    "shaping.extrapolation": (1.0, lambda c: c.shaping.extrapolation),
-}
+# Those that act on the divergence's advantages alone.
+_OF_DIVERGENCE: dict[str, Any] = {"shaping.prefix_strength": 0.0, "shaping.extrapolation": 1.0}
 
 
-def _ignored(neutral: Any, of: Callable[[RunConfig], Any], key: str, acts: bool, config: RunConfig) -> str | None:
-    if not exact(config) or (acts and has_advantages(config)) or of(config) == neutral:
+def _ignored(key: str, neutral: Any, config: RunConfig) -> str | None:
+    acts = key in _OF_ADVANTAGES and has_advantages(config)
+    if not exact(config) or acts or attrgetter(key)(config) == neutral:
         return None
     return f"set {key}={'null' if neutral is None else neutral}, or support=sampled"
 
@@ -86,9 +84,9 @@ IGNORED = [
     Rule(
         ("support", key),
         "it acts on the advantages of a policy gradient, and a divergence that is differentiated itself has none",
-        partial(_ignored, neutral, of, key, key in _OF_ADVANTAGES),
+        partial(_ignored, key, neutral),
     )
-    for key, (neutral, of) in (_OF_ADVANTAGES | _OF_ITS_ADVANTAGES).items()
+    for key, neutral in (_OF_ADVANTAGES | _OF_DIVERGENCE).items()
 ]
 
 
@@ -121,7 +119,7 @@ def cancelled_credit(config: RunConfig) -> str | None:
 
 @rule("signal", "whitening", reason="a term that is the same for all tokens of a response is subtracted by whitening")
 def cancelled_reward(config: RunConfig) -> str | None:
-    constant = [term.name for term in weighed(config) if term.constant]
+    constant = [term.name for term in weighted_terms(config) if term.constant]
     if not constant or config.shaping.advantage_clip is not None or not whitened_alone(config):
         return None
     return f"set whitening=batch, or signal.{constant[0]}=0.0"
@@ -166,5 +164,5 @@ def clip_and_updates(config: RunConfig) -> str | None:
     return None if all(given) else "set clip.low and clip.high (0.2 is usual), or mini_batch_size=batch_size"
 
 
-def _weighs(config: RunConfig, name: str) -> bool:
+def _has_weight(config: RunConfig, name: str) -> bool:
     return name in config.signal and has_weight(config.signal[name])

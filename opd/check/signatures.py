@@ -15,7 +15,7 @@ from typing import Any
 Declared = ast.stmt | ast.expr | tuple[str, str]
 
 
-class Unread(Exception):
+class NotInSource(Exception):
     """A declaration that is not understood from its source."""
 
 
@@ -23,7 +23,7 @@ def knobs(target: str) -> list[str]:
     """The keyword-only parameters of the function or class with this dotted name, in order."""
     try:
         return [parameter.arg for parameter in _definition(target).args.kwonlyargs]
-    except Unread:
+    except NotInSource:
         return [each.name for each in _parameters(target).values() if each.kind is each.KEYWORD_ONLY]
 
 
@@ -31,22 +31,22 @@ def kind(target: str, knob: str) -> Any:
     """The type that a knob is declared with."""
     try:
         parameters = {each.arg: each.annotation for each in _definition(target).args.kwonlyargs}
-        return _value(parameters[knob], target.rpartition(".")[0])
-    except Unread:
+        return _evaluate(parameters[knob], target.rpartition(".")[0])
+    except NotInSource:
         return _parameters(target)[knob].annotation
 
 
 def trait(target: str, name: str) -> Any:
     """What a decorator of the method was given as `name`; null where it was not."""
     try:
-        given = [
+        arguments = [
             word for each in _definition(target).decorator_list if isinstance(each, ast.Call) for word in each.keywords
         ]
-        if any(word.arg is None for word in given):
-            raise Unread
-        values = [_value(word.value, target.rpartition(".")[0]) for word in given if word.arg == name]
+        if any(word.arg is None for word in arguments):
+            raise NotInSource
+        values = [_evaluate(word.value, target.rpartition(".")[0]) for word in arguments if word.arg == name]
         return values[0] if values else None
-    except Unread:
+    except NotInSource:
         return getattr(imported(target), name)
 
 
@@ -59,11 +59,11 @@ def decorated(module: str, decorator: str) -> list[str]:
     """The functions of a module that a call of `decorator` decorates, in order."""
     return [
         name
-        for name, found in _declared(module).items()
-        if isinstance(found, ast.FunctionDef)
+        for name, declaration in _declared(module).items()
+        if isinstance(declaration, ast.FunctionDef)
         and any(
             isinstance(each, ast.Call) and isinstance(each.func, ast.Name) and each.func.id == decorator
-            for each in found.decorator_list
+            for each in declaration.decorator_list
         )
     ]
 
@@ -88,12 +88,12 @@ def _parameters(target: str) -> Any:
 
 def _definition(target: str) -> ast.FunctionDef:
     module, _, name = target.rpartition(".")
-    found = _declared(module).get(name)
-    if isinstance(found, ast.ClassDef):
-        found = next((each for each in found.body if getattr(each, "name", None) == "__init__"), None)
-    if not isinstance(found, ast.FunctionDef):
-        raise Unread
-    return found
+    declaration = _declared(module).get(name)
+    if isinstance(declaration, ast.ClassDef):
+        declaration = next((each for each in declaration.body if getattr(each, "name", None) == "__init__"), None)
+    if not isinstance(declaration, ast.FunctionDef):
+        raise NotInSource
+    return declaration
 
 
 @cache
@@ -101,45 +101,45 @@ def _declared(module: str) -> dict[str, Declared]:
     """The names of a module's top level."""
     spec = importlib.util.find_spec(module)
     if spec is None or spec.origin is None or not spec.origin.endswith(".py"):
-        raise Unread
-    found: dict[str, Declared] = {}
+        raise NotInSource
+    declared: dict[str, Declared] = {}
     for statement in ast.parse(Path(spec.origin).read_text()).body:
         match statement:
             case ast.FunctionDef(name=name) | ast.ClassDef(name=name):
-                found[name] = statement
+                declared[name] = statement
             case ast.Assign(targets=[ast.Name(id=name)], value=value):
-                found[name] = value
+                declared[name] = value
             case ast.ImportFrom(module=str(source), names=names, level=0):
-                found |= {each.asname or each.name: (source, each.name) for each in names}
-    return found
+                declared |= {each.asname or each.name: (source, each.name) for each in names}
+    return declared
 
 
-def _named(name: str, module: str) -> Any:
+def _resolve_name(name: str, module: str) -> Any:
     match _declared(module).get(name):
         case None if hasattr(builtins, name):
             return getattr(builtins, name)
         case (source, original):
             ours = source.partition(".")[0] == module.partition(".")[0]
-            return _named(original, source) if ours else getattr(importlib.import_module(source), original)
+            return _resolve_name(original, source) if ours else getattr(importlib.import_module(source), original)
         case ast.expr() as value:
-            return _value(value, module)
-    raise Unread
+            return _evaluate(value, module)
+    raise NotInSource
 
 
-def _value(node: ast.expr | None, module: str) -> Any:
+def _evaluate(node: ast.expr | None, module: str) -> Any:
     """A type, or a constraint on one, as written in the source of `module`: `Annotated[int, Ge(1)] | None`."""
     match node:
         case ast.Constant(value=value):
             return value
         case ast.Name(id=name):
-            return _named(name, module)
+            return _resolve_name(name, module)
         case ast.Tuple(elts=each):
-            return tuple(_value(one, module) for one in each)
+            return tuple(_evaluate(one, module) for one in each)
         case ast.BinOp(left=left, op=ast.BitOr(), right=right):
-            return _value(left, module) | _value(right, module)
+            return _evaluate(left, module) | _evaluate(right, module)
         case ast.Subscript(value=generic, slice=inner):
-            return _value(generic, module)[_value(inner, module)]
-        case ast.Call(func=made, args=given, keywords=words) if all(word.arg for word in words):
-            named = {str(word.arg): _value(word.value, module) for word in words}
-            return _value(made, module)(*(_value(one, module) for one in given), **named)
-    raise Unread
+            return _evaluate(generic, module)[_evaluate(inner, module)]
+        case ast.Call(func=function, args=arguments, keywords=words) if all(word.arg for word in words):
+            named = {str(word.arg): _evaluate(word.value, module) for word in words}
+            return _evaluate(function, module)(*(_evaluate(one, module) for one in arguments), **named)
+    raise NotInSource

@@ -29,21 +29,18 @@ def with_own_settings(teacher: Teacher) -> Teacher:
         raise UserError(f"{key}: is null, and teacher.engine={teacher.engine} needs it; leave it as it was")
     for name in others:
         settings = getattr(teacher, name)
-        if settings is not None and (changed := _changed(asdict(settings), _usual(name))):
+        values = {} if settings is None else asdict(settings)
+        if changed := [key for key, value in values.items() if value != _defaults(name)[key]]:
             raise UserError(
-                f"teacher.{name}.{changed} and teacher.engine: teacher.engine={teacher.engine} does not use it; set "
+                f"teacher.{name}.{changed[0]} and teacher.engine: teacher.engine={teacher.engine} does not use it; set "
                 f"teacher.engine={name}, or leave it out"
             )
     return replace(teacher, **dict.fromkeys(others))
 
 
 @cache
-def _usual(name: str) -> dict[str, Any]:
+def _defaults(name: str) -> dict[str, Any]:
     return yaml.safe_load((CONF / "teacher" / "base.yaml").read_text())[name]
-
-
-def _changed(settings: dict[str, Any], usual: dict[str, Any]) -> str | None:
-    return next((key for key, value in settings.items() if value != usual[key]), None)
 
 
 # ---- what the engine gives

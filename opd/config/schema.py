@@ -85,7 +85,7 @@ Source = Annotated[Arithmetic | Dataset | Called, Field(discriminator="kind")]
 
 
 @dataclass(config=STRICT, frozen=True)
-class Mixture:
+class DataMixture:
     """Several sets as one, each with its share of `weights` (null: all of each); see `opd.data.mixture`.
 
     `num` problems in all; null: as many as the sets give.
@@ -98,7 +98,7 @@ class Mixture:
     seed: Annotated[int, Field(ge=0)]
 
 
-AnySource = Arithmetic | Dataset | Called | Mixture
+AnySource = Arithmetic | Dataset | Called | DataMixture
 
 
 @dataclass(config=STRICT, frozen=True)

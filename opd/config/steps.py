@@ -2,7 +2,7 @@
 
 import math
 
-from opd.config.schema import AnySource, Arithmetic, Called, Dataset, Mixture, RunConfig
+from opd.config.schema import AnySource, Arithmetic, Called, DataMixture, Dataset, RunConfig
 from opd.errors import UserError
 
 
@@ -37,7 +37,7 @@ def most_prompts(source: AnySource) -> int | None:
             return source.limit
         case Called():
             return None
-        case Mixture():
+        case DataMixture():
             each = [most_prompts(one) for one in source.sources.values()]
             known = [most for most in each if most is not None]
             return source.num if source.num is not None else sum(known) if len(known) == len(each) else None

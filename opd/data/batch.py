@@ -107,7 +107,7 @@ class TeacherScores:
     top: dict[int, TopTokens] = field(default_factory=dict)
 
     @property
-    def whole(self) -> list[int]:
+    def teachers_with_distributions(self) -> list[int]:
         """The teachers whose distributions are known, wholly or in part."""
         return sorted(self.hidden or self.top)
 

@@ -9,11 +9,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Level = Literal["none", "sample", "group", "batch"]
+PerToken = Float[Tensor, "batch time"]
+Mask = Bool[Tensor, "batch time"]
+Group = Int[Tensor, " batch"]
 
 
-def discounted_return(
-    signal: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], gamma: Annotated[float | int, Ge(0), Le(1)]
-) -> Float[Tensor, "batch time"]:
+def discounted_return(signal: PerToken, mask: Mask, gamma: Annotated[float | int, Ge(0), Le(1)]) -> PerToken:
     """R_t = Σ_{k >= t} gamma^(k-t) · signal_k over valid k: the signal of a token and, discounted, of all after it.
     Adventures section 4, revisiting OPD.
 
@@ -30,12 +31,12 @@ def discounted_return(
 
 
 def whiten(
-    advantage: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
+    advantage: PerToken,
+    mask: Mask,
     level: Level,
-    group: Int[Tensor, " batch"],
+    group: Group,
     all_reduce: Callable[[Tensor], Tensor] = lambda total: total,
-) -> tuple[Float[Tensor, "batch time"], Float[Tensor, ""], Float[Tensor, ""]]:
+) -> tuple[PerToken, Float[Tensor, ""], Float[Tensor, ""]]:
     """(advantage - mean) / std over the valid tokens of a response, of a prompt's responses, or of the batch.
     Adventures section 4.
 
@@ -51,7 +52,7 @@ def whiten(
     reduce = all_reduce if level == "batch" else lambda total: total
     segment = {"sample": torch.arange(len(x), device=x.device), "group": group, "batch": torch.zeros_like(group)}[level]
 
-    def total(values: Float[Tensor, "batch time"]) -> Float[Tensor, "batch 1"]:
+    def total(values: PerToken) -> Float[Tensor, "batch 1"]:
         size = 1 if level == "batch" else int(segment.max()) + 1 if len(segment) else 0
         return reduce(values.new_zeros(size).index_add(0, segment, values.sum(-1)))[segment][:, None]
 
@@ -64,5 +65,5 @@ def whiten(
     return white.to(advantage.dtype), _over(mean, mask), _over(std, mask)
 
 
-def _over(rows: Float[Tensor, "batch 1"], mask: Bool[Tensor, "batch time"]) -> Float[Tensor, ""]:
+def _over(rows: Float[Tensor, "batch 1"], mask: Mask) -> Float[Tensor, ""]:
     return (rows * mask).sum() / mask.sum().clamp(min=1)

@@ -44,11 +44,11 @@ class Divergence:
 
     @classmethod
     def of(cls, pair: Callable[[Tensor], tuple[Tensor, Tensor]]) -> "Divergence":
-        """By one function that gives generator and slope."""
+        """From one function that returns generator and slope."""
         return cls(generator=lambda u: pair(u)[0], slope=lambda u: pair(u)[1], pair=pair)
 
     def both(self, u: Tensor) -> tuple[Tensor, Tensor]:
-        """Generator and slope, work that they share done once."""
+        """Generator and slope, with their common work done once."""
         return (self.generator(u), self.slope(u)) if self.pair is None else self.pair(u)
 
     def value(self, log_ratio: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
@@ -79,24 +79,24 @@ class Divergence:
         return narrow(total, torch.promote_types(student_logp.dtype, torch.float32))
 
     def clamped(self, limit: float | int) -> "Divergence":
-        """The same divergence with log-ratios held within [-limit, limit]."""
+        """The same divergence with log-ratios clamped to [-limit, limit]."""
 
         def pair(u: Tensor) -> tuple[Tensor, Tensor]:
-            held = u.clamp(-limit, limit)
-            generator, slope = self.both(held)
-            return generator * _exp(u - held), slope
+            clamped = u.clamp(-limit, limit)
+            generator, slope = self.both(clamped)
+            return generator * _exp(u - clamped), slope
 
         weight = self.weight
         return replace(Divergence.of(pair), weight=weight and (lambda u: weight(u.clamp(-limit, limit))))
 
     def offset(self) -> float:
-        """f'(1), the constant that `slope` leaves out: over a whole distribution it adds nothing."""
+        """f'(1), the constant that `slope` leaves out: over a full distribution it adds nothing."""
         with torch.enable_grad():
             u = torch.zeros((), dtype=torch.float64, requires_grad=True)
             return float(torch.autograd.grad(self.generator(u), u)[0])
 
     def at(self, inside: Bool[Tensor, "batch time"], reference_entropy: Float[Tensor, "batch time"]) -> "Chosen":
-        """What this divergence is at each token of a batch; the same everywhere, but for the mixed ones."""
+        """The divergence of each token of a batch: this one everywhere."""
         return Chosen(((self, torch.ones_like(inside)),))
 
 
@@ -107,24 +107,24 @@ class Chosen:
     parts: tuple[tuple[Divergence, Bool[Tensor, "batch time"]], ...]
 
     def value(self, log_ratio: Float[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
-        return self._each(log_ratio, [d.value(log_ratio) for d, _ in self.parts])
+        return self._select(log_ratio, [d.value(log_ratio) for d, _ in self.parts])
 
     def advantage(self, log_ratio: Float[Tensor, "batch time"]) -> Float[Tensor, "batch time"]:
-        return self._each(log_ratio, [d.advantage(log_ratio) for d, _ in self.parts])
+        return self._select(log_ratio, [d.advantage(log_ratio) for d, _ in self.parts])
 
     def clamped(self, limit: float | int | None) -> "Chosen":
-        """The same with log-ratios held within [-limit, limit]; null leaves them as they are."""
+        """The same with log-ratios clamped to [-limit, limit]; null leaves them as they are."""
         return self if limit is None else Chosen(tuple((d.clamped(limit), where) for d, where in self.parts))
 
     def rows(self, rows: slice) -> "Chosen":
-        """That of some rows of the batch."""
+        """The part for some rows of the batch."""
         return Chosen(tuple((divergence, where[rows]) for divergence, where in self.parts))
 
-    def _each(self, log_ratio: Tensor, found: list[Tensor]) -> Tensor:
-        chosen = torch.zeros_like(log_ratio)
-        for (_, where), numbers in zip(self.parts, found, strict=True):
-            chosen = torch.where(where, numbers, chosen)
-        return chosen
+    def _select(self, log_ratio: Tensor, values: list[Tensor]) -> Tensor:
+        selected = torch.zeros_like(log_ratio)
+        for (_, where), part in zip(self.parts, values, strict=True):
+            selected = torch.where(where, part, selected)
+        return selected
 
 
 @dataclass(frozen=True)

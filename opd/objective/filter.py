@@ -6,7 +6,7 @@ keep each token once. Adventures section 7, Eq. 12.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal
 
 import torch
@@ -18,25 +18,29 @@ from opd.errors import UserError
 
 Score = Literal["abs_k1", "signed_k1", "exact_kl", "student_entropy", "teacher_entropy"]
 Scope = Literal["sequence", "group", "batch"]
+Percent = Annotated[float | int, Ge(0), Le(100)]
+PerToken = Float[Tensor, "batch time"]
+Mask = Bool[Tensor, "batch time"]
+Group = Int[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
 class TokenSignals:
-    """What is known of each sampled token. k1 = log_ratio = student_logp - reference_logp; entropies in nats."""
+    """Numbers of each sampled token. k1 = log_ratio = student_logp - reference_logp; entropies in nats."""
 
-    k1: Float[Tensor, "batch time"]
-    student_entropy: Float[Tensor, "batch time"]
-    teacher_entropy: Float[Tensor, "batch time"]
-    exact_kl: Float[Tensor, "batch time"] | None
+    k1: PerToken
+    student_entropy: PerToken
+    teacher_entropy: PerToken
+    exact_kl: PerToken | None
 
 
 @dataclass(frozen=True)
 class Filtered:
     """`keep`: tokens that get a gradient. `count`: those that stay in the denominator. `inside`: those in the range."""
 
-    keep: Bool[Tensor, "batch time"]
-    count: Bool[Tensor, "batch time"]
-    inside: Bool[Tensor, "batch time"]
+    keep: Mask
+    count: Mask
+    inside: Mask
 
 
 # All ranks' values, joined in order of ranks, and where this rank's begin.
@@ -45,8 +49,8 @@ Gather = Callable[[Float[Tensor, " own"]], tuple[Float[Tensor, " all"], int]]
 
 def none(
     signals: TokenSignals,
-    mask: Bool[Tensor, "batch time"],
-    group: Int[Tensor, " batch"],
+    mask: Mask,
+    group: Group,
     gather: Gather | None = None,
     *,
     p_min: Literal[0],
@@ -58,13 +62,13 @@ def none(
 
 def percentile(
     signals: TokenSignals,
-    mask: Bool[Tensor, "batch time"],
-    group: Int[Tensor, " batch"],
+    mask: Mask,
+    group: Group,
     gather: Gather | None = None,
     *,
     score: Score,
-    p_min: Annotated[float | int, Ge(0), Le(100)],
-    p_max: Annotated[float | int, Ge(0), Le(100)],
+    p_min: Percent,
+    p_max: Percent,
     scope: Scope,
     denominator: Literal["all", "kept"],
 ) -> Filtered:
@@ -79,35 +83,43 @@ def percentile(
     Raises:
         UserError: where a valid token has no such score.
     """
-    inside = _inside(signals, mask, group, gather, score, p_min, p_max, scope)
+    values = _score(signals, score)[mask]
+    if not torch.isfinite(values).all():
+        raise UserError(f"filter.score: {score} is missing or not finite for some tokens; choose a score that is known")
+    if scope == "batch" and gather is not None:
+        all_values, start = gather(values)
+        rank, size = ranks(all_values, torch.zeros_like(all_values, dtype=torch.long))
+        rank, size = rank[start : start + len(values)], size[start : start + len(values)]
+    else:
+        rank, size = ranks(values, _segments(mask, group, scope)[:, None].expand_as(mask)[mask])
+    inside = torch.zeros_like(mask)
+    inside[mask] = (rank * 100 >= p_min * size) & (rank * 100 < p_max * size)
     return Filtered(keep=inside, count=mask if denominator == "all" else inside, inside=inside)
 
 
 def partition(
     signals: TokenSignals,
-    mask: Bool[Tensor, "batch time"],
-    group: Int[Tensor, " batch"],
+    mask: Mask,
+    group: Group,
     gather: Gather | None = None,
     *,
     score: Score,
-    p_min: Annotated[float | int, Ge(0), Le(100)],
-    p_max: Annotated[float | int, Ge(0), Le(100)],
+    p_min: Percent,
+    p_max: Percent,
     scope: Scope,
 ) -> Filtered:
     """Keeps every valid token, and marks those in the range, for a divergence that treats them apart
     (seed-000, idea 3).
     """
-    inside = _inside(signals, mask, group, gather, score, p_min, p_max, scope)
-    return Filtered(keep=mask, count=mask, inside=inside)
+    marked = percentile(
+        signals, mask, group, gather, score=score, p_min=p_min, p_max=p_max, scope=scope, denominator="all"
+    )
+    return replace(marked, keep=mask)
 
 
 def eligible(
-    mask: Bool[Tensor, "batch time"],
-    tokens: Int[Tensor, "batch time"],
-    *,
-    token_ids: Sequence[int],
-    prefix: Annotated[int, Ge(1)] | None,
-) -> Bool[Tensor, "batch time"]:
+    mask: Mask, tokens: Int[Tensor, "batch time"], *, token_ids: Sequence[int], prefix: Annotated[int, Ge(1)] | None
+) -> Mask:
     """The response mask without the tokens `token_ids` (special ones, say), and up to `prefix` positions alone.
 
     This comes before any filter: what is not eligible is not ranked, and not counted.
@@ -116,12 +128,7 @@ def eligible(
     return allowed if prefix is None else allowed & (torch.arange(mask.shape[1], device=mask.device) < prefix)
 
 
-def metrics(
-    response: Bool[Tensor, "batch time"],
-    allowed: Bool[Tensor, "batch time"],
-    filtered: Filtered,
-    matched: Bool[Tensor, "batch time"],
-) -> dict[str, float]:
+def metrics(response: Mask, allowed: Mask, filtered: Filtered, matched: Mask) -> dict[str, float]:
     """Shares of the response's tokens: learned, and not learned, by the first reason; they sum to 1.
 
     `allowed` is what `eligible` left, `matched` what the rollout correction keeps.
@@ -134,31 +141,6 @@ def metrics(
         "mismatched": allowed & filtered.keep & ~matched,
     }
     return {name: float(where.sum() / total) for name, where in reasons.items()}
-
-
-def _inside(
-    signals: TokenSignals,
-    mask: Bool[Tensor, "batch time"],
-    group: Int[Tensor, " batch"],
-    gather: Gather | None,
-    score: Score,
-    p_min: float | int,
-    p_max: float | int,
-    scope: Scope,
-) -> Bool[Tensor, "batch time"]:
-    values = _score(signals, score)[mask]
-    if not torch.isfinite(values).all():
-        raise UserError(f"filter.score: {score} is missing or not finite for some tokens; choose a score that is known")
-    segment = _segments(mask, group, scope)[:, None].expand_as(mask)[mask]
-    if scope == "batch" and gather is not None:
-        everyone, start = gather(values)
-        rank, size = ranks(everyone, torch.zeros_like(everyone, dtype=torch.long))
-        rank, size = rank[start : start + len(values)], size[start : start + len(values)]
-    else:
-        rank, size = ranks(values, segment)
-    inside = torch.zeros_like(mask)
-    inside[mask] = (rank * 100 >= p_min * size) & (rank * 100 < p_max * size)
-    return inside
 
 
 def ranks(
@@ -174,7 +156,7 @@ def ranks(
     return rank, sizes[segment]
 
 
-def _score(signals: TokenSignals, score: Score) -> Float[Tensor, "batch time"]:
+def _score(signals: TokenSignals, score: Score) -> PerToken:
     if score == "abs_k1":
         return signals.k1.abs()
     if score == "signed_k1":
@@ -184,7 +166,7 @@ def _score(signals: TokenSignals, score: Score) -> Float[Tensor, "batch time"]:
     return getattr(signals, score)
 
 
-def _segments(mask: Bool[Tensor, "batch time"], group: Int[Tensor, " batch"], scope: Scope) -> Int[Tensor, " batch"]:
+def _segments(mask: Mask, group: Group, scope: Scope) -> Group:
     if scope == "group":
         return group
     return torch.arange(len(mask), device=mask.device) if scope == "sequence" else torch.zeros_like(group)

@@ -2,7 +2,7 @@
 
 Never holds [tokens, vocabulary]: a chunk of student logits, one of reference logits, and the gradients. With one
 teacher it costs four matrix products: student logits, teacher logits, and the gradients of hidden states and head.
-Low-precision inputs accumulate in float32. Under FSDP call it where the heads are whole (inside the root's forward,
+Low-precision inputs accumulate in float32. Under FSDP call it where the heads are unsharded (inside the root's forward,
 or with `head.full_tensor()`).
 """
 
@@ -28,20 +28,20 @@ from opd.objective.logp import (
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
 from opd.objective.table import Table
-from opd.objective.vocabulary import add_entropy_, partial_, statistics, whole_
+from opd.objective.vocabulary import add_entropy_, full_divergence_, statistics, topk_divergence_
 
 PerToken = Float[Tensor, " token"]
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What one pass gives. All but `loss` are detached, one number a token, NaN where it was not asked for."""
+    """The results of one pass. All but `loss` are detached, one number a token, NaN where not requested."""
 
     loss: Float[Tensor, ""]  # Σ weight · D, differentiable in the student's hidden states and head
     divergence: PerToken
     student_logp: PerToken  # of the sampled token, as the next
     reference_logp: PerToken
-    student_entropy: PerToken  # nats, of the whole distribution, as the next
+    student_entropy: PerToken  # nats, of the full distribution, as the next
     reference_entropy: PerToken
     reverse_kl: PerToken  # exact, whatever the divergence: the score of the filter `exact_kl`
     clamped: PerToken  # the student's probability of a token whose log-ratio was clamped
@@ -56,22 +56,10 @@ def exact(
     hidden_teacher: Float[Tensor, "token teacher_width"] | Sequence[Tensor],
     head_teacher: Float[Tensor, "vocabulary teacher_width"] | Sequence[Tensor],
     divergence: Divergence,
-    *,
-    weight: PerToken | None = None,
-    temperature: float | int = 1.0,
     **options: Any,
 ) -> tuple[Float[Tensor, ""], PerToken]:
     """Σ weight · D(student || reference) and D of each token, detached; `options` are those of `measure`."""
-    measured = measure(
-        hidden_student,
-        head_student,
-        hidden_teacher,
-        head_teacher,
-        divergence,
-        weight=weight,
-        temperature=temperature,
-        **options,
-    )
+    measured = measure(hidden_student, head_student, hidden_teacher, head_teacher, divergence, **options)
     return measured.loss, measured.divergence
 
 
@@ -94,13 +82,13 @@ def measure(
     chunk_size: int = 256,
     tables: Sequence[Table] = (),
 ) -> Measured:
-    """Σ weight · D - Σ entropy_weight · H(student), D of each token, and what else was asked for, in one pass.
+    """Σ weight · D - Σ entropy_weight · H(student), D of each token, and the other requested numbers, in one pass.
 
     A token of weight 0 costs as much as another: leave out what is masked. Several teachers come as sequences, with
     the `mixture` that says what reference they make (weights [teacher], or [teacher, token]). `teacher_temperature`
-    null is the student's. `support` null is the whole vocabulary. `tokens` asks for log-probs of the sampled tokens
+    null is the student's. `support` null is the whole vocabulary. `tokens` requests log-probs of the sampled tokens
     (the tail "sampled" needs them), `with_statistics` for entropies and the exact reverse KL. `clamp` holds log-ratios
-    within [-clamp, clamp]. Instead of hidden states and heads teachers may come as `tables`, which know enough for
+    within [-clamp, clamp]. Instead of hidden states and heads teachers may come as `tables`, which suffice for
     support=topk of=teacher.
 
     Extra memory: the head's gradient (kept in at least float32) and two chunks of chunk_size · vocabulary numbers;
@@ -225,7 +213,7 @@ def _chunk(
     weights = work.mixture.weights.to(student)
     weights = weights[:, rows, None] if weights.ndim == 2 else weights[:, None, None].expand(-1, len(student), 1)
     needed = [index for index in range(len(weights)) if (weights[index] > 0).any()]
-    found: dict[str, Tensor] = {}
+    numbers: dict[str, Tensor] = {}
     if work.mixture.space != "advantage" or spare is None:
         _reference_(work, rows, weights, needed, reference, spare)
         return _measured(work, rows, student, reference, backward)
@@ -234,13 +222,13 @@ def _chunk(
         target = reference if count == 0 else spare
         work.teacher_(target, index, rows)
         weight = weights[index]
-        for name, numbers in _measured(work, rows, student, target, backward).items():
-            part = torch.where(weight[:, 0] > 0, weight[:, 0] * numbers, 0)
-            found[name] = part if count == 0 else found[name] + part
+        for name, values in _measured(work, rows, student, target, backward).items():
+            part = torch.where(weight[:, 0] > 0, weight[:, 0] * values, 0)
+            numbers[name] = part if count == 0 else numbers[name] + part
         target.mul_(weight).masked_fill_(weight == 0, 0)
         if count:
             reference.add_(spare)
-    return found
+    return numbers
 
 
 def _reference_(
@@ -263,17 +251,19 @@ def _reference_(
 
 
 def _measured(work: _Work, rows: slice, student: Tensor, reference: Tensor, backward: bool) -> dict[str, Tensor]:
-    found: dict[str, Tensor] = {}
+    numbers: dict[str, Tensor] = {}
     tokens = None if work.tokens is None else work.tokens[rows]
     if tokens is not None:
-        found["student_logp"] = student.gather(-1, tokens[:, None])[:, 0]
-        found["reference_logp"] = reference.gather(-1, tokens[:, None])[:, 0]
+        numbers["student_logp"] = student.gather(-1, tokens[:, None])[:, 0]
+        numbers["reference_logp"] = reference.gather(-1, tokens[:, None])[:, 0]
     if work.statistics or work.entropy_weight is not None:
-        found |= statistics(student, reference)
+        numbers |= statistics(student, reference)
     if work.support is None:
-        return found | whole_(student, reference, work.divergence, backward=backward, clamp=work.clamp)
+        return numbers | full_divergence_(student, reference, work.divergence, backward=backward, clamp=work.clamp)
     support, divergence = work.support, work.divergence
-    return found | partial_(student, reference, divergence, support, tokens, backward=backward, clamp=work.clamp)
+    return numbers | topk_divergence_(
+        student, reference, divergence, support, tokens, backward=backward, clamp=work.clamp
+    )
 
 
 def _log_probs_(out: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> None:

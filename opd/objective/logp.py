@@ -26,7 +26,7 @@ def token_scores(
     temperature: float,
     chunk_size: int,
 ) -> tuple[Float[Tensor, " token"], Float[Tensor, " token"]]:
-    """The sampled token's log-prob and the entropy (nats) of each whole distribution. No gradient.
+    """The sampled token's log-prob and the entropy (nats) of each full distribution. No gradient.
 
     Returns float32 (float64 for float64 inputs), whatever the inputs' precision. `chunk_size` tokens at a time: extra
     memory is chunk_size · vocabulary numbers.

@@ -12,10 +12,14 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 Aggregation = Literal["token_mean", "sequence_mean"]
+PerToken = Float[Tensor, "batch time"]
+Mask = Bool[Tensor, "batch time"]
+Divisor = Float[Tensor, "batch 1"] | float | int  # a global count, or what `divisor` gives
+Bound = Annotated[float | int, Ge(0)] | None
 
 
 def divisor(
-    count: Bool[Tensor, "batch time"], num_tokens: float | int, num_sequences: float | int, *, aggregation: Aggregation
+    count: Mask, num_tokens: float | int, num_sequences: float | int, *, aggregation: Aggregation
 ) -> Float[Tensor, "batch 1"]:
     """What each token's loss is divided by.
 
@@ -32,11 +36,7 @@ def divisor(
 
 
 def policy_gradient(
-    student_logp: Float[Tensor, "batch time"],
-    advantage: Float[Tensor, "batch time"],
-    weight: Float[Tensor, "batch time"],
-    keep: Bool[Tensor, "batch time"],
-    num_tokens: Float[Tensor, "batch 1"] | float | int,
+    student_logp: PerToken, advantage: PerToken, weight: PerToken, keep: Mask, num_tokens: Divisor
 ) -> Float[Tensor, ""]:
     """-Σ_keep weight · advantage · student_logp / num_tokens: REINFORCE; advantage and weight are taken as constants.
     Adventures Eq. 3.
@@ -48,15 +48,15 @@ def policy_gradient(
 
 
 def clipped_policy_gradient(
-    student_logp: Float[Tensor, "batch time"],
-    old_logp: Float[Tensor, "batch time"],
-    advantage: Float[Tensor, "batch time"],
-    weight: Float[Tensor, "batch time"],
-    keep: Bool[Tensor, "batch time"],
-    num_tokens: Float[Tensor, "batch 1"] | float | int,
+    student_logp: PerToken,
+    old_logp: PerToken,
+    advantage: PerToken,
+    weight: PerToken,
+    keep: Mask,
+    num_tokens: Divisor,
     *,
-    clip_low: Annotated[float | int, Ge(0)] | None,
-    clip_high: Annotated[float | int, Ge(0)] | None,
+    clip_low: Bound,
+    clip_high: Bound,
 ) -> Float[Tensor, ""]:
     """-Σ_keep weight · min(ρ A, clamp(ρ, 1 - clip_low, 1 + clip_high) A) / num_tokens, ρ = student / old (PPO).
 
@@ -70,11 +70,7 @@ def clipped_policy_gradient(
     return -(torch.where(keep, weight.detach(), 0) * gain / _as(num_tokens, student_logp)).sum()
 
 
-def summed(
-    loss: Float[Tensor, "batch time"],
-    over: Bool[Tensor, "batch time"],
-    num_tokens: Float[Tensor, "batch 1"] | float | int,
-) -> Float[Tensor, ""]:
+def summed(loss: PerToken, over: Mask, num_tokens: Divisor) -> Float[Tensor, ""]:
     """Σ_over loss / num_tokens, for a loss of each token that is differentiated itself."""
     return (torch.where(over, loss, 0) / _as(num_tokens, loss)).sum()
 

@@ -2,7 +2,7 @@
 
     probability     log Σ w_k π_k, a true mixture, exact on the sampled token alone
     log             Σ w_k log π_k, the geometric mean without its normaliser
-    log_normalized  the same, normalised over the vocabulary, so it exists on whole distributions only
+    log_normalized  the same, normalised over the vocabulary, so it exists on full distributions only
     advantage       the advantages are averaged, Σ w_k A(student / π_k); for reverse KL the same as "log"
 
 Everything follows: the reference on sampled tokens and on the vocabulary, which teachers a step needs (those with a
@@ -26,7 +26,7 @@ Number = float | int
 
 @dataclass(frozen=True)
 class Rows:
-    """What an ensemble that treats responses differently must know of them; `teacher` is None for the others."""
+    """The input of an ensemble that treats responses differently; `teacher` is None for the others."""
 
     teacher: Int[Tensor, " batch"] | None  # the teacher of each response, from `Ensemble.assign`
     group: Int[Tensor, " batch"]
@@ -78,7 +78,7 @@ class Mixture:
     def entropy(self, teacher_entropy: Float[Tensor, "teacher *batch"]) -> Float[Tensor, "*batch"]:
         """Mean of the teachers' entropies: the reference's own where one teacher has all the weight, else near it.
 
-        (The entropy of a true mixture is at least this; to know it takes the whole distributions.)
+        (The entropy of a true mixture is at least this; computing it takes the full distributions.)
         """
         weights = self._over(teacher_entropy)
         return torch.where(weights > 0, weights * teacher_entropy, 0).sum(0)
@@ -90,7 +90,7 @@ class Mixture:
 
 @dataclass(frozen=True)
 class Prefixes:
-    """Texts put before a prompt, one a teacher, that tell the student which teacher it will be held to."""
+    """Texts put before a prompt, one a teacher, that tell the student which teacher it will learn from."""
 
     texts: tuple[str, ...]
     teacher_sees: bool
@@ -129,7 +129,7 @@ class Ensemble:
         rows: Rows | None = None,
         **knobs: Any,
     ) -> Float[Tensor, "*batch"]:
-        """The reference on sampled tokens; on whole distributions ask `mixture(...).reference`.
+        """The reference on sampled tokens; on full distributions use `mixture(...).reference`.
 
         Raises:
             UserError: for a mixture that is normalised over the vocabulary, which sampled tokens do not show.
@@ -171,7 +171,7 @@ class Ensemble:
 
 @dataclass(frozen=True)
 class BoundEnsemble:
-    """An ensemble of so many teachers with its knobs filled in: what a run asks at each step."""
+    """An ensemble with its number of teachers and its knobs filled in."""
 
     ensemble: Ensemble
     num_teachers: int

@@ -13,32 +13,22 @@ from annotated_types import Ge, Gt
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+LogP = Float[Tensor, "batch time"]
 Weight = Float[Tensor, "batch time"]
-Keep = Bool[Tensor, "batch time"]
+Mask = Bool[Tensor, "batch time"]
+Low = Annotated[float | int, Ge(0)] | None
+High = Annotated[float | int, Gt(0)]
 Level = Literal["token", "sequence", "geometric"]
 
 
-def none(
-    student_logp: Float[Tensor, "batch time"],
-    rollout_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    low: None,
-    high: None,
-) -> tuple[Weight, Keep]:
+def none(student_logp: LogP, rollout_logp: LogP, mask: Mask, *, low: None, high: None) -> tuple[Weight, Mask]:
     """Weight 1 for every valid token. Adventures section 2."""
     return mask.to(student_logp.dtype), mask
 
 
 def tis(
-    student_logp: Float[Tensor, "batch time"],
-    rollout_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    low: Annotated[float | int, Ge(0)] | None,
-    high: Annotated[float | int, Gt(0)],
-    level: Level = "token",
-) -> tuple[Weight, Keep]:
+    student_logp: LogP, rollout_logp: LogP, mask: Mask, *, low: Low, high: High, level: Level = "token"
+) -> tuple[Weight, Mask]:
     """Truncated importance sampling: weight ρ clamped to [low, high]; low null clamps from above alone.
     Adventures section 3.
     """
@@ -47,14 +37,8 @@ def tis(
 
 
 def mis(
-    student_logp: Float[Tensor, "batch time"],
-    rollout_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    low: Annotated[float | int, Ge(0)] | None,
-    high: Annotated[float | int, Gt(0)],
-    level: Level = "token",
-) -> tuple[Weight, Keep]:
+    student_logp: LogP, rollout_logp: LogP, mask: Mask, *, low: Low, high: High, level: Level = "token"
+) -> tuple[Weight, Mask]:
     """Masked importance sampling: tokens with ρ outside [low, high] leave mask and denominator; the rest weigh 1.
     Adventures section 3.
     """
@@ -63,27 +47,16 @@ def mis(
 
 
 def icepop(
-    student_logp: Float[Tensor, "batch time"],
-    rollout_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    *,
-    low: Annotated[float | int, Ge(0)] | None,
-    high: Annotated[float | int, Gt(0)],
-    level: Level = "token",
-) -> tuple[Weight, Keep]:
+    student_logp: LogP, rollout_logp: LogP, mask: Mask, *, low: Low, high: High, level: Level = "token"
+) -> tuple[Weight, Mask]:
     """IcePop: weight ρ inside [low, high], 0 outside; mask and denominator stay as they are. Ling Team 2025."""
     ratio = ratios(student_logp, rollout_logp, mask, level)
     return torch.where(mask & _inside(ratio, low, high), ratio, 0), mask
 
 
-def ratios(
-    student_logp: Float[Tensor, "batch time"],
-    rollout_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    level: Level,
-) -> Weight:
+def ratios(student_logp: LogP, rollout_logp: LogP, mask: Mask, level: Level) -> Weight:
     """ρ = exp(student_logp - rollout_logp), detached: each token's own, or one for all tokens of a response, their
-    product ("sequence") or geometric mean ("geometric"). Exponents are held within ±80; 1 where `mask` is False.
+    product ("sequence") or geometric mean ("geometric"). Exponents are clamped to ±80; 1 where `mask` is False.
     """
     log_ratio = torch.where(mask, student_logp.detach() - rollout_logp.detach(), 0)
     if level != "token":
@@ -94,13 +67,7 @@ def ratios(
     return log_ratio.clamp(-80, 80).exp()
 
 
-def metrics(
-    student_logp: Float[Tensor, "batch time"],
-    rollout_logp: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    weight: Weight,
-    keep: Keep,
-) -> dict[str, float]:
+def metrics(student_logp: LogP, rollout_logp: LogP, mask: Mask, weight: Weight, keep: Mask) -> dict[str, float]:
     """How far sampler and learner are apart, and what the correction did about it; NaN where no token is valid.
 
     log_ppl_drift    mean over responses of the mean of rollout_logp - student_logp: log of the ratio of perplexities
@@ -118,7 +85,7 @@ def metrics(
     drift = -(log_ratio.sum(-1)[rows] / mask.sum(-1)[rows])
     weights = torch.where(keep, weight, 0).double()[mask]
     squares = (weights**2).sum() * len(weights)
-    found = {
+    numbers = {
         "log_ppl_drift": drift.mean(),
         "ppl_ratio": drift.clamp(-80, 80).exp().mean(),
         "abs_log_ratio": log_ratio[mask].abs().mean(),
@@ -126,8 +93,8 @@ def metrics(
         "ess": weights.sum() ** 2 / squares if squares > 0 else squares,
         "masked": (weights == 0).double().mean(),
     }
-    return {name: float(number) for name, number in found.items()}
+    return {name: float(number) for name, number in numbers.items()}
 
 
-def _inside(ratio: Weight, low: float | None, high: float) -> Keep:
+def _inside(ratio: Weight, low: float | None, high: float) -> Mask:
     return (ratio <= high) if low is None else (ratio >= low) & (ratio <= high)

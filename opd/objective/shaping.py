@@ -1,4 +1,4 @@
-"""What may be done to advantages between divergence and whitening, and weights beside them. No gradient here."""
+"""Transforms of advantages between divergence and whitening, and token weights. No gradient here."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -9,11 +9,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 Number = float | int
+PerToken = Float[Tensor, "batch time"]
+Mask = Bool[Tensor, "batch time"]
+Group = Int[Tensor, " batch"]
+NotNegative = Annotated[Number, Ge(0)]
+AboveZero = Annotated[Number, Gt(0)]
 
 
-def sequence_return(
-    signal: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"]
-) -> Float[Tensor, "batch time"]:
+def sequence_return(signal: PerToken, mask: Mask) -> PerToken:
     """R_t = Σ_k signal_k over the whole response, past tokens too: seed-003's sequence-level estimator.
 
     For reverse KL its expectation is the gradient of the sequence-level divergence, as is that of the reward-to-go
@@ -24,12 +27,8 @@ def sequence_return(
 
 
 def subtract_baseline(
-    advantage: Float[Tensor, "batch time"],
-    mask: Bool[Tensor, "batch time"],
-    group: Int[Tensor, " batch"],
-    *,
-    baseline: Literal["none", "group", "batch"],
-) -> Float[Tensor, "batch time"]:
+    advantage: PerToken, mask: Mask, group: Group, *, baseline: Literal["none", "group", "batch"]
+) -> PerToken:
     """Advantage minus its mean over the valid tokens of the prompt's responses, or of the batch."""
     if baseline == "none":
         return torch.where(mask, advantage, 0)
@@ -42,9 +41,7 @@ def subtract_baseline(
     return torch.where(mask, advantage - mean, 0).to(advantage.dtype)
 
 
-def clip(
-    advantage: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, limit: Annotated[Number, Gt(0)] | None
-) -> tuple[Float[Tensor, "batch time"], float]:
+def clip(advantage: PerToken, mask: Mask, *, limit: AboveZero | None) -> tuple[PerToken, float]:
     """Advantage within [-limit, limit], and the share of valid tokens that this changed; null leaves it as it is."""
     if limit is None:
         return advantage, 0.0
@@ -52,13 +49,7 @@ def clip(
     return advantage.clamp(-limit, limit), float(changed.sum() / mask.sum().clamp(min=1))
 
 
-def stay_near(
-    advantage: Float[Tensor, "batch time"],
-    student_logp: Float[Tensor, "batch time"],
-    anchor_logp: Float[Tensor, "batch time"],
-    *,
-    kl_coef: Annotated[Number, Ge(0)],
-) -> Float[Tensor, "batch time"]:
+def stay_near(advantage: PerToken, student_logp: PerToken, anchor_logp: PerToken, *, kl_coef: NotNegative) -> PerToken:
     """advantage - kl_coef · log(student / anchor): the gradient of an added kl_coef · KL(student || anchor)."""
     if kl_coef == 0:
         return advantage
@@ -70,7 +61,7 @@ def extrapolate(
     student_logp: Float[Tensor, "*shape"],
     anchor_logp: Float[Tensor, "*shape"],
     *,
-    coefficient: Annotated[Number, Gt(0)],
+    coefficient: AboveZero,
 ) -> Float[Tensor, "*shape"]:
     """log(student / anchor) - coefficient · log(reference / anchor), in the place of log(student / reference). G-OPD.
 
@@ -83,13 +74,13 @@ def extrapolate(
 
 
 def add_reward(
-    advantage: Float[Tensor, "batch time"],
+    advantage: PerToken,
     reward: Float[Tensor, " batch"],
-    mask: Bool[Tensor, "batch time"],
+    mask: Mask,
     progress: Number,
     *,
     reward_weight: Sequence[Number],
-) -> Float[Tensor, "batch time"]:
+) -> PerToken:
     """advantage + w · reward on every valid token, w going from the first to the second weight along training
     (seed-000, idea 5).
 
@@ -100,9 +91,7 @@ def add_reward(
     return advantage if weight == 0 else torch.where(mask, advantage + weight * reward[:, None], advantage)
 
 
-def pass_rate_weight(
-    correct: Bool[Tensor, " batch"], group: Int[Tensor, " batch"], *, power: Annotated[Number, Ge(0)]
-) -> Float[Tensor, " batch"]:
+def pass_rate_weight(correct: Bool[Tensor, " batch"], group: Group, *, power: NotNegative) -> Float[Tensor, " batch"]:
     """(4 p (1 - p))^power with p the share of the prompt's responses that are correct: 1 at p = 1/2, less at both ends.
     A curriculum (seed-000, idea 6), by a rule of our own.
 
@@ -115,9 +104,7 @@ def pass_rate_weight(
     return (4 * rate * (1 - rate)).pow(power).float()
 
 
-def prefix_weight(
-    advantage: Float[Tensor, "batch time"], mask: Bool[Tensor, "batch time"], *, strength: Annotated[Number, Ge(0)]
-) -> Float[Tensor, "batch time"]:
+def prefix_weight(advantage: PerToken, mask: Mask, *, strength: NotNegative) -> PerToken:
     """w_t = 1 + strength · (1 - Σ_{k<t} |A_k| / Σ_k |A_k|): early disagreements weigh more (IW-OPD). 0 where masked."""
     size = torch.where(mask, advantage.abs(), 0).double()
     total = size.sum(-1, keepdim=True)

@@ -45,13 +45,13 @@ class Support:
         `student` and `reference` may be logits or log-probs.
         """
         k = min(self.k or student.shape[-1], student.shape[-1])
-        mine, theirs = (scores.topk(k, dim=-1, sorted=False).indices for scores in (student, reference))
-        both = (mine[:, :, None] == theirs[:, None, :]).any(-1)
+        student_ids, reference_ids = (scores.topk(k, dim=-1, sorted=False).indices for scores in (student, reference))
+        both = (student_ids[:, :, None] == reference_ids[:, None, :]).any(-1)
         overlap = both.double().mean(-1)
         if self.of != "union":
-            ids = mine if self.of == "student" else theirs
+            ids = student_ids if self.of == "student" else reference_ids
             return ids, torch.ones_like(ids, dtype=torch.bool), overlap
-        return torch.cat([theirs, mine], -1), torch.cat([torch.ones_like(both), ~both], -1), overlap
+        return torch.cat([reference_ids, student_ids], -1), torch.cat([torch.ones_like(both), ~both], -1), overlap
 
     def measure(
         self,
@@ -86,7 +86,7 @@ class Support:
         reference_logp: Float[Tensor, "token vocabulary"],
         tokens: Int[Tensor, " token"] | None = None,
     ) -> Float[Tensor, " token"]:
-        """D of each position from whole distributions: the plain form, for small vocabularies and for tests."""
+        """D of each position from full distributions: the plain form, for small vocabularies and for tests."""
         if self.kind == "full":
             return divergence.exact(student_logp, reference_logp)
         ids, valid, _ = self.choose(student_logp, reference_logp)
@@ -116,7 +116,7 @@ def topk(*, k: Annotated[int, Ge(1)], of: Of, tail: Tail) -> Support:
 
 
 def _rest(logp: Float[Tensor, "token k"]) -> Float[Tensor, "token 1"]:
-    """log(1 - Σ p), held above the rounding error of the sum."""
+    """log(1 - Σ p), clamped above the rounding error of the sum."""
     inside = logp.logsumexp(-1, keepdim=True)
     return torch.log(-torch.expm1(inside.clamp(max=-torch.finfo(logp.dtype).eps)))
 

@@ -1,4 +1,4 @@
-"""One chunk of whole distributions: a divergence and its derivative by the student's logits, in place.
+"""One chunk of full distributions: a divergence and its derivative by the student's logits, in place.
 
     d D / d logits_v = p_v · (slope(u_v) - Σ_w p_w slope(u_w)),      p = student, u = student_logp - reference_logp
 
@@ -20,34 +20,36 @@ LogP = Float[Tensor, "token vocabulary"]
 Numbers = dict[str, Float[Tensor, " token"]]
 
 
-def whole_(student: LogP, reference: LogP, divergence: Divergence, *, backward: bool, clamp: float | None) -> Numbers:
+def full_divergence_(
+    student: LogP, reference: LogP, divergence: Divergence, *, backward: bool, clamp: float | None
+) -> Numbers:
     """D over the whole vocabulary. A log-ratio beyond what the precision can hold counts as the largest that it can."""
     largest = limit(student.dtype)
-    found = {"divergence": student.new_empty(len(student))}
+    numbers = {"divergence": student.new_empty(len(student))}
     if clamp is not None:
-        found["clamped"] = student.new_empty(len(student))
+        numbers["clamped"] = student.new_empty(len(student))
     for block in blocks(student):
         log_p, log_q = student[block], reference[block]
         u = log_p - log_q
         low, high = u.aminmax()
         if max(-low, high) > largest:
-            # The rarer of the two is raised, so that its product with an e^u held at the limit is still right.
+            # The rarer of the two is raised, so that its product with an e^u clamped at the limit is still right.
             log_q = torch.maximum(log_q, log_p - largest)
             log_p = torch.maximum(log_p, log_q - largest)
             u = log_p - log_q
         generator, slope = divergence.both(u) if backward else (divergence.generator(u), None)
-        found["divergence"][block] = torch.linalg.vecdot(torch.exp(log_q, out=reference[block]), generator)
+        numbers["divergence"][block] = torch.linalg.vecdot(torch.exp(log_q, out=reference[block]), generator)
         del generator  # what is freed before the next is made stays in the cache
         p = log_p.exp()
         if clamp is not None:
-            found["clamped"][block] = (p * (u.abs() > clamp)).sum(-1)
+            numbers["clamped"][block] = (p * (u.abs() > clamp)).sum(-1)
         if slope is not None:
             mean = torch.linalg.vecdot(p, slope)[:, None]
             torch.mul(p, slope.sub_(mean), out=reference[block])
-    return found
+    return numbers
 
 
-def partial_(
+def topk_divergence_(
     student: LogP,
     reference: LogP,
     divergence: Divergence,
@@ -72,14 +74,14 @@ def partial_(
         total = support.measure(divergence, log_p, log_q, valid, sampled)
         grads: list[Any] = list(torch.autograd.grad(total.sum(), leaves, allow_unused=True)) if backward else []
     log_p = log_p.detach()
-    found = {
+    numbers = {
         "divergence": total.detach(),
         "student_mass": torch.where(valid, log_p.exp(), 0).sum(-1),
         "reference_mass": torch.where(valid, log_q.exp(), 0).sum(-1),
         "overlap": overlap.to(student.dtype),
     }
     if clamp is not None:
-        found["clamped"] = torch.where(valid & ((log_p - log_q).abs() > clamp), log_p.exp(), 0).sum(-1)
+        numbers["clamped"] = torch.where(valid & ((log_p - log_q).abs() > clamp), log_p.exp(), 0).sum(-1)
     if backward:
         at_token = grads[1][:, None] if len(grads) > 1 and grads[1] is not None else None
         through = -grads[0].sum(-1, keepdim=True) - (0 if at_token is None else at_token)
@@ -89,21 +91,21 @@ def partial_(
         reference.scatter_add_(-1, ids, grads[0])
         if tokens is not None and at_token is not None:
             reference.scatter_add_(-1, tokens[:, None], at_token)
-    return found
+    return numbers
 
 
 def statistics(student: LogP, reference: LogP) -> Numbers:
     """Entropies of both (nats; the reference's once normalised) and the exact KL(student || reference)."""
     names = ("student_entropy", "reference_entropy", "reverse_kl")
-    found = {name: student.new_empty(len(student)) for name in names}
+    numbers = {name: student.new_empty(len(student)) for name in names}
     for block in blocks(student):
         log_p, log_q = student[block], reference[block]
         p, q = log_p.exp(), log_q.exp()
         mass = q.sum(-1)
-        found["student_entropy"][block] = -torch.linalg.vecdot(p, log_p)
-        found["reference_entropy"][block] = mass.log() - torch.linalg.vecdot(q, log_q) / mass
-        found["reverse_kl"][block] = torch.linalg.vecdot(p, log_p - log_q)
-    return found
+        numbers["student_entropy"][block] = -torch.linalg.vecdot(p, log_p)
+        numbers["reference_entropy"][block] = mass.log() - torch.linalg.vecdot(q, log_q) / mass
+        numbers["reverse_kl"][block] = torch.linalg.vecdot(p, log_p - log_q)
+    return numbers
 
 
 def add_entropy_(

@@ -20,7 +20,7 @@ from opd.preflight.report import Report
 from opd.ranks import dist
 from opd.recipes.make import make_models
 from opd.records.run_dir import RunDir
-from opd.step import ready
+from opd.step import startup_checks
 from opd.step.assemble import assemble, load_problems
 
 
@@ -41,13 +41,13 @@ def _here(config: RunConfig, folder: RunDir) -> None:
     try:
         report = Report(quiet=not ranks.main)
         ranks.on_main(lambda: make_models(config))
-        readings = ready.readings(config)
+        readings = startup_checks.load_readings(config)
         report.texts(config, readings)
-        ready.compare(config, *readings)
-        models, machine = ready.model_configs(config), ready.this_machine(ranks)
+        startup_checks.compare_tokenizers(config, *readings)
+        models, machine = startup_checks.model_configs(config), startup_checks.this_machine(ranks)
         estimate = estimate_memory(config, models, machine, config.prompts.max_prompt_length)
         report.memory(estimate)
-        ready.memory_suffices(config, models, estimate)
+        startup_checks.check_memory(config, models, estimate)
         with closing(assemble(config, folder, ranks, readings)) as run:
             report.work(config, models, len(run.prompts), {name: len(each) for name, each in run.benchmarks.items()})
             report.checks(check_models(run))
@@ -62,20 +62,20 @@ def _elsewhere(config: RunConfig) -> None:
     report = Report(quiet=False)
     make_models(config)
     try:
-        readings = ready.readings(config)
+        readings = startup_checks.load_readings(config)
     except UserError as error:
         report.unchecked("tokenizers", error)
         report.published_ends(config)
         readings = []
     if readings:
         report.texts(config, readings)
-        ready.compare(config, *readings)
-    models = ready.model_configs(config, load_or_published)
+        startup_checks.compare_tokenizers(config, *readings)
+    models = startup_checks.model_configs(config, load_or_published)
     report.work(config, models, *_problems(config, report))
     machine = Machine("cuda", config.plan.ranks, int(config.plan.gpu_gib * 2**30))
     estimate = estimate_memory(config, models, machine, config.prompts.max_prompt_length)
     report.memory(estimate)
-    ready.memory_suffices(config, models, estimate)
+    startup_checks.check_memory(config, models, estimate)
     report.line("preflight: this run fits into memory; its weights were not loaded")
 
 

@@ -20,9 +20,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, CacheLayerMixin
 
-# A window is at least so wide, if need be with masked columns: on fewer, torch's softmax and small products on the CPU
-# leave their vector code and take four times as long.
-NARROWEST = 16
+# The minimum width of a window, padded with masked columns: on fewer, torch's softmax and small products on the CPU are
+# not vectorised and take four times as long.
+MIN_COLUMNS = 16
 
 
 @dataclass
@@ -36,23 +36,23 @@ class Window:
     end: int
 
 
-class Memory:
+class BufferPool:
     """Buffers that caches reuse one after another: allocating fresh pages can take longer than a tiny model's steps."""
 
     def __init__(self):
         self.buffers: list[Tensor] = []
-        self.taken = 0
+        self.num_allocated = 0
 
-    def take(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
-        """Uninitialised, of the type and on the device of `like`."""
-        size, index = math.prod(shape), self.taken
-        self.taken += 1
+    def allocate(self, shape: tuple[int, ...], like: Tensor) -> Tensor:
+        """An uninitialised tensor of the type and on the device of `like`."""
+        size, index = math.prod(shape), self.num_allocated
+        self.num_allocated += 1
         if index == len(self.buffers):
             self.buffers.append(like.new_empty(size))
-        found = self.buffers[index]
-        if len(found) < size or found.dtype != like.dtype or found.device != like.device:
-            found = self.buffers[index] = like.new_empty(size)
-        return found[:size].view(shape)
+        buffer = self.buffers[index]
+        if len(buffer) < size or buffer.dtype != like.dtype or buffer.device != like.device:
+            buffer = self.buffers[index] = like.new_empty(size)
+        return buffer[:size].view(shape)
 
 
 class SlotLayer(CacheLayerMixin):
@@ -61,14 +61,14 @@ class SlotLayer(CacheLayerMixin):
     keys: Tensor  # pyright: ignore
     values: Tensor  # pyright: ignore
 
-    def __init__(self, window: Window, memory: Memory):
+    def __init__(self, window: Window, pool: BufferPool):
         super().__init__()
-        self.window, self.memory = window, memory
+        self.window, self.pool = window, pool
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         shape = self.window.slots, key_states.shape[1], self.window.capacity
-        self.keys = self.memory.take((*shape, key_states.shape[3]), key_states)  # pyright: ignore
-        self.values = self.memory.take((*shape, value_states.shape[3]), value_states)  # pyright: ignore
+        self.keys = self.pool.allocate((*shape, key_states.shape[3]), key_states)  # pyright: ignore
+        self.values = self.pool.allocate((*shape, value_states.shape[3]), value_states)  # pyright: ignore
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *args, **kwargs) -> tuple[Tensor, Tensor]:
@@ -95,91 +95,91 @@ class SlotLayer(CacheLayerMixin):
 class SlotCache(Cache):
     """The cache of `slots` rows of up to `capacity` tokens. `start` is a row's first column.
 
-    Overwrites what another cache holds in the same `memory`.
+    Overwrites what another cache holds in the same `pool`.
     """
 
     layers: list[SlotLayer]  # pyright: ignore
 
-    def __init__(self, slots: int, capacity: int, device: torch.device, memory: Memory | None = None):
-        capacity += NARROWEST
+    def __init__(self, slots: int, capacity: int, device: torch.device, pool: BufferPool | None = None):
+        capacity += MIN_COLUMNS
         self.window = Window(slots=slots, capacity=capacity, rows=0, first=0, end=0)
         self.start = torch.zeros(slots, dtype=torch.long, device=device)
         self.columns = torch.arange(capacity, device=device)
         self.ragged = False
-        self.memory = memory or Memory()
-        self.memory.taken = 0
-        super().__init__(layer_class_to_replicate=partial(SlotLayer, self.window, self.memory))  # pyright: ignore
+        self.pool = pool or BufferPool()
+        self.pool.num_allocated = 0
+        super().__init__(layer_class_to_replicate=partial(SlotLayer, self.window, self.pool))  # pyright: ignore
 
-    def first_layers(self, count: int) -> list[SlotLayer]:
-        """So many layers, made where they are not there yet."""
+    def ensure_layers(self, count: int) -> list[SlotLayer]:
+        """The first `count` layers; missing ones are created."""
         while len(self.layers) < count:
-            self.layers.append(SlotLayer(self.window, self.memory))
+            self.layers.append(SlotLayer(self.window, self.pool))
         return self.layers
 
     def lengths(self) -> Int[Tensor, " rows"]:
-        """How many tokens each row holds: the position of its next."""
+        """The number of tokens of each row: the position of its next one."""
         return self.window.end - self.start[: self.window.rows]
 
     def mask(self, new: int) -> Bool[Tensor, "rows columns"] | None:
-        """True where a row may look, over the window and `new` columns to come; None where every row sees them all."""
+        """True where a row may attend, over the window and `new` further columns; None if every row attends to all."""
         window = self.window
         if not self.ragged:
             return None
         return self.columns[window.first : window.end + new] >= self.start[: window.rows, None]
 
     def open(self, lengths: Int[Tensor, " rows"], width: int) -> None:
-        """Begin with one row for each length, left-padded to `width` columns, which the next forward will fill."""
+        """Start with one row for each length, left-padded to `width` columns, which the next forward fills."""
         window = self.window
-        window.rows, window.first, window.end = len(lengths), 0, max(0, NARROWEST - width)
+        window.rows, window.first, window.end = len(lengths), 0, max(0, MIN_COLUMNS - width)
         self.start[: len(lengths)] = window.end + width - lengths
         self.ragged = window.end > 0 or bool((lengths != width).any())
 
     def advance(self, new: int) -> None:
-        """Every layer has written this many columns."""
+        """Counts `new` columns that every layer has written."""
         self.window.end += new
 
     def append(self, source: "SlotCache", slots: Int[Tensor, " new"]) -> None:
-        """Give the next slots a copy of these slots of `source`, aligned at its right edge with this cache's."""
+        """Append copies of these slots of `source`, right-aligned with this cache."""
         window, width = self.window, source.window.end
         if window.rows == 0:
             window.first, window.end = 0, width
         new, left = slice(window.rows, window.rows + len(slots)), window.end - width
-        for layer, given in zip(self.first_layers(len(source.layers)), source.layers, strict=True):
-            if not given.is_initialized:
-                continue  # a layer that uses another's
+        for layer, other in zip(self.ensure_layers(len(source.layers)), source.layers, strict=True):
+            if not other.is_initialized:
+                continue  # this layer shares another layer's keys and values
             if not layer.is_initialized:
-                layer.lazy_initialization(given.keys, given.values)
-            for mine, theirs in ((layer.keys, given.keys), (layer.values, given.values)):
-                mine[new, :, :left] = 0
-                mine[new, :, left : window.end] = theirs[slots, :, :width]
+                layer.lazy_initialization(other.keys, other.values)
+            for own, theirs in ((layer.keys, other.keys), (layer.values, other.values)):
+                own[new, :, :left] = 0
+                own[new, :, left : window.end] = theirs[slots, :, :width]
         self.start[new] = source.start[slots] + left
         window.rows = new.stop
 
     def copy(self, source: Int[Tensor, " copied"], target: Int[Tensor, " copied"]) -> None:
-        """Copy slots to others."""
-        for layer in self._written():
-            for mine in (layer.keys, layer.values):
-                mine[target, :, : self.window.end] = mine[source, :, : self.window.end]
+        """Copy slots `source` to slots `target`."""
+        for layer in self._initialized_layers():
+            for own in (layer.keys, layer.values):
+                own[target, :, : self.window.end] = own[source, :, : self.window.end]
         self.start[target] = self.start[source]
 
     def narrow(self, slots: Int[Tensor, " used"]) -> None:
-        """Begin the window at the first column that one of these slots, all that are in use, holds."""
+        """Start the window at the first column of `slots`, which must be all slots in use."""
         low, high = torch.stack(self.start[slots].aminmax()).tolist()
-        self.window.first = max(0, min(low, self.window.end - NARROWEST))
+        self.window.first = max(0, min(low, self.window.end - MIN_COLUMNS))
         self.ragged = high != self.window.first
 
     def make_room(self, slots: Int[Tensor, " used"]) -> None:
-        """If the last column is taken, move what these slots hold to the left edge; they must leave room there."""
+        """If the last column is used, move these slots to the left edge; they must leave room there."""
         window = self.window
         if window.end < window.capacity:
             return
         self.narrow(slots)
         width = window.end - window.first
-        for layer in self._written():
-            for mine in (layer.keys, layer.values):
-                mine[: window.rows, :, :width] = mine[: window.rows, :, window.first : window.end].clone()
+        for layer in self._initialized_layers():
+            for own in (layer.keys, layer.values):
+                own[: window.rows, :, :width] = own[: window.rows, :, window.first : window.end].clone()
         self.start -= window.first
         window.first, window.end = 0, width
 
-    def _written(self) -> list[SlotLayer]:
+    def _initialized_layers(self) -> list[SlotLayer]:
         return [layer for layer in self.layers if layer.is_initialized]

@@ -1,4 +1,4 @@
-"""What evaluation and training ask of the engine that samples."""
+"""The interfaces of engines that sample."""
 
 from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
@@ -8,7 +8,7 @@ from opd.data.batch import Prompt, Rollout, Sampling
 
 @runtime_checkable
 class Sampler(Protocol):
-    """What evaluation asks: responses of the model as it is now."""
+    """Samples responses of the current model, for evaluation."""
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, key: tuple[int, ...]) -> Rollout:
         """Samples `num_samples` responses a prompt, neighbouring rows of one rollout on the CPU.
@@ -33,7 +33,7 @@ class StudentSampler(Sampler, Protocol):
 
 @runtime_checkable
 class Responses(Protocol):
-    """What training asks: the responses that are learned from, whoever wrote them."""
+    """The responses that are learned from, for training."""
 
     def draw(self, prompts: Sequence[Prompt], sampling: Sampling, *, key: tuple[int, ...]) -> Rollout:
         """`num_samples` responses a prompt, as `Sampler.sample` gives them; `Rollout.learned` marks the tokens that get

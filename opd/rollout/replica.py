@@ -23,10 +23,10 @@ def replicate(learner: PreTrainedModel, precision: Precision) -> PreTrainedModel
     bfloat16: every weight and product in bfloat16. int8: see `round_int8`; products in float32.
     """
     weights = list(learner.parameters())
-    whole = all(
+    unsharded = all(
         not isinstance(weight, DTensor) and weight.dtype in (torch.float32, torch.float64) for weight in weights
     )
-    if precision == "float32" and whole and not adapters(learner):
+    if precision == "float32" and unsharded and not adapters(learner):
         return learner
     # Built from the config, not by deepcopy: buffers outside the state dict (rotary frequencies) are then those of the
     # architecture at full precision, and a sharded learner cannot be deep-copied at all.

@@ -11,12 +11,12 @@ from transformers import PreTrainedModel
 from opd.data.batch import Prompt, Rollout, Sampling, pad
 from opd.errors import UserError
 from opd.model.sharded import Root, uncompiled
-from opd.rollout.choice import uniforms
 from opd.rollout.continuous import ContinuousBatch
-from opd.rollout.kv_cache import Memory
-from opd.rollout.lean import is_lean
+from opd.rollout.fused_forward import can_fuse
+from opd.rollout.kv_cache import BufferPool
 from opd.rollout.protocol import StudentSampler
 from opd.rollout.replica import Precision, refresh, replicate
+from opd.rollout.token_sampling import uniforms
 
 ATTENTION = {"full_attention", "sliding_attention"}
 
@@ -30,7 +30,7 @@ class TransformersSampler(StudentSampler):
         pad_id: what the rollout holds where a mask is False.
         dtype: "float32" samples with the learner's own modules, as they are at each call. "bfloat16" and "int8" sample
             with a copy, as the learner was at the last `sync`; see `opd.rollout.replica`.
-        max_batch_tokens: the most tokens whose keys and values are held at a time, counting each row at the longest
+        max_batch_tokens: the most tokens whose keys and values are cached at a time, counting each row at the longest
             it may become. The larger the faster; it changes no token (up to rounding in the logits).
     """
 
@@ -47,8 +47,8 @@ class TransformersSampler(StudentSampler):
         self.dtype: Precision = dtype
         self.stop_ids, self.pad_id, self.max_batch_tokens = tuple(stop_ids), pad_id, max_batch_tokens
         self.model = replicate(model, dtype)
-        self.lean = is_lean(self.model)
-        self.memory = Memory()
+        self.fused = can_fuse(self.model)
+        self.pool = BufferPool()
         self.sync()
 
     def sync(self) -> None:
@@ -56,7 +56,7 @@ class TransformersSampler(StudentSampler):
             refresh(self.model, self.learner, self.dtype)
 
     def close(self) -> None:
-        del self.model, self.learner, self.memory
+        del self.model, self.learner, self.pool
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, key: tuple[int, ...]) -> Rollout:
         """See `Sampler.sample`.
@@ -84,15 +84,13 @@ class TransformersSampler(StudentSampler):
                 f"token {position} of prompt {prompts[row // sampling.num_samples].id}: its weights have diverged, so "
                 "lower the learning rate, or the checkpoint is damaged."
             )
-        prompt, prompt_mask = pad([list(each.token_ids) for each in prompts], self.pad_id, "left")
-        return Rollout(
-            prompt=prompt.repeat_interleave(sampling.num_samples, 0),
-            prompt_mask=prompt_mask.repeat_interleave(sampling.num_samples, 0),
+        return make_rollout(
+            prompts,
+            sampling.num_samples,
+            self.pad_id,
             tokens=tokens.masked_fill(~mask, self.pad_id),
             mask=mask,
-            learned=mask,
             rollout_logp=logp.masked_fill(~mask, 0),
-            group=torch.arange(len(prompts)).repeat_interleave(sampling.num_samples),
             truncated=~((tokens[..., None] == torch.tensor(self.stop_ids)).any(-1) & mask).any(1),
         )
 
@@ -113,12 +111,27 @@ class TransformersSampler(StudentSampler):
                 stop_ids=self.stop_ids,
                 pad_id=self.pad_id,
                 max_batch_tokens=self.max_batch_tokens,
-                lean=self.lean,
-                memory=self.memory if self.lean else Memory(),
+                fused=self.fused,
+                pool=self.pool if self.fused else BufferPool(),
             )
             tokens, mask, logp = batch.run()
         # Cloned out here: a tensor of inference mode could not be saved for a backward pass.
         return tokens.clone().cpu(), mask.clone().cpu(), logp.clone().cpu()
+
+
+def make_rollout(
+    prompts: Sequence[Prompt], num_samples: int, pad_id: int, *, mask: Bool[Tensor, "batch time"], **responses: Tensor
+) -> Rollout:
+    """The rollout of `num_samples` responses a prompt, neighbouring rows; every token of a response is learned."""
+    prompt, prompt_mask = pad([list(each.token_ids) for each in prompts], pad_id, "left")
+    return Rollout(
+        prompt=prompt.repeat_interleave(num_samples, 0),
+        prompt_mask=prompt_mask.repeat_interleave(num_samples, 0),
+        group=torch.arange(len(prompts)).repeat_interleave(num_samples),
+        mask=mask,
+        learned=mask,
+        **responses,
+    )
 
 
 def check_stops(stop_ids: Sequence[int], vocab_size: int, name: str) -> None:
@@ -154,8 +167,8 @@ def check_request(
                 f"Prompt {prompt.id} holds a token id outside the vocabulary of {name} (0 to {vocab_size - 1}): "
                 "tokenizer and model do not belong together."
             )
-        for limit, most in room.items():
-            if len(prompt.token_ids) + sampling.max_tokens > most:
+        for limit, size in room.items():
+            if len(prompt.token_ids) + sampling.max_tokens > size:
                 raise UserError(
                     f"Prompt {prompt.id} has {len(prompt.token_ids)} tokens and a response may have "
                     f"{sampling.max_tokens}, more together than {limit}."

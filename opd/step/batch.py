@@ -1,4 +1,4 @@
-"""All that is known of a step's responses when they are learned from, and how that is cut into updates."""
+"""A step's responses with everything that a learner needs, and how they are split into updates."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -12,14 +12,15 @@ from opd.objective.mixture import Mixture
 from opd.ranks.dist import Ranks
 
 PerToken = Float[Tensor, "batch time"]
+PER_ROW = ("weight", "keep", "count", "anchor_logp", "reward", "advantage")  # fields of `Batch`
 
 
 @dataclass(frozen=True)
 class Batch:
-    """All ranks' responses of a step and what was found of them; `own` are this rank's.
+    """All ranks' responses of a step and their scores; `own` are this rank's.
 
     `divergence` is each token's; `keep` gets a gradient, `count` stays in the denominator, which is `num_tokens` once
-    the batch is cut into the `parts` that are learned. `anchor_logp` and `reward` are None where nothing needs them.
+    the batch is split into the `parts` that are learned. `anchor_logp` and `reward` are None where nothing needs them.
     `weights` are those of the terms of `signal` at this step, once the batch is prepared.
     """
 
@@ -46,11 +47,13 @@ class Batch:
         for part in range(num_parts):
             count = self.count[part * size : (part + 1) * size]
             num_tokens = divisor(count, int(count.sum()), int(count.any(1).sum()))
-            here = slice(part * share, (part + 1) * share)
-            after = before + int(self.own.mask[here].sum())
-            mine = slice(ranks.rank * share, (ranks.rank + 1) * share)
-            among = slice(part * size + mine.start, part * size + mine.stop)
-            yield replace(self._rows(among, self.own.rows(here), slice(before, after)), num_tokens=num_tokens[mine])
+            own_rows = slice(part * share, (part + 1) * share)
+            after = before + int(self.own.mask[own_rows].sum())
+            within = slice(ranks.rank * share, (ranks.rank + 1) * share)
+            rows = slice(part * size + within.start, part * size + within.stop)
+            yield replace(
+                self._rows(rows, self.own.rows(own_rows), slice(before, after)), num_tokens=num_tokens[within]
+            )
             before = after
 
     def signal(self, log_ratio: PerToken) -> PerToken:
@@ -68,10 +71,5 @@ class Batch:
             teachers=TeacherScores(self.teachers.logp[:, rows], self.teachers.entropy[:, rows], hidden, top),
             mixture=self.mixture.rows(rows),
             divergence=self.divergence.rows(rows),
-            weight=self.weight[rows],
-            keep=self.keep[rows],
-            count=self.count[rows],
-            anchor_logp=None if self.anchor_logp is None else self.anchor_logp[rows],
-            reward=None if self.reward is None else self.reward[rows],
-            advantage=None if self.advantage is None else self.advantage[rows],
+            **{name: None if (values := getattr(self, name)) is None else values[rows] for name in PER_ROW},
         )

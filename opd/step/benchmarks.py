@@ -17,7 +17,7 @@ from opd.rollout.protocol import Sampler
 
 
 @dataclass(frozen=True)
-class Answered:
+class AnsweredProblem:
     """A problem's k answers, graded, and those of their texts that are kept, packed."""
 
     benchmark: str
@@ -36,7 +36,7 @@ def answer_benchmarks(
     grading_timeout: float,
     texts: int | None,
     clock: Callable[[str], AbstractContextManager[None]],
-) -> list[Answered]:
+) -> list[AnsweredProblem]:
     """Samples `sampling.num_samples` answers to every problem of every benchmark and grades them.
 
     `key` seeds the sampling; the same key and model give the same answers. Of a problem's texts the first `texts` are
@@ -49,8 +49,8 @@ def answer_benchmarks(
         num_tokens = rollout.mask.sum(1).tolist()
         problems = [prompts[index] for index in rollout.group.tolist()]
         with clock("grading"):
-            said = responses(rollout, tokenizer)
-            grades = grade(problems, said, timeout=grading_timeout)
+            decoded = responses(rollout, tokenizer)
+            grades = grade(problems, decoded, timeout=grading_timeout)
         samples = [
             Sample(
                 benchmark=name,
@@ -70,7 +70,7 @@ def answer_benchmarks(
         for first in range(0, len(samples), sampling.num_samples):
             of_problem = slice(first, first + sampling.num_samples)
             own, problem = samples[of_problem], problems[first]
-            answered.append(Answered(name, problem.id, own, pack(name, problem.id, said[of_problem][:texts])))
+            answered.append(AnsweredProblem(name, problem.id, own, pack(name, problem.id, decoded[of_problem][:texts])))
     return answered
 
 

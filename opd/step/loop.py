@@ -19,13 +19,13 @@ from opd.data.prompts import batch_indices
 from opd.errors import UserError
 from opd.objective.divergence import share_beyond
 from opd.objective.filter import TokenSignals
-from opd.objective.filter import metrics as kept
+from opd.objective.filter import metrics as filter_metrics
 from opd.objective.mixture import Mixture, Rows
-from opd.objective.rollout_correction import metrics as mismatch
+from opd.objective.rollout_correction import metrics as correction_metrics
 from opd.step.batch import Batch
 from opd.step.benchmarks import answer_benchmarks, grade_rollout, summarize
 from opd.step.run import Run
-from opd.step.scored import Scored, own_positions, routed_rows
+from opd.step.scored import Scored, own_positions, response_teachers
 
 
 def step(run: Run, number: int) -> dict[str, float]:
@@ -35,7 +35,7 @@ def step(run: Run, number: int) -> dict[str, float]:
     prompts = [run.prompts[index] for index in indices]
     routed = run.ensemble.assign([prompt.domain for prompt in prompts], key)
     own, rewarded = score(run, prompts, routed, progress, key)
-    scored = own.joined(run.ranks, own_positions(len(prompts), run.num_updates, run.ranks))
+    scored = own.gathered(run.ranks, own_positions(len(prompts), run.num_updates, run.ranks))
 
     rollout, student = scored.rollout, scored.student
     mixture = mix(run, scored, routed, progress)
@@ -66,7 +66,7 @@ def step(run: Run, number: int) -> dict[str, float]:
     metrics = update(run, batch, number) | prepared | rewarded
     with run.clock("rollout"):
         run.sampler.sync()
-    run.meter.learns(own.rollout)
+    run.meter.count(own.rollout)
     run.pages.write(number, prompts, rollout, batch.signal(log_ratio), batch.keep, log_ratio)
 
     metrics |= {
@@ -79,8 +79,8 @@ def step(run: Run, number: int) -> dict[str, float]:
         "response/truncated": float(rollout.truncated.float().mean()),
         "response/tokens": float(rollout.mask.sum()),
     }
-    shares = kept(learned, allowed, filtered, matched)
-    correction = mismatch(student.logp, rollout.rollout_logp, learned, weight, matched)
+    shares = filter_metrics(learned, allowed, filtered, matched)
+    correction = correction_metrics(student.logp, rollout.rollout_logp, learned, weight, matched)
     metrics |= {f"filter/{name}": value for name, value in shares.items()}
     return metrics | {f"rollout_correction/{name}": value for name, value in correction.items()}
 
@@ -88,25 +88,25 @@ def step(run: Run, number: int) -> dict[str, float]:
 def score(
     run: Run, prompts: Sequence[Prompt], routed: Sequence[int] | None, progress: float, key: tuple[int, ...]
 ) -> tuple[Scored, dict[str, float]]:
-    """Samples this rank's share of the prompts and asks everyone about the responses; also the rewards' metrics."""
+    """Samples and scores the responses to this rank's share of the prompts; also returns the rewards' metrics."""
     config, positions = run.config, own_positions(len(prompts), run.num_updates, run.ranks)
     own = [prompts[position] for position in positions]
-    mine = None if routed is None else [routed[position] for position in positions]
+    own_routed = None if routed is None else [routed[position] for position in positions]
     with run.clock("rollout"):
-        rollout = run.responses.draw(run.control.shown(own, mine), run.rollout, key=key)
+        rollout = run.responses.draw(run.control.shown(own, own_routed), run.rollout, key=key)
         rollout = rollout.widened(run.ranks.max(rollout.tokens.shape[1]))
     grades = cache(lambda: grade_rollout(rollout, own, run.tokenizer, timeout=config.evaluate.grading_timeout))
     with run.clock("teacher"):
         seen = run.control.asked(rollout, own)
         (view,) = run.context.view(own, seen, grades)
-        asked = run.teachers.ask(view.of(seen), run.ensemble.needed(progress))
-        anchor_logp = run.anchor(rollout)
+        pending = run.teachers.start_scoring(view.of(seen), run.ensemble.needed(progress))
+        anchor_logp = None if run.anchor is None else run.anchor.scores(rollout).logp
     with run.clock("student"):
         student = run.policy.scores(rollout)
     with run.clock("reward"):
         reward, prompt_weight, rewarded = run.reward(rollout, grades)
     with run.clock("teacher"):
-        teachers = asked()
+        teachers = pending()
     scored = Scored(
         rollout=rollout,
         student=student,
@@ -119,7 +119,7 @@ def score(
         prompt_weight=prompt_weight,
     )
     with run.clock("teacher"):
-        reference_logp, entropy, exact_kl = run.reference(rollout, teachers, mix(run, scored, mine, progress))
+        reference_logp, entropy, exact_kl = run.reference(rollout, teachers, mix(run, scored, own_routed, progress))
     rewarded = {name: total / run.ranks.size for name, total in run.ranks.sum(rewarded).items()}
     return replace(scored, reference_logp=reference_logp, reference_entropy=entropy, exact_kl=exact_kl), rewarded
 
@@ -127,7 +127,7 @@ def score(
 def mix(run: Run, scored: Scored, routed: Sequence[int] | None, progress: float) -> Mixture:
     """The ensemble's weights for these responses."""
     rollout, teachers = scored.rollout, scored.teachers
-    teacher = routed_rows(routed, rollout.group)
+    teacher = response_teachers(routed, rollout.group)
     return run.ensemble.mixture(
         progress, Rows(teacher, rollout.group, rollout.learned, teachers.logp, teachers.entropy)
     )
@@ -139,7 +139,7 @@ def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
     Raises:
         UserError: where a loss or gradient is not a finite number; that update was not made.
     """
-    found: list[dict[str, float]] = []
+    updates: list[dict[str, float]] = []
     for part in batch.parts(run.num_updates, run.ranks, run.divisor):
         with run.clock("backward"):
             metrics = run.learner.backward(part)
@@ -151,15 +151,17 @@ def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
                     f"step {number}: {name} is {metrics[name]}, so the student was left as it was before this update; "
                     "lower optim.lr, or choose a rollout_correction or divergence that bounds the weights"
                 )
-        found.append(metrics)
-    return {name: sum(each[name] for each in found) / len(found) for name in found[0]}
+        updates.append(metrics)
+    return {name: sum(each[name] for each in updates) / len(updates) for name in updates[0]}
 
 
-def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Callable[[], bool], say: Callable) -> bool:
+def loop(
+    run: Run, *, start: int, best: tuple[int | None, float], stopping: Callable[[], bool], report: Callable
+) -> bool:
     """Steps `start`…num_steps with their evaluations, records and checkpoints.
 
     Records of a step are written before its checkpoint, so that a checkpoint never outruns its records. Returns
-    whether the run came to its end (False: `stopping` asked it to leave; it saved first).
+    whether the run came to its end (False: `stopping` asked it to stop; it saved first).
     """
     config, began = run.config, time.time()
 
@@ -172,31 +174,31 @@ def loop(run: Run, *, start: int, best: tuple[int | None, float], stopping: Call
 
     if start == 1 and config.evaluate.at_start and run.benchmarks:
         with run.clock("evaluate"):
-            metrics, _ = examine(run, 0)
-        say(run, 0, record(0, metrics))
+            metrics, _ = evaluate(run, 0)
+        report(run, 0, record(0, metrics))
     for number in range(start, run.num_steps + 1):
         run.seconds.clear()
         run.meter.begin()
         metrics = step(run, number)
         metrics |= run.meter.metrics(metrics["response/tokens"], run.seconds)
         last, better = number == run.num_steps, False
-        leaving = run.ranks.any(stopping() or run.background.failed)
+        stop_early = run.ranks.any(stopping() or run.background.failed)
         if run.benchmarks and (last or (config.evaluate.every and number % config.evaluate.every == 0)):
             with run.clock("evaluate"):
-                scores, mean = examine(run, number)
+                scores, mean = evaluate(run, number)
             metrics |= scores
             if better := mean > best[1]:
                 best = (number, mean)
         line = record(number, metrics)
-        if last or leaving or better or (config.checkpoint.every and number % config.checkpoint.every == 0):
+        if last or stop_early or better or (config.checkpoint.every and number % config.checkpoint.every == 0):
             save(run, number, best)
-        say(run, number, line)
-        if leaving and not last:
+        report(run, number, line)
+        if stop_early and not last:
             return False
     return True
 
 
-def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
+def evaluate(run: Run, number: int) -> tuple[dict[str, float], float]:
     """Evaluates the student after step `number` and records every sample; returns the scores and the mean@k."""
     settings, ranks = run.config.evaluate, run.ranks
     sampling = Sampling(
@@ -207,7 +209,7 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
         top_k=settings.top_k,
     )
     own = answer_benchmarks(
-        run.answers,
+        run.evaluation_sampler,
         {name: problems[ranks.rank :: ranks.size] for name, problems in run.benchmarks.items()},
         sampling,
         run.tokenizer,
@@ -216,11 +218,11 @@ def examine(run: Run, number: int) -> tuple[dict[str, float], float]:
         texts=settings.texts,
         clock=run.clock,
     )
-    order = {name: {p.id: place for place, p in enumerate(problems)} for name, problems in run.benchmarks.items()}
-    names = list(run.benchmarks)
+    keys = [(name, problem.id) for name, problems in run.benchmarks.items() for problem in problems]
+    order = {key: position for position, key in enumerate(keys)}
     answered = sorted(
         (problem for part in ranks.gather(own) for problem in part),
-        key=lambda problem: (names.index(problem.benchmark), order[problem.benchmark][problem.problem_id]),
+        key=lambda problem: order[problem.benchmark, problem.problem_id],
     )
     samples = [sample for problem in answered for sample in problem.samples]
     if ranks.main:
@@ -240,11 +242,11 @@ def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
     state = {"step": number, "best_step": best[0], "best_score": None if best[0] is None else best[1]}
     write = checkpoint.resumable(run.learned, state, run.ranks)
 
-    def make() -> None:
-        write(step_folder(folder, number), run.beside)
-        run.beside.on_main(lambda: prune(folder, keep=keep, best=best[0]))
+    def write_and_prune() -> None:
+        write(step_folder(folder, number), run.background_ranks)
+        run.background_ranks.on_main(lambda: prune(folder, keep=keep, best=best[0]))
 
-    run.ranks.on_all(lambda: run.background.submit(make))
+    run.ranks.on_all(lambda: run.background.submit(write_and_prune))
 
 
 def _mean(values: Tensor, mask: Tensor) -> float:

@@ -15,7 +15,7 @@ from opd.config.schema import RunConfig
 from opd.data.batch import Prompt, Rollout, Sampling, TeacherScores
 from opd.data.control import Control
 from opd.model.optim import Optimizer
-from opd.model.policy import Policy
+from opd.model.policy import Policy, Scorer
 from opd.objective.divergence import Divergence, Mixed
 from opd.objective.mixture import BoundEnsemble, Mixture
 from opd.ranks.dist import Ranks
@@ -32,11 +32,11 @@ from opd.watch.throughput import Meter
 class Run:
     """Everything that a step uses. The method's stages carry the names of their config groups.
 
-    `sampler` is the student's engine; `answers` is what an evaluation asks, `responses` what a step learns from.
-    `anchor` gives the anchor's log-probs of a rollout, `reward` its rewards, `reference` the ensemble's log-probs,
-    entropies and, where needed, exact KL; each is None, or gives nothing, where no knob needs it. `background` runs in
-    parallel with training, and talks to the other ranks through `beside`. Each of `entering` makes a context manager
-    that is open during a stage, by its name.
+    `sampler` is the student's engine, `evaluation_sampler` the same with the environment, `responses` what a step
+    learns from. `anchor` is the model that the student is kept near or extrapolated from, `reward` gives the rewards of
+    a rollout, `reference` the ensemble's log-probs, entropies and exact KL; each is or gives None where no knob needs
+    it. `background` runs in parallel with training, and communicates over `background_ranks`. Each of `stage_hooks` is
+    called with a stage's name for a context manager around that stage.
     """
 
     config: RunConfig
@@ -48,7 +48,7 @@ class Run:
     policy: Policy
     teachers: Teachers
     sampler: StudentSampler
-    answers: Sampler
+    evaluation_sampler: Sampler
     responses: Responses
     context: Context
     rollout: Sampling
@@ -59,7 +59,7 @@ class Run:
     eligible: Callable[[Tensor, Tensor], Tensor]
     filter: Callable
     rollout_correction: Callable
-    anchor: Callable[[Rollout], Tensor | None]
+    anchor: Scorer | None
     reward: Callable[[Rollout, Grades], tuple[Tensor | None, Tensor, dict[str, float]]]
     divisor: Callable[..., Tensor]
     learner: Learner
@@ -67,9 +67,9 @@ class Run:
     meter: Meter
     pages: Pages
     background: Background
-    beside: Ranks
+    background_ranks: Ranks
     seconds: dict[str, float] = field(default_factory=dict)
-    entering: list[Callable[[str], AbstractContextManager[Any]]] = field(default_factory=list)
+    stage_hooks: list[Callable[[str], AbstractContextManager[Any]]] = field(default_factory=list)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -93,8 +93,8 @@ class Run:
     def clock(self, stage: str) -> Iterator[None]:
         """Adds the wall time of the block to `time/<stage>` of this step."""
         start = time.perf_counter()
-        with ExitStack() as watching:
-            for enter in self.entering:
-                watching.enter_context(enter(stage))
+        with ExitStack() as stack:
+            for hook in self.stage_hooks:
+                stack.enter_context(hook(stage))
             yield
         self.seconds[f"time/{stage}"] = self.seconds.get(f"time/{stage}", 0.0) + time.perf_counter() - start

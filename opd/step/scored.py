@@ -1,7 +1,8 @@
-"""Responses and what student, teachers, anchor and grader say of them: one rank's, and all ranks' as one batch."""
+"""Responses with the scores of student, teachers, anchor and grader: one rank's, and all ranks' as one batch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -27,37 +28,32 @@ class Scored:
     reward: Float[Tensor, " batch"] | None
     prompt_weight: Float[Tensor, "batch 1"]
 
-    def joined(self, ranks: Ranks, positions: Sequence[int]) -> "Scored":
+    def gathered(self, ranks: Ranks, positions: Sequence[int]) -> "Scored":
         """All ranks' scores as one batch, its prompts in the order they were drawn; hidden states stay this rank's.
 
-        `positions` are those of this rank's prompts among the step's. What is joined has no prompts.
+        `positions` are those of this rank's prompts among the step's. The result has no prompts.
         """
         if ranks.size == 1:
             return self
         rollout = replace(self.rollout, group=torch.tensor(positions)[self.rollout.group])
         order = ranks.concat(rollout.group).argsort(stable=True)
 
-        def all_of(values: Tensor | None) -> Tensor | None:
-            return None if values is None else ranks.concat(values)[order]
+        def gather(values: Tensor, dim: int = 0) -> Tensor:
+            return ranks.concat(values, dim).index_select(dim, order)
 
-        def every(values: Tensor) -> Tensor:
-            return ranks.concat(values)[order]
+        def gather_all(fields: Mapping[str, Any], *left_out: str) -> dict[str, Any]:
+            kept = {name: values for name, values in fields.items() if name not in left_out}
+            return {name: None if values is None else gather(values) for name, values in kept.items()}
 
-        def each(values: Tensor) -> Tensor:
-            return torch.stack([every(one) for one in values])
-
-        fields = {name: every(value) for name, value in vars(rollout).items() if name not in ("prompt", "prompt_mask")}
-        none = fields["tokens"][:, :0]
+        fields = gather_all(vars(rollout), "prompt", "prompt_mask")
+        empty = fields["tokens"][:, :0]
         return Scored(
-            rollout=Rollout(prompt=none, prompt_mask=none.bool(), **fields),
-            student=TokenScores(every(self.student.logp), every(self.student.entropy)),
-            teachers=replace(self.teachers, logp=each(self.teachers.logp), entropy=each(self.teachers.entropy)),
-            reference_logp=every(self.reference_logp),
-            reference_entropy=every(self.reference_entropy),
-            exact_kl=all_of(self.exact_kl),
-            anchor_logp=all_of(self.anchor_logp),
-            reward=all_of(self.reward),
-            prompt_weight=every(self.prompt_weight),
+            rollout=Rollout(prompt=empty, prompt_mask=empty.bool(), **fields),
+            student=TokenScores(**gather_all(vars(self.student))),
+            teachers=replace(
+                self.teachers, logp=gather(self.teachers.logp, 1), entropy=gather(self.teachers.entropy, 1)
+            ),
+            **gather_all(vars(self), "rollout", "student", "teachers"),
         )
 
 
@@ -69,6 +65,6 @@ def own_positions(num_prompts: int, num_parts: int, ranks: Ranks) -> list[int]:
     return [part * size + position for part in range(num_parts) for position in range(start, start + share)]
 
 
-def routed_rows(routed: Sequence[int] | None, group: Int[Tensor, " batch"]) -> Int[Tensor, " batch"] | None:
+def response_teachers(routed: Sequence[int] | None, group: Int[Tensor, " batch"]) -> Int[Tensor, " batch"] | None:
     """Each response's teacher, where prompts are routed to one."""
     return None if routed is None else torch.tensor(routed)[group]

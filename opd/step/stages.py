@@ -1,4 +1,4 @@
-"""What a step asks of a rollout beyond its stages' own functions: the anchor, the rewards, the reference."""
+"""What a step computes of a rollout beyond its stages' own functions: the rewards and the reference."""
 
 from dataclasses import dataclass
 
@@ -8,32 +8,20 @@ from torch import Tensor
 
 from opd.config.schema import Shaping
 from opd.data.batch import Rollout, TeacherScores
-from opd.model.policy import Scorer
 from opd.objective import shaping
 from opd.objective.mixture import Mixture
 from opd.teacher.context import Grades
-from opd.teacher.whole import Whole
+from opd.teacher.full_distributions import FullDistributions
 
 PerToken = Float[Tensor, "batch time"]
 PerResponse = Float[Tensor, " batch"]
 
 
 @dataclass(frozen=True)
-class Anchor:
-    """The model that the student is kept near or extrapolated from; None where neither is configured."""
-
-    scorer: Scorer | None
-
-    def __call__(self, rollout: Rollout) -> PerToken | None:
-        """The anchor's log-probs of the sampled tokens."""
-        return None if self.scorer is None else self.scorer.scores(rollout).logp
-
-
-@dataclass(frozen=True)
 class Rewards:
-    """Rewards and prompt weights of graded responses; `asked`: something uses them."""
+    """Rewards and prompt weights of graded responses; `needed`: something uses them."""
 
-    asked: bool
+    needed: bool
     shaping: Shaping
 
     def __call__(
@@ -42,12 +30,12 @@ class Rewards:
         """Each response's reward (its score, less the mean of its prompt's responses if so configured), the weight of
         its prompt, and metrics.
         """
-        if not self.asked:
+        if not self.needed:
             return None, torch.ones(len(rollout), 1), {}
         graded = grades()
         correct, score = (torch.tensor([getattr(grade, name) for grade in graded]) for name in ("correct", "score"))
-        reward, everyone = score.float()[:, None], torch.ones(len(correct), 1, dtype=torch.bool)
-        reward = shaping.subtract_baseline(reward, everyone, rollout.group, baseline=self.shaping.reward_baseline)
+        reward, mask = score.float()[:, None], torch.ones(len(correct), 1, dtype=torch.bool)
+        reward = shaping.subtract_baseline(reward, mask, rollout.group, baseline=self.shaping.reward_baseline)
         weight = shaping.pass_rate_weight(correct, rollout.group, power=self.shaping.pass_rate_power)
         metrics = {"reward/mean": float(score.float().mean()), "reward/prompt_weight": float(weight.mean())}
         return reward[:, 0], weight[:, None], metrics
@@ -61,13 +49,13 @@ def sampled_reference(
 
 
 @dataclass(frozen=True)
-class WholeReference:
+class FullReference:
     """As `sampled_reference`, from full distributions: normalised ensembles, their own entropies, the exact KL."""
 
-    whole: Whole
+    distributions: FullDistributions
 
     def __call__(
         self, rollout: Rollout, teachers: TeacherScores, mixture: Mixture
     ) -> tuple[PerToken, PerToken, PerToken | None]:
-        found = self.whole.statistics(rollout, teachers, mixture)
-        return found["reference_logp"], found["reference_entropy"], found["reverse_kl"]
+        statistics = self.distributions.statistics(rollout, teachers, mixture)
+        return statistics["reference_logp"], statistics["reference_entropy"], statistics["reverse_kl"]

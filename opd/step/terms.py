@@ -38,7 +38,7 @@ class Loss:
 
 @dataclass(frozen=True)
 class Term:
-    """A term as `signal` names it. `needs`: what must have been asked about the responses; `constant`: whether it is
+    """A term as `signal` names it. `needs`: which scores of the responses must be there; `constant`: whether it is
     the same for every token of a response.
     """
 

@@ -1,10 +1,10 @@
-"""How a teacher's tokens lie on the student's: the choices of `alignment`."""
+"""How a teacher's tokens are aligned with the student's: the choices of `alignment`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase as Tokenizer
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,7 @@ class Alignment(Protocol):
     same_vocabulary: bool  # teachers must have the student's vocabulary
 
     def __call__(
-        self,
-        response_ids: Sequence[int],
-        student_tokenizer: PreTrainedTokenizerBase,
-        teacher_tokenizer: PreTrainedTokenizerBase,
+        self, response_ids: Sequence[int], student_tokenizer: Tokenizer, teacher_tokenizer: Tokenizer
     ) -> Spans:
         """The pieces of a response, given as the student's token ids."""
         ...
@@ -42,13 +39,10 @@ class Identity:
     same_vocabulary = True
 
     def __call__(
-        self,
-        response_ids: Sequence[int],
-        student_tokenizer: PreTrainedTokenizerBase,
-        teacher_tokenizer: PreTrainedTokenizerBase,
+        self, response_ids: Sequence[int], student_tokenizer: Tokenizer, teacher_tokenizer: Tokenizer
     ) -> Spans:
-        places = tuple(range(len(response_ids) + 1))
-        return Spans(places, places, (True,) * len(response_ids))
+        borders = tuple(range(len(response_ids) + 1))
+        return Spans(borders, borders, (True,) * len(response_ids))
 
 
 def identity() -> Alignment:

@@ -18,25 +18,25 @@ from opd.model.sharded import shard
 from opd.model.texts import Texts
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
+from opd.teacher.full_distributions import FullDistributions
 from opd.teacher.local import LocalTeachers, Teachers
-from opd.teacher.whole import Whole
 
 
 def build_teachers(config: RunConfig, texts: Texts, ranks: Ranks, *, longest: int) -> Teachers:
     """The run's teachers; `longest` is the most tokens that a prompt and its response have.
 
-    `texts` is what `opd.step.ready` has found. Vocabularies that could not be read before a server was asked are
-    compared here.
+    `texts` is the result of `opd.step.startup_checks`. Vocabularies that could not be loaded there are compared here,
+    by what the servers report.
 
     Raises:
-        UserError: one is missing, cannot be reached, or does not fit the student or the engine.
+        UserError: a teacher is missing, cannot be reached, or does not fit the student or the engine.
     """
     return imported(engine(config).build)(config, texts, ranks, longest)
 
 
-def whole(policy: Policy, teachers: Teachers) -> Whole:
-    """Student and teachers for comparing full distributions, or what the teachers give of them."""
-    return Whole(policy, teachers if isinstance(teachers, LocalTeachers) else None)
+def full_distributions(policy: Policy, teachers: Teachers) -> FullDistributions:
+    """The comparison of full distributions, or of the likeliest tokens where the teachers give those."""
+    return FullDistributions(policy, teachers if isinstance(teachers, LocalTeachers) else None)
 
 
 def _likeliest(config: RunConfig) -> int:
@@ -55,7 +55,7 @@ def local(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teache
 def on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
     """Models on vLLM's OpenAI-compatible servers; see `build_teachers`."""
     from opd.teacher.replicas import Replicas
-    from opd.teacher.server import Server, ServerTeachers, ask
+    from opd.teacher.server import Server, ServerTeachers, run_in_background
 
     settings = config.teacher.server
     assert settings is not None
@@ -83,10 +83,10 @@ def on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> T
         )
         for index, (model, urls) in enumerate(zip(config.teacher.models, settings.urls, strict=True))
     ]
-    loaded_from = ask([server.check() for server in servers], ranks)()
+    loaded_from = run_in_background([server.check() for server in servers], ranks)()
     for (key, model), server, roots in zip(_named(config), servers, loaded_from, strict=True):
         if model != "self" and key not in texts.alike:
-            _compare_vocabulary(texts.tokenizer, [server.model, *roots], key=f"{key}={model!r}", say=ranks.main)
+            _compare_vocabulary(texts.tokenizer, [server.model, *roots], key=f"{key}={model!r}", warn=ranks.main)
     return ServerTeachers(servers, ranks)
 
 
@@ -128,16 +128,16 @@ def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Call
     path, revision = locate(model, config)
 
     def load() -> Scorer:
-        dtype, held = PRECISIONS[config.teacher.dtype]
+        dtype, convert = PRECISIONS[config.teacher.dtype]
         loaded = load_model(path, revision=revision, dtype=dtype, key=key).requires_grad_(False)
-        held(loaded)
+        convert(loaded)
         root = shard(loaded, ranks, config.compute, learns=False)
         return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))
 
     return load
 
 
-def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, key: str, say: bool) -> None:
+def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, key: str, warn: bool) -> None:
     """Compares the student's vocabulary with that at the first of `places` which can be loaded here."""
     for place in dict.fromkeys(places):
         try:
@@ -145,7 +145,7 @@ def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, 
         except UserError:
             continue
         return same_vocabulary(student, theirs, key=key)
-    if say:
+    if warn:
         print(
             f"opd: warning: {key}: its tokenizer cannot be loaded here, so its vocabulary is not compared with the "
             "student's",

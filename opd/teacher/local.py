@@ -31,7 +31,7 @@ class Teachers(Protocol):
         """
         ...
 
-    def ask(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
+    def start_scoring(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
         """Starts `score`; calling what is returned waits for the result. A teacher elsewhere starts at once, one on
         this machine only when waited for, because nothing else could run there meanwhile.
         """
@@ -42,38 +42,37 @@ class Teachers(Protocol):
         ...
 
 
-class Held(Generic[T]):
-    """The teachers loaded in this process: each is loaded when first needed, and released when no longer needed.
-
-    `release` is called with each that is released.
+class LoadedTeachers(Generic[T]):
+    """The teachers loaded in this process: each is loaded when first needed, and passed to `release` when no longer
+    needed.
     """
 
     def __init__(self, load: Sequence[Callable[[], T]], release: Callable[[T], None] = lambda _: None):
         self._load, self._release = load, release
-        self._there: dict[int, T] = {}
+        self._loaded: dict[int, T] = {}
 
     def __len__(self) -> int:
         return len(self._load)
 
     def __getitem__(self, index: int) -> T:
-        """Teacher `index`, which the last `need` named."""
-        return self._there[index]
+        """Teacher `index`, which the last `load_needed` loaded."""
+        return self._loaded[index]
 
-    def need(self, needed: Sequence[int]) -> Iterator[tuple[int, T]]:
-        """The needed teachers, each with its index; the others are released first."""
+    def load_needed(self, needed: Sequence[int]) -> Iterator[tuple[int, T]]:
+        """Releases all other teachers; yields the needed ones with their indices."""
         self._keep(set(needed))
         for index in needed:
-            if index not in self._there:
-                self._there[index] = self._load[index]()
-            yield index, self._there[index]
+            if index not in self._loaded:
+                self._loaded[index] = self._load[index]()
+            yield index, self._loaded[index]
 
     def close(self) -> None:
         """Releases all of them."""
         self._keep(set())
 
     def _keep(self, needed: set[int]) -> None:
-        for index in self._there.keys() - needed:
-            self._release(self._there.pop(index))
+        for index in self._loaded.keys() - needed:
+            self._release(self._loaded.pop(index))
 
 
 class LocalTeachers(Teachers):
@@ -83,31 +82,31 @@ class LocalTeachers(Teachers):
     """
 
     def __init__(self, load: Sequence[Callable[[], Scorer]], *, keep_hidden: bool = False):
-        self._held, self.keep_hidden = Held(load), keep_hidden
+        self._loaded, self.keep_hidden = LoadedTeachers(load), keep_hidden
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._loaded)
 
     def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
         """See `Teachers.score`."""
-        found: dict[int, TokenScores] = {}
+        scores: dict[int, TokenScores] = {}
         hidden: dict[int, Tensor] = {}
-        for index, scorer in self._held.need(needed):
+        for index, scorer in self._loaded.load_needed(needed):
             if self.keep_hidden:
                 hidden[index] = scorer.empty_hidden(rollout)
-            found[index] = finite(scorer.scores(rollout, hidden.get(index)), index, scorer.ranks)
-        return table(rollout, len(self), found, hidden)
+            scores[index] = check_finite(scorer.scores(rollout, hidden.get(index)), index, scorer.ranks)
+        return stack_scores(rollout, len(self), scores, hidden)
 
     def close(self) -> None:
-        self._held.close()
+        self._loaded.close()
 
     def scorer(self, index: int) -> Scorer:
         """Teacher `index`, which the last `score` needed."""
-        return self._held[index]
+        return self._loaded[index]
 
 
-def finite(scores: TokenScores, index: int, ranks: Ranks) -> TokenScores:
-    """The scores that teacher `index` gave; every rank must ask.
+def check_finite(scores: TokenScores, index: int, ranks: Ranks) -> TokenScores:
+    """The scores of teacher `index`; every rank must call this.
 
     Raises:
         UserError: where a log-probability of any rank is not a finite number.
@@ -117,31 +116,28 @@ def finite(scores: TokenScores, index: int, ranks: Ranks) -> TokenScores:
     return scores
 
 
-def table(
+def stack_scores(
     rollout: Rollout,
     num_teachers: int,
-    found: Mapping[int, TokenScores],
+    scores: Mapping[int, TokenScores],
     hidden: dict[int, Tensor] | None = None,
     top: dict[int, TopTokens] | None = None,
 ) -> TeacherScores:
-    """The scores of the teachers that were asked, in the widest of their precisions; the rows of the others are NaN."""
+    """Stacks the teachers' scores, in the widest of their precisions; the rows of missing teachers are NaN."""
     unknown = torch.full(rollout.tokens.shape, torch.nan)
-    rows = [found.get(index, TokenScores(unknown, unknown)) for index in range(num_teachers)]
+    rows = [scores.get(index, TokenScores(unknown, unknown)) for index in range(num_teachers)]
     dtype = functools.reduce(torch.promote_types, (row.logp.dtype for row in rows))
     logp, entropy = (torch.stack([getattr(row, name).to(dtype) for row in rows]) for name in ("logp", "entropy"))
     return TeacherScores(logp, entropy, hidden or {}, top or {})
 
 
-# ---- engines that take sequences and say the log-probability of each token after the ones before it
+# ---- engines that score sequences of tokens
 
 
 def sequences(rollout: Rollout) -> list[list[int]]:
     """The token ids of each row: its prompt, then its response."""
-    prompts, responses = (rollout.prompt, rollout.prompt_mask), (rollout.tokens, rollout.mask)
-    return [
-        prompts[0][row][prompts[1][row]].tolist() + responses[0][row][responses[1][row]].tolist()
-        for row in range(len(rollout))
-    ]
+    tokens, mask = torch.cat([rollout.prompt, rollout.tokens], 1), torch.cat([rollout.prompt_mask, rollout.mask], 1)
+    return [row[present].tolist() for row, present in zip(tokens, mask, strict=True)]
 
 
 def response_tokens(rollout: Rollout, rows: Sequence[TopTokens]) -> TopTokens:
@@ -151,6 +147,9 @@ def response_tokens(rollout: Rollout, rows: Sequence[TopTokens]) -> TopTokens:
     return TopTokens(torch.cat([part.ids for part in parts]), torch.cat([part.logp for part in parts]))
 
 
-def sampled(rollout: Rollout, top: TopTokens) -> TokenScores:
-    """The sampled tokens' log-probs in the rollout's layout; entropies are NaN."""
-    return TokenScores(spread(top.logp[:, 0], rollout.mask), torch.where(rollout.mask, torch.nan, 0.0))
+def scores_of_tokens(rollout: Rollout, num_teachers: int, top: dict[int, TopTokens], ranks: Ranks) -> TeacherScores:
+    """The teachers' scores, from those of each response token; entropies are NaN. Raises as `check_finite` does."""
+    entropy = torch.where(rollout.mask, torch.nan, 0.0)
+    scores = {index: TokenScores(spread(each.logp[:, 0], rollout.mask), entropy) for index, each in top.items()}
+    scores = {index: check_finite(each, index, ranks) for index, each in scores.items()}
+    return stack_scores(rollout, num_teachers, scores, top=top)

@@ -1,4 +1,4 @@
-"""Replicated servers: requests go round, a server that fails is skipped for a while, an outage of all is waited out."""
+"""Replicated servers: round robin; a server that fails is skipped for a while, an outage of all is waited out."""
 
 import asyncio
 import itertools
@@ -16,21 +16,21 @@ from opd.errors import UserError
 
 T = TypeVar("T")
 
-# Seconds for which a server is skipped after a first failure, and at most.
-FIRST_REST, LONGEST_REST = 0.2, 10.0
+# Seconds for which a server is skipped after its first failure, and at most.
+FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 10.0
 
-# Seconds that a last try may take.
-SHORTEST = 0.1
+# Minimum timeout of a last retry, in seconds.
+MIN_TIMEOUT = 0.1
 
 # Status codes of a server that starts, is busy or fails temporarily.
-PASSING = {408, 425, 429, *range(500, 600)}
+RETRYABLE = {408, 425, 429, *range(500, 600)}
 
-# It tells of every request.
+# It logs every request.
 logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 
 class Unavailable(Exception):
-    """A server did not answer, but may do so a moment later; the text is the reason, as a clause."""
+    """A server did not answer, but a retry may succeed; the text is the reason, as a clause."""
 
 
 @dataclass
@@ -40,15 +40,15 @@ class Replica:
     url: str
     served: str | None = None
     failures: int = 0
-    wakes: float = 0.0
+    available_at: float = 0.0
 
-    def rest(self, now: float) -> None:
-        """Skips it for a while, longer each time; concurrent requests that fail together count as one."""
-        if now < self.wakes:
+    def back_off(self, now: float) -> None:
+        """Skips the server for a while, longer each time; concurrent requests that fail together count as one."""
+        if now < self.available_at:
             return
         self.served, self.failures = None, self.failures + 1
-        longest = min(LONGEST_REST, FIRST_REST * 2 ** (self.failures - 1))
-        self.wakes = now + longest * random.Random().uniform(0.5, 1)
+        longest = min(LONGEST_BACKOFF, FIRST_BACKOFF * 2 ** (self.failures - 1))
+        self.available_at = now + longest * random.Random().uniform(0.5, 1)
 
 
 class Replicas:
@@ -68,25 +68,25 @@ class Replicas:
         self._round = itertools.cycle(self.all)
 
     def client(self) -> httpx.AsyncClient:
-        """What `get` and `post` need, to be closed."""
+        """A client for `get` and `post`, to be closed."""
         headers = {} if self.key is None else {"Authorization": f"Bearer {self.key}"}
         return httpx.AsyncClient(headers=headers, timeout=None, limits=httpx.Limits(max_connections=None))
 
-    async def ask(self, question: Callable[[Replica], Awaitable[T]]) -> T:
-        """`question` of a server that is awake, and of others, or again, while it is `Unavailable`.
+    async def request(self, send: Callable[[Replica], Awaitable[T]]) -> T:
+        """Calls `send` with an available server, and retries on the next one while it raises `Unavailable`.
 
         Raises:
-            UserError: what `question` raises, or none of the servers answered within `patience`.
+            UserError: what `send` raises, or no server answered within `patience`.
         """
         first_failure = None
         while True:
             replica = self._next()
-            await asyncio.sleep(max(0.0, replica.wakes - time.monotonic()))
+            await asyncio.sleep(max(0.0, replica.available_at - time.monotonic()))
             left = math.inf if first_failure is None else first_failure + self.patience - time.monotonic()
-            limit = min(self.timeout, max(left, SHORTEST))
+            limit = min(self.timeout, max(left, MIN_TIMEOUT))
             try:
                 async with asyncio.timeout(limit):
-                    answer = await question(replica)
+                    answer = await send(replica)
                 replica.failures = 0
                 return answer
             except TimeoutError:
@@ -94,13 +94,13 @@ class Replicas:
             except Unavailable as error:
                 reason = str(error)
             now = time.monotonic()
-            replica.rest(now)
+            replica.back_off(now)
             first_failure = now if first_failure is None else first_failure
-            if min(each.wakes for each in self.all) >= first_failure + self.patience:
-                raise UserError(self.gave_up(reason))
+            if min(each.available_at for each in self.all) >= first_failure + self.patience:
+                raise UserError(self.timeout_message(reason))
 
-    def gave_up(self, reason: str) -> str:
-        """The sentence for servers that do not answer."""
+    def timeout_message(self, reason: str) -> str:
+        """The error message for servers that do not answer."""
         urls = " and ".join(each.url for each in self.all)
         return (
             f"{self.name}: {urls} did not answer within the teacher.server.patience of {self.patience:g} s ({reason}); "
@@ -115,7 +115,8 @@ class Replicas:
         """The JSON that answers `body`.
 
         Raises:
-            Unavailable: it may answer later. UserError: it refuses, and would again.
+            Unavailable: a retry may succeed.
+            UserError: it would not.
         """
         return await self._send(client, replica, "POST", path, body)
 
@@ -123,10 +124,10 @@ class Replicas:
         try:
             answer = await client.request(method, replica.url + path, json=body)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
-            raise UserError(f"{self.name}: {replica.url} is no URL of a server ({self._said(error)})") from None
+            raise UserError(f"{self.name}: {replica.url} is no URL of a server ({self._first_line(error)})") from None
         except httpx.TransportError as error:
-            raise Unavailable(self._said(error)) from None
-        if answer.status_code in PASSING:
+            raise Unavailable(self._first_line(error)) from None
+        if answer.status_code in RETRYABLE:
             raise Unavailable(f"status {answer.status_code}{self._reason(answer)}")
         if answer.status_code != 200:
             raise UserError(
@@ -138,23 +139,23 @@ class Replicas:
             raise Unavailable("what it answers is not JSON") from None
 
     def _reason(self, answer: httpx.Response) -> str:
-        """What an error's body says, as the rest of a clause."""
+        """The message in an error's body, as the rest of a clause."""
         try:
             content = answer.json()
-            said = content.get("error") or content
-            said = said if isinstance(said, str) else said["message"]
+            message = content.get("error") or content
+            message = message if isinstance(message, str) else message["message"]
         except (ValueError, LookupError, AttributeError, TypeError):
             return ""
-        return f": {self._said(said)}" if isinstance(said, str) else ""
+        return f": {self._first_line(message)}" if isinstance(message, str) else ""
 
-    def _said(self, text: object) -> str:
+    def _first_line(self, text: object) -> str:
         line = (str(text).strip() or type(text).__name__).splitlines()[0].rstrip(".")[:200]
         return line if self.key is None else line.replace(self.key, "(the key)")
 
     def _next(self) -> Replica:
-        """The next server that is not skipped, or else the one to be retried first."""
+        """The next available server, or else the one that is available first."""
         now = time.monotonic()
         for _ in self.all:
-            if (replica := next(self._round)).wakes <= now:
+            if (replica := next(self._round)).available_at <= now:
                 return replica
-        return min(self.all, key=lambda each: each.wakes)
+        return min(self.all, key=lambda each: each.available_at)

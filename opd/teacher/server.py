@@ -1,4 +1,4 @@
-"""Teachers on servers: anything that speaks vLLM's OpenAI-compatible API, asked for `prompt_logprobs` by token ids."""
+"""Teachers on servers with vLLM's OpenAI-compatible API, which returns `prompt_logprobs` of token ids."""
 
 import asyncio
 import math
@@ -15,7 +15,7 @@ import torch
 from opd.data.batch import Rollout, TeacherScores, TopTokens
 from opd.errors import UserError
 from opd.ranks.dist import Ranks
-from opd.teacher.local import Teachers, finite, response_tokens, sampled, sequences, table
+from opd.teacher.local import Teachers, response_tokens, scores_of_tokens, sequences
 from opd.teacher.replicas import Replica, Replicas, Unavailable
 
 # vLLM cannot write -inf in JSON and sends this instead.
@@ -28,7 +28,7 @@ class Server:
 
     Args:
         model: what it must serve: a name, or the directory or hub id that a server has loaded it from.
-        longest: the tokens of the longest sequence that it will be asked about.
+        longest: the tokens of the longest sequence that it will score.
         responses_per_request: how many sequences go in one request.
         concurrency: how many requests wait for an answer at a time.
         likeliest: how many of the likeliest tokens to return at each position, in addition to the sequence's own.
@@ -42,45 +42,45 @@ class Server:
     likeliest: int = 0
 
     async def check(self) -> list[str]:
-        """What is loaded behind its names, at the servers that answer; the others are asked when they are needed.
+        """Where the served models were loaded from, by the servers that answer; the others are checked when first used.
 
         Raises:
             UserError: none answers, or one serves another model, or too short sequences.
         """
-        found, reason = [], ""
+        roots, reason = [], ""
         async with self.replicas.client() as client:
             for replica in self.replicas.all:
                 try:
                     async with asyncio.timeout(self.replicas.timeout):
-                        found.append(await self._greet(client, replica))
+                        roots.append(await self._check_model(client, replica))
                 except (Unavailable, TimeoutError) as error:
                     reason = str(error) or f"no answer within {self.replicas.timeout:g} s"
-        if not found:
+        if not roots:
             urls = " and ".join(replica.url for replica in self.replicas.all)
             raise UserError(
                 f"{self.replicas.name}: {urls} cannot be reached ({reason}); start it with `vllm serve {self.model}`, "
                 "or give the URL at which it is"
             )
-        return found
+        return roots
 
     async def score(self, rows: Sequence[list[int]]) -> list[TopTokens]:
-        """What it says of all tokens of each row but the first, after those before it, at temperature 1."""
-        size, turns = self.responses_per_request, asyncio.Semaphore(self.concurrency)
+        """The log-probs of all tokens of each row but the first, given those before, at temperature 1."""
+        size, slots = self.responses_per_request, asyncio.Semaphore(self.concurrency)
         async with self.replicas.client() as client:
 
             async def part(start: int) -> list[TopTokens]:
-                async with turns:
-                    asked = rows[start : start + size]
-                    return await self.replicas.ask(lambda replica: self._complete(client, replica, asked))
+                async with slots:
+                    batch = rows[start : start + size]
+                    return await self.replicas.request(lambda replica: self._complete(client, replica, batch))
 
-            parts = await together([part(start) for start in range(0, len(rows), size)])
+            parts = await gather_all([part(start) for start in range(0, len(rows), size)])
         return [row for part in parts for row in part]
 
     async def _complete(
         self, client: httpx.AsyncClient, replica: Replica, rows: Sequence[list[int]]
     ) -> list[TopTokens]:
         if replica.served is None:
-            await self._greet(client, replica)
+            await self._check_model(client, replica)
         body = {
             "model": replica.served,
             "prompt": list(rows),
@@ -92,7 +92,8 @@ class Server:
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             return [
-                _top(row, choice["prompt_logprobs"], self.likeliest) for row, choice in zip(rows, choices, strict=True)
+                _parse_positions(row, choice["prompt_logprobs"], self.likeliest)
+                for row, choice in zip(rows, choices, strict=True)
             ]
         except (LookupError, TypeError, ValueError, AttributeError):
             raise UserError(
@@ -100,8 +101,8 @@ class Server:
                 "sequences that it was asked about; serve the teacher with vLLM 0.32"
             ) from None
 
-    async def _greet(self, client: httpx.AsyncClient, replica: Replica) -> str:
-        """Asks which model it serves, and for what length; returns where it was loaded from."""
+    async def _check_model(self, client: httpx.AsyncClient, replica: Replica) -> str:
+        """Checks that it serves the model, and sequences of this length; returns where the model was loaded from."""
         answer = await self.replicas.get(client, replica, "/v1/models")
         try:
             cards = {card["id"]: card for card in answer["data"]}
@@ -111,7 +112,7 @@ class Server:
             raise UserError(
                 f"{self.replicas.name}: {replica.url} does not say which models it serves; serve the teacher with vLLM"
             ) from None
-        served = [name for name in cards if _same(name, self.model) or _same(roots[name], self.model)]
+        served = [name for name in cards if _same_model(name, self.model) or _same_model(roots[name], self.model)]
         if not served:
             raise UserError(
                 f"{self.replicas.name}: {replica.url} serves {' and '.join(sorted(cards)) or 'nothing'}, not "
@@ -128,7 +129,7 @@ class Server:
 
 
 class ServerTeachers(Teachers):
-    """Teachers on servers; every rank asks about its own responses."""
+    """Teachers on servers; every rank requests scores of its own responses."""
 
     def __init__(self, servers: Sequence[Server], ranks: Ranks):
         self._servers, self._ranks = servers, ranks
@@ -138,34 +139,33 @@ class ServerTeachers(Teachers):
 
     def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
         """See `Teachers.score`; there are no entropies."""
-        return self.ask(rollout, needed)()
+        return self.start_scoring(rollout, needed)()
 
-    def ask(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
+    def start_scoring(self, rollout: Rollout, needed: Sequence[int]) -> Callable[[], TeacherScores]:
         rows = sequences(rollout)
-        answers = ask([self._servers[index].score(rows) for index in needed], self._ranks)
+        answers = run_in_background([self._servers[index].score(rows) for index in needed], self._ranks)
 
-        def scores() -> TeacherScores:
+        def wait() -> TeacherScores:
             top = {index: response_tokens(rollout, answer) for index, answer in zip(needed, answers(), strict=True)}
-            found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
-            return table(rollout, len(self), found, top=top)
+            return scores_of_tokens(rollout, len(self), top, self._ranks)
 
-        return scores
+        return wait
 
     def close(self) -> None:
         pass
 
 
-def ask(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable[[], list[Any]]:
-    """Asks in background threads; calling what is returned waits for the answers, and every rank must call it.
+def run_in_background(requests: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable[[], list[Any]]:
+    """Runs the requests in a background thread. The returned function waits for the answers; every rank must call it.
 
     Raises:
-        UserError: when waited for, on all ranks, what a question of any of them raised.
+        UserError: on all ranks, when waiting, if a request of any rank raised one.
     """
     answers: Future[list[Any]] = Future()
 
     def work() -> None:
         try:
-            answers.set_result(asyncio.run(together(questions)))
+            answers.set_result(asyncio.run(gather_all(requests)))
         except BaseException as error:
             answers.set_exception(error)
 
@@ -173,42 +173,42 @@ def ask(questions: Sequence[Coroutine[Any, Any, Any]], ranks: Ranks) -> Callable
     Thread(target=work, daemon=True).start()
 
     def wait() -> list[Any]:
-        found, said = [], None
+        results, message = [], None
         try:
-            found = answers.result()
+            results = answers.result()
         except UserError as error:
-            said = str(error)
-        if refusals := [each for each in ranks.gather(said) if each is not None]:
-            raise UserError(refusals[0])
-        return found
+            message = str(error)
+        if messages := [each for each in ranks.gather(message) if each is not None]:
+            raise UserError(messages[0])
+        return results
 
     return wait
 
 
-async def together(questions: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
-    """The answers in order; with the first that fails the others end."""
+async def gather_all(requests: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
+    """The answers in order; the first failure cancels the other requests."""
     try:
         async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(question) for question in questions]
+            tasks = [group.create_task(request) for request in requests]
     except BaseExceptionGroup as several:
         raise several.exceptions[0] from None
     return [task.result() for task in tasks]
 
 
-def _top(row: list[int], positions: list[dict[str, Any] | None], likeliest: int) -> TopTokens:
-    """The numbers of the row's own tokens, and of the likeliest at each position.
+def _parse_positions(row: list[int], positions: list[dict[str, Any] | None], likeliest: int) -> TopTokens:
+    """The log-probs of the row's own tokens, and of the likeliest at each position.
 
     Raises:
-        LookupError, TypeError, ValueError: they are not those of these tokens.
+        LookupError, TypeError, ValueError: `positions` are not those of the row.
     """
     ids, logp = [], []
     for token, position in zip(row[1:], positions[1:], strict=True):
-        found = {int(name): float(each["logprob"]) for name, each in (position or {}).items()}
-        others = sorted(((number, name) for name, number in found.items() if name != token), reverse=True)[:likeliest]
+        by_id = {int(name): float(each["logprob"]) for name, each in (position or {}).items()}
+        others = sorted(((number, name) for name, number in by_id.items() if name != token), reverse=True)[:likeliest]
         if len(others) < likeliest - 1:
             raise ValueError
-        # Where the token is one of the likeliest it stands for itself.
-        numbers = [(found[token], token), *others, *[(found[token], token)] * (likeliest - len(others))]
+        # A token that is one of the likeliest is listed twice.
+        numbers = [(by_id[token], token), *others, *[(by_id[token], token)] * (likeliest - len(others))]
         ids.append([name for _, name in numbers])
         logp.append([-math.inf if number <= NO_PROBABILITY else number for number, _ in numbers])
     if positions[0] is not None:
@@ -217,5 +217,5 @@ def _top(row: list[int], positions: list[dict[str, Any] | None], likeliest: int)
     return TopTokens(torch.tensor(ids, dtype=torch.long).reshape(shape), torch.tensor(logp).reshape(shape))
 
 
-def _same(name: str, model: str) -> bool:
+def _same_model(name: str, model: str) -> bool:
     return name == model or (Path(name).is_dir() and Path(model).is_dir() and Path(name).samefile(model))

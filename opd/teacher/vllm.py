@@ -9,10 +9,10 @@ import torch
 from opd.data.batch import Rollout, TeacherScores, TopTokens
 from opd.errors import UserError
 from opd.ranks.dist import Ranks
-from opd.rollout.vllm_engine import Asker, first_line, start, stop, untouched
-from opd.teacher.local import Held, Teachers, finite, response_tokens, sampled, sequences, table
+from opd.rollout.vllm_engine import EngineUser, first_line, preserve_process_state, start, stop
+from opd.teacher.local import LoadedTeachers, Teachers, response_tokens, scores_of_tokens, sequences
 
-TEACHER = Asker(knobs="teacher.vllm", choice="teacher.engine=vllm", otherwise="teacher.engine=local")
+TEACHER = EngineUser(group="teacher.vllm", selected="teacher.engine=vllm", alternative="teacher.engine=local")
 
 
 class VllmScorer:
@@ -21,7 +21,7 @@ class VllmScorer:
     Args:
         source: the teacher's directory or hub id.
         revision: of the hub's; null for the newest.
-        longest: the tokens of the longest sequence that it will be asked about.
+        longest: the tokens of the longest sequence that it will score.
         dtype: of weights, activations, keys and values.
         key: the config key to name in a refusal.
         likeliest: how many of the likeliest tokens to return at each position, in addition to the sequence's own.
@@ -74,15 +74,15 @@ class VllmScorer:
         """The log-probs of all tokens of each row but the first, given those before, at temperature 1."""
         from vllm import SamplingParams  # pyright: ignore
 
-        asked = SamplingParams(max_tokens=1, prompt_logprobs=self.likeliest, flat_logprobs=True, detokenize=False)
-        with untouched():
-            outputs = self.llm.generate([{"prompt_token_ids": row} for row in rows], asked, use_tqdm=False)
+        params = SamplingParams(max_tokens=1, prompt_logprobs=self.likeliest, flat_logprobs=True, detokenize=False)
+        with preserve_process_state():
+            outputs = self.llm.generate([{"prompt_token_ids": row} for row in rows], params, use_tqdm=False)
         tops, width = [], self.likeliest + 1
         for row, output in zip(rows, outputs, strict=True):
-            found = output.prompt_logprobs
-            ids = torch.tensor(found.token_ids, dtype=torch.long).reshape(len(row) - 1, width)
+            logprobs = output.prompt_logprobs
+            ids = torch.tensor(logprobs.token_ids, dtype=torch.long).reshape(len(row) - 1, width)
             assert ids[:, 0].tolist() == row[1:]
-            tops.append(TopTokens(ids, torch.tensor(found.logprobs).reshape(len(row) - 1, width)))
+            tops.append(TopTokens(ids, torch.tensor(logprobs.logprobs).reshape(len(row) - 1, width)))
         return tops
 
 
@@ -90,17 +90,18 @@ class VllmTeachers(Teachers):
     """Teachers on vLLM engines in this process; `load[i]()` starts that of teacher i."""
 
     def __init__(self, load: Sequence[Callable[[], VllmScorer]], ranks: Ranks):
-        self._held, self._ranks = Held(load, VllmScorer.close), ranks
+        self._loaded, self._ranks = LoadedTeachers(load, VllmScorer.close), ranks
 
     def __len__(self) -> int:
-        return len(self._held)
+        return len(self._loaded)
 
     def score(self, rollout: Rollout, needed: Sequence[int]) -> TeacherScores:
         """See `Teachers.score`; there are no entropies."""
         rows = sequences(rollout)
-        top = {index: response_tokens(rollout, scorer.score(rows)) for index, scorer in self._held.need(needed)}
-        found = {index: finite(sampled(rollout, each), index, self._ranks) for index, each in top.items()}
-        return table(rollout, len(self), found, top=top)
+        top = {
+            index: response_tokens(rollout, scorer.score(rows)) for index, scorer in self._loaded.load_needed(needed)
+        }
+        return scores_of_tokens(rollout, len(self), top, self._ranks)
 
     def close(self) -> None:
-        self._held.close()
+        self._loaded.close()

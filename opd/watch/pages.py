@@ -99,7 +99,7 @@ def page(data: Mapping[str, Any]) -> str:
         [value for value, learned in zip(response["advantage"], response["learned"], strict=True) if learned]
         for response in responses
     ]
-    most = max((abs(value) for values in used for value in values if value is not None), default=0.0)
+    largest = max((abs(value) for values in used for value in values if value is not None), default=0.0)
     rows = []
     for response, values in zip(responses, used, strict=True):
         known = [value for value in values if value is not None]
@@ -107,7 +107,7 @@ def page(data: Mapping[str, Any]) -> str:
         cells = (
             f"{escape(response['prompt_id'])}\n{escape(response['problem'])}",
             f"{math.fsum(known) / len(known) if known else math.nan:.3f}",
-            "".join(token(*each, most) for each in tokens),
+            "".join(token(*each, largest) for each in tokens),
         )
         rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
     head = "<tr><th>prompt</th><th>mean advantage</th><th>response</th></tr>"
@@ -116,19 +116,19 @@ def page(data: Mapping[str, Any]) -> str:
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
         f"<title>Rollouts of step {number}</title><style>{STYLE}</style>\n<h1>Rollouts of step {number}</h1>\n"
         "<p>Green: the token becomes more likely; red: less likely; the deepest colour is an advantage of "
-        f"{most:.3g}. Struck out: not learned. Hover over a token for its advantage.</p>\n"
+        f"{largest:.3g}. Struck out: not learned. Hover over a token for its advantage.</p>\n"
         f"<table>\n{head}\n" + "\n".join(rows) + "\n</table></html>\n"
     )
 
 
-def token(text: str, advantage: float | None, learned: bool, most: float) -> str:
+def token(text: str, advantage: float | None, learned: bool, largest: float) -> str:
     """One token as HTML; line breaks are marked and kept."""
-    shown = escape(text).replace("\n", "↵\n") or "∅"
+    html = escape(text).replace("\n", "↵\n") or "∅"
     if not learned or advantage is None:
-        return f"<s>{shown}</s>"
-    strength = abs(advantage) / most if most else 0.0
+        return f"<s>{html}</s>"
+    strength = abs(advantage) / largest if largest else 0.0
     colour = "0,140,60" if advantage > 0 else "210,30,30"
-    return f'<span style="background:rgba({colour},{0.75 * strength:.2f})" title="{advantage:.4f}">{shown}</span>'
+    return f'<span style="background:rgba({colour},{0.75 * strength:.2f})" title="{advantage:.4f}">{html}</span>'
 
 
 def _rounded(values: Float[Tensor, " time"]) -> list[float | None]:

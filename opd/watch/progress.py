@@ -4,36 +4,25 @@ import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 RECENT = 3600.0  # seconds whose steps and evaluations the time left is estimated from
-
-
-@runtime_checkable
-class Progress(Protocol):
-    """Receives every step, and every stage within it."""
-
-    def report(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
-        """Step `number` is done (0: the evaluation before the first)."""
-        ...
-
-    def stage(self, name: str) -> Any:
-        """A context manager around a stage."""
-        ...
 
 
 class Lines:
     """A line a step, on stdout."""
 
     def report(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
+        """Reports that step `number` is done (0: the evaluation before the first)."""
         print(line(run, number, metrics), flush=True)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
+        """Surrounds a stage of a step."""
         yield
 
 
-class Live:
+class Live(Lines):
     """A live progress bar, below the lines of the steps that were evaluated."""
 
     def __init__(self, num_steps: int):
@@ -85,7 +74,7 @@ class Live:
 
 
 @contextmanager
-def show_progress(num_steps: int) -> Iterator[Progress]:
+def show_progress(num_steps: int) -> Iterator[Lines]:
     """A live bar where stdout is a terminal that can move its cursor, else lines."""
     if not sys.stdout.isatty() or os.environ.get("TERM", "dumb") == "dumb":
         yield Lines()

@@ -60,8 +60,8 @@ class Work:
 
     def forward(self, lengths: Int[Tensor, " row"], predicted: Int[Tensor, " row"]) -> float:
         """Forward FLOPs of rows of `lengths` tokens with logits at `predicted` positions."""
-        rows, asked = lengths.double(), predicted.double()
-        products = 2 * self.layer_weights * rows.sum() + 2 * self.head_weights * asked.sum()
+        rows, num_logits = lengths.double(), predicted.double()
+        products = 2 * self.layer_weights * rows.sum() + 2 * self.head_weights * num_logits.sum()
         return float(products + 4 * self.attention * rows.square().sum())
 
     def learning(self, rollout: Rollout) -> float:
@@ -110,12 +110,12 @@ class Meter:
         self.begin()
 
     def begin(self) -> None:
-        """Begins a step."""
+        """Starts a step."""
         self.began, self.flops = time.perf_counter(), 0.0
         if self.ranks.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.ranks.device)
 
-    def learns(self, own: Rollout) -> None:
+    def count(self, own: Rollout) -> None:
         """Counts the responses that this rank learns in this step."""
         if self.work is not None:
             self.flops += self.work.learning(own)
@@ -147,5 +147,5 @@ def peak_memory(device: torch.device) -> int:
     peak = re.search(r"^VmHWM:\s+(\d+) kB$", status.read_text(), re.M) if status.exists() else None
     if peak:
         return int(peak[1]) * 1024
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else most * 1024
+    peak_rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak_rss if sys.platform == "darwin" else peak_rss * 1024

@@ -4,7 +4,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 from opd.check import config as check
 from opd.config import identity
@@ -15,9 +15,8 @@ from opd.records.run_dir import RunDir
 PATIENCE = 60.0  # seconds that a tracker may take to start, and to send the rest at the end
 
 
-@runtime_checkable
-class Tracker(Protocol):
-    """Receives the lines of metrics.jsonl and the pages of rollouts."""
+class Tracker:
+    """Receives the lines of metrics.jsonl and the pages of rollouts; this one ignores them."""
 
     def log(self, line: Mapping[str, Any]) -> None: ...
 
@@ -26,17 +25,7 @@ class Tracker(Protocol):
     def finish(self, failed: bool) -> None: ...
 
 
-class NoTracker:
-    """No tracker."""
-
-    def log(self, line: Mapping[str, Any]) -> None: ...
-
-    def page(self, step: int, html: str) -> None: ...
-
-    def finish(self, failed: bool) -> None: ...
-
-
-class WandbTracker:
+class WandbTracker(Tracker):
     """A run of Weights & Biases, the same one whenever this run is resumed.
 
     wandb's own step counter only grows, so a resumed run could not log steps again: `step` is logged as a value, and is
@@ -85,7 +74,7 @@ class WandbTracker:
         self.run.finish(exit_code=int(failed))
 
 
-class FaultTolerant:
+class FaultTolerant(Tracker):
     """A tracker whose first failure is a warning, after which it is not used any more."""
 
     def __init__(self, tracker: Tracker):
@@ -108,7 +97,7 @@ class FaultTolerant:
         try:
             yield
         except Exception as error:
-            self.tracker = NoTracker()
+            self.tracker = Tracker()
             _abandon(error)
 
 
@@ -128,7 +117,7 @@ def track(config: RunConfig, folder: RunDir) -> Tracker:
         UserError: where it is not installed, or needs a login or a project that it is not given.
     """
     if not isinstance(config.tracker, Wandb):
-        return NoTracker()
+        return Tracker()
     try:
         import wandb
         from wandb.errors import AuthenticationError, UsageError
@@ -145,7 +134,7 @@ def track(config: RunConfig, folder: RunDir) -> Tracker:
         ) from error
     except (wandb.Error, OSError, TimeoutError) as error:
         _abandon(error)
-        return NoTracker()
+        return Tracker()
 
 
 def tracked_id(content: Mapping[str, Any]) -> str:

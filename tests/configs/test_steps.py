@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from opd.config.schema import Arithmetic, Dataset, Mixture
+from opd.config.schema import Arithmetic, DataMixture, Dataset
 from opd.config.steps import most_prompts, steps
 from opd.errors import UserError
 from tests.integration.conftest import composed
@@ -26,12 +26,12 @@ def dataset(limit: int | None) -> Dataset:
         (MADE, 40),
         (dataset(7), 7),
         (dataset(None), None),
-        (Mixture(kind="mixture", sources=SEVERAL, weights=None, num=None, seed=0), 80),
-        (Mixture(kind="mixture", sources=SEVERAL, weights={"one": 1.0, "other": 3.0}, num=9, seed=0), 9),
-        (Mixture(kind="mixture", sources={**SEVERAL, "file": dataset(None)}, weights=None, num=None, seed=0), None),
+        (DataMixture(kind="mixture", sources=SEVERAL, weights=None, num=None, seed=0), 80),
+        (DataMixture(kind="mixture", sources=SEVERAL, weights={"one": 1.0, "other": 3.0}, num=9, seed=0), 9),
+        (DataMixture(kind="mixture", sources={**SEVERAL, "file": dataset(None)}, weights=None, num=None, seed=0), None),
     ],
 )
-def test_the_most_prompts_of_a_source(source: Arithmetic | Dataset | Mixture, most: int | None):
+def test_the_most_prompts_of_a_source(source: Arithmetic | Dataset | DataMixture, most: int | None):
     assert most_prompts(source) == most
 
 

@@ -27,7 +27,7 @@ from opd.model.texts import Texts
 from opd.records.run_dir import RunDir
 from opd.rollout import sampler as rollout_engine
 from opd.rollout.sampler import TransformersSampler
-from opd.step import assemble, loop, ready
+from opd.step import assemble, loop, startup_checks
 from opd.step.loop import step
 from opd.teacher import load as teachers
 from tests.unit.small import ALONE
@@ -212,7 +212,7 @@ class World:
         monkeypatch.setattr(assemble, "load_prompts", self._once(assemble.load_prompts))
         # The models' vocabularies are one, whichever of them is the student.
         texts = self._once(lambda config: Texts(assemble.load_student_tokenizer(config), frozenset()))
-        monkeypatch.setattr(ready, "check", lambda config, *_: texts(config))
+        monkeypatch.setattr(startup_checks, "check", lambda config, *_: texts(config))
         monkeypatch.setattr(TransformersSampler, "sample", rollout)
         self.grade([False, False, True, False])
         monkeypatch.setattr(

@@ -32,11 +32,11 @@ def work(rank: int, size: int, port: int, config: RunConfig, said: Path, fails: 
 
     torch.set_num_threads(1)
     if fails:
-        step, calls = loop.step, []
+        step, detectors = loop.step, []
 
         def failing(*args):
-            calls.append(None)
-            if len(calls) == 3:
+            detectors.append(None)
+            if len(detectors) == 3:
                 raise ValueError("no such luck")
             return step(*args)
 
@@ -122,7 +122,7 @@ def sentence(said: str) -> str:
 
 
 @pytest.mark.parametrize("killed", [0, 1])
-def test_a_killed_rank_is_named_by_each_of_the_others(killed: int, endless: list[str], tmp_path: Path):
+def test_killed_rank_is_named_by_all_others(killed: int, endless: list[str], tmp_path: Path):
     with World(tmp_path, [*endless, "batch_size=6"], size=3) as world:
         world.wait_for_step(2)
         os.kill(world.processes[killed].pid, signal.SIGKILL)
@@ -136,25 +136,25 @@ def test_a_killed_rank_is_named_by_each_of_the_others(killed: int, endless: list
         world.wait_for_step(status.step + 1)
 
 
-def test_a_rank_that_hears_of_it_last_knows_who_was_lost(monkeypatch: pytest.MonkeyPatch):
+def test_last_rank_learns_who_is_lost(monkeypatch: pytest.MonkeyPatch):
     import torch.distributed as dist
 
-    from opd.ranks import roll_call
+    from opd.ranks import failure_detection
 
     port = free_port()
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
     monkeypatch.setenv("MASTER_PORT", str(port))
     store = dist.TCPStore("127.0.0.1", port, is_master=True)
-    calls = {}
+    detectors = {}
     for rank in (0, 2):
-        monkeypatch.setattr(roll_call, "MEETINGS", iter([0]))
-        calls[rank] = roll_call.RollCall(rank, 3)
-    assert calls[0].lost() == {1: None}
+        monkeypatch.setattr(failure_detection, "SESSIONS", iter([0]))
+        detectors[rank] = failure_detection.FailureDetector(rank, 3)
+    assert detectors[0].lost_ranks() == {1: None}
     del store  # its host, rank 0, is gone
-    assert calls[2].lost() == {1: None}
+    assert detectors[2].lost_ranks() == {1: None}
 
 
-def test_a_rank_that_fails_gives_the_others_its_reason(endless: list[str], tmp_path: Path):
+def test_failed_rank_reports_its_reason(endless: list[str], tmp_path: Path):
     with World(tmp_path, endless, fails=1) as world:
         said = sentence(world.end_of(0, within=120))
         assert "opd: rank 1 of 2 left: no such luck; the same command goes on from step 2" in said
@@ -162,7 +162,7 @@ def test_a_rank_that_fails_gives_the_others_its_reason(endless: list[str], tmp_p
         assert "ValueError: no such luck" in world.file(1).read_text()
 
 
-def test_a_hung_rank_is_named_when_its_time_is_over(hung: list[World]):
+def test_hung_rank_is_named_after_timeout(hung: list[World]):
     for stopped, world in enumerate(hung):
         said = sentence(world.end_of(1 - stopped, within=120))
         assert f"opd: rank {stopped} of 2 left: no answer within compute.rank_timeout=15.0; " in said

@@ -15,7 +15,7 @@ from opd.model.load import load_model, load_tokenizer, stop_token_ids
 from opd.preflight import checks
 from opd.records import config_argument
 from opd.records.run_dir import RunDir
-from opd.step import ready
+from opd.step import startup_checks
 from tests.integration.conftest import composed
 
 Command = Callable[..., tuple[int, str, str]]
@@ -91,13 +91,13 @@ def test_the_published_setting_is_planned_without_its_weights(command: Command, 
 
 
 def test_a_run_that_cannot_fit_here_is_refused_before_it_begins(command: Command, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(ready, "SMALL", 0)
-    monkeypatch.setattr(ready, "free_memory", lambda: 2**18)
+    monkeypatch.setattr(startup_checks, "SMALL", 0)
+    monkeypatch.setattr(startup_checks, "free_memory", lambda: 2**18)
     status, _, err = command()
     assert (
         status == 2 and err.startswith("opd: memory: ") and "GiB of each of 1 ranks" in err and "Traceback" not in err
     )
-    monkeypatch.setattr(ready, "free_memory", lambda: 2**30)
+    monkeypatch.setattr(startup_checks, "free_memory", lambda: 2**30)
     assert command()[0] == 0
 
 

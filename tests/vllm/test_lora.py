@@ -10,7 +10,7 @@ from opd.config.schema import Lora
 from opd.model import lora
 from opd.model.optim import Optimizer
 from opd.recipes.tokenizer import build_tokenizer
-from opd.rollout.vllm_engine import untouched
+from opd.rollout.vllm_engine import preserve_process_state
 from tests.unit.checkpoint.test_store import OPTIM
 from tests.unit.rollout.families import PLAIN, prompts
 from tests.unit.rollout.test_sampler import reference_logp
@@ -53,7 +53,7 @@ def test_what_a_finished_run_leaves_is_served_with_the_learners_log_probs(served
     checkpoint.final(thing, {}, ALONE)(tmp_path / "final", ALONE)
     rollout = start(model).sample(prompts(), PLAIN, key=(1,))  # whose tokens are then scored
 
-    with untouched():
+    with preserve_process_state():
         from vllm import LLM, SamplingParams
         from vllm.lora.request import LoRARequest
 

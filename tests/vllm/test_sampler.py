@@ -53,7 +53,7 @@ def test_logp_is_the_learners_own_in_other_families(family: str, start):
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_logp_is_that_of_the_truncated_distribution(model, sampler: VllmSampler, setting):
+def test_logp_of_truncated_distribution(model, sampler: VllmSampler, setting):
     sampling = Sampling(3, 20, *setting)
     assert gap(model, sampler.sample(prompts(), sampling, key=(1,)), sampling).max() < 1e-4
 
@@ -138,7 +138,7 @@ def test_layout(sampler: VllmSampler):
     assert (rollout.rollout_logp[rollout.mask] < 0).all()
 
 
-def test_stop_tokens_end_a_response_and_belong_to_it(sampler: VllmSampler):
+def test_response_includes_stop_token(sampler: VllmSampler):
     sampling = replace(PLAIN, num_samples=40)
     rollout = sampler.sample(prompts(), sampling, key=(1,))
     last = rollout.tokens.gather(1, rollout.mask.sum(1, keepdim=True) - 1)[:, 0]

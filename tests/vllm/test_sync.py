@@ -54,7 +54,7 @@ def test_what_a_sync_must_renew_is_what_the_check_finds_old(part: str, start, mo
     ours = start(model, max_logp_drift=1e-3)
     ours.sample(long_prompts(), PLAIN, key=(1,))
     if part == "prefix cache":
-        monkeypatch.setattr(module.VllmSampler, "_forget", lambda self: None)
+        monkeypatch.setattr(module.VllmSampler, "_reset_prefix_cache", lambda self: None)
     else:
         monkeypatch.setattr(vllm_engine, "on_cpu", lambda: False)
     scaled(model, 1.3)

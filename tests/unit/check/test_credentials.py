@@ -31,7 +31,7 @@ LOOKS = {
 
 
 @pytest.mark.parametrize("kind", LOOKS)
-def test_what_looks_like_a_credential_is_refused_by_its_key_and_not_repeated(kind: str):
+def test_refuses_credentials_without_printing_them(kind: str):
     with pytest.raises(UserError) as refusal:
         refuse_credentials({"a": 1, "prompts": {"texts": ["fine", f"see {LOOKS[kind]}"]}})
     assert str(refusal.value).startswith(f"prompts.texts.1: looks like {kind}, and configs are recorded")
@@ -39,14 +39,14 @@ def test_what_looks_like_a_credential_is_refused_by_its_key_and_not_repeated(kin
 
 
 @pytest.mark.parametrize("key", ["api_key", "hf_token", "client_secret", "PASSWORD", "aws_credentials"])
-def test_a_key_that_is_named_like_a_secret_may_have_no_value(key: str):
+def test_refuses_secret_keys(key: str):
     with pytest.raises(UserError, match=rf"^divergence\.{key}: is named like a secret"):
         refuse_credentials({"divergence": {key: "k1"}})
     refuse_credentials({"divergence": {key: None}, "memory": {"max_num_tokens": 3}, "control_token": "<|teacher-0|>"})
 
 
 @pytest.mark.parametrize("name", ["WANDB_API_KEY", "HF_TOKEN", "AWS_ACCESS_KEY_ID", "DB_PASSWORD", "GITHUB_PAT"])
-def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(name: str, monkeypatch: pytest.MonkeyPatch):
+def test_refuses_values_of_secret_variables(name: str, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv(name, "correct horse")
     with pytest.raises(UserError, match=f"^prompts.prefix: holds the value of the environment variable {name}"):
         composed(["prompts.prefix=${oc.env:" + name + "}"])
@@ -54,7 +54,7 @@ def test_the_value_of_a_secret_variable_is_refused_whatever_it_looks_like(name: 
         refuse_credentials({"name": "a correct horse in the middle"})
 
 
-def test_a_secret_of_eight_characters_is_one_and_a_shorter_value_a_word(monkeypatch: pytest.MonkeyPatch):
+def test_minimum_length_of_secret(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("DB_PASSWORD", "kestrels")
     with pytest.raises(UserError, match=r"^name: holds the value of the environment variable DB_PASSWORD"):
         refuse_credentials({"name": "of-kestrels"})
@@ -62,7 +62,7 @@ def test_a_secret_of_eight_characters_is_one_and_a_shorter_value_a_word(monkeypa
     refuse_credentials({"name": "of-kestrels"})
 
 
-def test_ordinary_values_are_let_through(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+def test_accepts_ordinary_values(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     monkeypatch.setenv("KEYBOARD", "ordinary value")
     monkeypatch.setenv("SHORT_KEY", "tiny")
     monkeypatch.setenv("GOOGLE_APPLICATION_CREDENTIALS", str(tmp_path))  # where the secret is, not the secret

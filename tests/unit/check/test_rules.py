@@ -31,7 +31,7 @@ def start() -> RunConfig:
         (99, 100, 100, False),
     ],
 )
-def test_a_range_that_no_rank_falls_in_is_refused(start: RunConfig, low: int, high: int, tokens: int, refused: bool):
+def test_refuses_empty_percentile_range(start: RunConfig, low: int, high: int, tokens: int, refused: bool):
     narrow = {**start.filter, "p_min": low, "p_max": high, "scope": "sequence", "prefix_length": None}
     config = replace(start, filter=narrow, max_response_length=tokens)
     assert bool(too_few_to_rank.refusal(config)) is refused
@@ -53,16 +53,14 @@ def test_a_range_that_no_rank_falls_in_is_refused(start: RunConfig, low: int, hi
         (2, 0.2, 0.2, False),
     ],
 )
-def test_several_updates_are_clipped_on_both_sides_and_one_on_none(
-    start: RunConfig, updates: int, low: Any, high: Any, refused: bool
-):
+def test_clip_bounds_by_number_of_updates(start: RunConfig, updates: int, low: Any, high: Any, refused: bool):
     clip = replace(start.clip, low=low, high=high)
     config = replace(start, clip=clip, mini_batch_size=start.batch_size // updates)
     assert bool(clip_and_updates.refusal(config)) is refused
 
 
 @pytest.mark.parametrize("place", ["prompts", "benchmark"])
-def test_a_stream_without_an_end_is_refused_wherever_it_stands(start: RunConfig, place: str):
+def test_refuses_unlimited_stream(start: RunConfig, place: str):
     stream = Dataset(
         kind="dataset", hub="a/b", config=None, split="train", revision=None, streaming=True, file=None,
         problem_field="problem", answer_field="answer", id_field=None, domain="math", limit=None, grader="mathematics",

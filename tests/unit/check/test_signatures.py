@@ -18,7 +18,7 @@ TARGETS = [(group, target) for group in check.MODULES for target in sorted(check
 
 
 @pytest.mark.parametrize(("group", "target"), TARGETS)
-def test_a_methods_knobs_and_their_types_are_those_of_its_signature(group: str, target: str):
+def test_knobs_match_signature(group: str, target: str):
     parameters = inspect.signature(signatures.imported(target)).parameters.values()
     expected = {each.name: each.annotation for each in parameters if each.kind is each.KEYWORD_ONLY}
     assert signatures.knobs(target) == list(expected)
@@ -27,12 +27,12 @@ def test_a_methods_knobs_and_their_types_are_those_of_its_signature(group: str, 
 
 
 @pytest.mark.parametrize("target", sorted(check.targets("ensemble")))
-def test_what_an_ensemble_is_made_with_is_read(target: str):
+def test_ensemble_traits(target: str):
     made = signatures.imported(target)
     assert (signatures.trait(target, "at_least"), signatures.trait(target, "at_most")) == (made.at_least, made.at_most)
 
 
-def test_reading_all_of_them_imports_no_torch():
+def test_reading_imports_no_torch():
     script = """
         import sys
         from opd.check import config as check
@@ -84,7 +84,7 @@ DECLARED = {"own": ["weight"], "spread": ["size"], "assigned": ["size"], "parted
 
 
 @pytest.mark.parametrize("name", DECLARED)
-def test_what_is_not_declared_plainly_is_asked_of_the_method_itself(name: str, tmp_path: Path, monkeypatch):
+def test_imports_what_source_does_not_declare(name: str, tmp_path: Path, monkeypatch):
     (tmp_path / "unusual.py").write_text(textwrap.dedent(UNUSUAL))
     monkeypatch.syspath_prepend(tmp_path)
     module = importlib.import_module("unusual")
@@ -97,9 +97,9 @@ def test_what_is_not_declared_plainly_is_asked_of_the_method_itself(name: str, t
     signatures._declared.cache_clear()
 
 
-def test_what_a_term_declares_is_read():
+def test_term_traits():
     found = {name: each for name, each in vars(terms).items() if isinstance(each, Term)}
     assert signatures.decorated(signal.MODULE, "term") == list(found)
     for name, term in found.items():
-        read = signal.declared(name)
+        read = signal.term_spec(name)
         assert (read.kind, read.needs, read.constant) == (term.kind.__name__, term.needs, term.constant)

@@ -84,12 +84,12 @@ def test_its_files_are_choices_and_its_terms_are_terms(package: Path):
         plugins.conf_folders() == [CONF] and plugins.overrides() == [] and "theirs" not in plugins.files("divergence")
     )
     with pytest.raises(UserError, match="no such term"):
-        signal.declared("calm")
+        signal.term_spec("calm")
     plugins.use(["someones_methods"])
     assert plugins.files("divergence")["theirs"] == package / "conf/divergence/theirs.yaml"
     assert "reverse_kl" in plugins.files("divergence")
     assert plugins.overrides() == [f"hydra.searchpath=['file://{package / 'conf'}']"]
-    assert signal.declared("calm").kind == "Advantage" and signal.terms()["calm"] == "someones_methods.calm"
+    assert signal.term_spec("calm").kind == "Advantage" and signal.terms()["calm"] == "someones_methods.calm"
 
 
 def test_its_hash_is_of_what_stands_in_it(package: Path):

@@ -19,7 +19,7 @@ from opd.model.optim import Optimizer
 from opd.model.policy import Scorer
 from opd.model.remedies import remedies
 from opd.model.shapes import published, saved_activations, shape
-from opd.step.ready import bound_ensemble
+from opd.step.startup_checks import bound_ensemble
 from tests.integration.conftest import composed
 from tests.unit.rollout.families import build
 from tests.unit.small import ALONE, rollout_of, root

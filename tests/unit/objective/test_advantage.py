@@ -32,7 +32,7 @@ def test_discount_counts_masked_positions():
     assert discounted_return(signal, mask, 0.5).tolist() == [[1.25, 0.0, 1.0]]
 
 
-def test_gamma_zero_is_the_signal_itself_bit_for_bit():
+def test_gamma_zero_is_identity():
     signal = torch.randn(2, 50)
     assert torch.equal(discounted_return(signal, torch.ones(2, 50, dtype=torch.bool), 0.0), signal)
 

@@ -69,7 +69,7 @@ def sampled_gradient(logits, reference_logp, d):
 
 @pytest.mark.parametrize(("build", "f"), ROWS)
 @pytest.mark.parametrize("seed", range(2))
-def test_exact_is_the_divergence_of_the_literature(build, f, seed):
+def test_exact_matches_definition(build, f, seed):
     logits, reference_logp = distributions(seed)
     logp = logits.log_softmax(-1)
     written_out = (reference_logp.exp() * f((logp - reference_logp).exp())).sum(-1)
@@ -78,7 +78,7 @@ def test_exact_is_the_divergence_of_the_literature(build, f, seed):
 
 @pytest.mark.parametrize(("build", "f"), ROWS)
 @pytest.mark.parametrize("seed", range(2))
-def test_sampled_advantage_integrates_to_the_gradient_of_the_exact_divergence(build, f, seed):
+def test_expected_advantage_is_exact_gradient(build, f, seed):
     logits, reference_logp = distributions(seed)
     exact = build().exact(logits.log_softmax(-1), reference_logp).sum()
     expected = torch.autograd.grad(exact, logits)[0]
@@ -105,7 +105,7 @@ def test_slope_is_the_derivative_of_the_generator(build, f):
 
 @pytest.mark.parametrize(("build", "f"), ROWS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_numbers_are_finite_for_any_log_ratio_within_100(build, f, dtype):
+def test_finite_for_log_ratios_within_100(build, f, dtype):
     u = torch.linspace(-100, 100, 2001, dtype=dtype)
     assert torch.isfinite(build().value(u)).all()
     assert torch.isfinite(build().advantage(u)).all()
@@ -117,7 +117,7 @@ def test_numbers_are_finite_for_any_log_ratio_within_100(build, f, dtype):
 
 
 @pytest.mark.parametrize(("build", "f"), ROWS)
-def test_where_both_agree_nothing_is_learned_and_nothing_is_charged(build, f):
+def test_zero_where_student_equals_reference(build, f):
     zeros = torch.zeros(3, 4)
     assert (build().advantage(zeros) == 0).all()
     assert (build().value(zeros) == 0).all()
@@ -130,7 +130,7 @@ def test_where_both_agree_nothing_is_learned_and_nothing_is_charged(build, f):
 @pytest.mark.parametrize(("build", "f"), ROWS)
 @settings(deadline=None, max_examples=10)
 @given(st.integers(0, 10_000), st.floats(0.1, 20.0))
-def test_divergence_is_never_negative_and_its_advantage_falls(build, f, seed, spread):
+def test_nonnegative_with_decreasing_advantage(build, f, seed, spread):
     logits, reference_logp = distributions(seed, spread=spread)
     assert (build().exact(logits.log_softmax(-1), reference_logp) > -1e-12).all()
     advantage = build().advantage(torch.linspace(-20, 20, 401, dtype=torch.float64))
@@ -162,7 +162,7 @@ def test_precision_in_is_precision_out():
         (partial(divergence.generalized_jensen_shannon, beta=0.5), divergence.jensen_shannon, 4.0),
     ],
 )
-def test_families_meet_their_known_members(one, other, scale):
+def test_families_contain_known_members(one, other, scale):
     logits, reference_logp = distributions(5)
     logp = logits.log_softmax(-1)
     torch.testing.assert_close(one().exact(logp, reference_logp), scale * other().exact(logp, reference_logp))
@@ -171,7 +171,7 @@ def test_families_meet_their_known_members(one, other, scale):
 
 
 @pytest.mark.parametrize(("end", "near"), [(0.0, 1e-7), (1.0, 1 - 1e-7)])
-def test_generalized_jensen_shannon_is_continuous_at_both_ends(end, near):
+def test_generalized_jensen_shannon_limits(end, near):
     logits, reference_logp = distributions(6)
     logp = logits.log_softmax(-1)
     u = torch.linspace(-3, 3, 13, dtype=torch.float64)
@@ -194,7 +194,7 @@ BIASED = {
 
 
 @pytest.mark.parametrize(("build", "value"), BIASED.values(), ids=BIASED)
-def test_biased_forms_weigh_by_the_value_and_have_no_exact_form(build, value):
+def test_biased_forms_have_no_exact_form(build, value):
     u = torch.linspace(-3, 3, 25, dtype=torch.float64)
     torch.testing.assert_close(build().advantage(u), -value(u.exp()))
     with pytest.raises(ValueError, match="no exact form"):
@@ -225,11 +225,11 @@ def test_value_weights_point_against_the_gradient(name):
 
 
 @pytest.mark.parametrize("collinear", [divergence.reverse_kl(), divergence.tsallis(alpha=1.5)])
-def test_value_weights_of_reverse_kl_and_tsallis_are_collinear_with_the_gradient(collinear):
+def test_collinear_value_weights(collinear):
     assert cosine_with_the_truth(divergence.value_weighted(of=collinear), collinear) > 0.999
 
 
-def test_k3_as_a_weight_descends_reverse_kl_and_climbs_forward_kl():
+def test_k3_weight_climbs_forward_kl():
     logits, reference_logp = distributions(2)
     reverse = exact_gradient(logits, reference_logp, divergence.reverse_kl())
     forward = exact_gradient(logits, reference_logp, divergence.forward_kl())
@@ -256,7 +256,7 @@ def test_mixed_divergences_choose_by_token():
     assert sum(int(where.sum()) for _, where in by_entropy.parts) == 4
 
 
-def test_clamp_is_a_knob_and_says_how_often_it_acts():
+def test_clamp_share():
     log_ratio = torch.tensor([[30.0, -3.0, -21.0, 99.0]])
     mask = torch.tensor([[True, True, True, False]])
     plain = divergence.reverse_kl().at(mask, torch.zeros(1, 4))
@@ -277,7 +277,7 @@ def test_order_of_the_vocabulary_does_not_matter(build, f, seed, order):
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_clamped_is_what_it_is_at_the_clamped_log_ratio(name: str):
+def test_clamped_equals_value_at_clamped_log_ratio(name: str):
     build, _ = DIVERGENCES[name]
     u = torch.linspace(-6, 6, 25, dtype=torch.float64)
     held, found = u.clamp(-1.5, 1.5), build().clamped(1.5)

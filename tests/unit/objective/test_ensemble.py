@@ -29,7 +29,7 @@ def test_single_is_its_teacher():
         (3, 1.0, [0.1, 0.6], 2),
     ],
 )  # fmt: skip
-def test_hard_switch_goes_from_the_smallest_teacher_to_the_largest(num, progress, boundaries, index):
+def test_hard_switch_order(num, progress, boundaries, index):
     logp = teachers(num)
     logp[[other for other in range(num) if other != index]] = math.nan  # not needed, not run
     assert (ensemble.hard_switch(logp, progress, boundaries=boundaries) == index).all()
@@ -60,7 +60,7 @@ def test_number_of_teachers_is_checked():
 
 
 @pytest.mark.parametrize("boundaries", [[0.5], [0.5, 0.4], [0.0, 0.5], [0.5, 1.0], [0.2, 0.2], [0.1, 0.2, 0.3]])
-def test_boundaries_that_make_no_sense_are_refused(boundaries):
+def test_refuses_invalid_boundaries(boundaries):
     with pytest.raises(UserError, match=r"ensemble\.boundaries.*takes 2 rising numbers"):
         accepts(ensemble.hard_switch, 3, boundaries=boundaries)
 
@@ -98,7 +98,7 @@ def test_arithmetic_is_the_mean_of_probabilities():
     torch.testing.assert_close(ensemble.arithmetic(logp, 0.5, weights=None).exp(), logp.exp().mean(0))
 
 
-def test_geometric_is_the_product_and_normalised_on_request():
+def test_geometric_mean():
     logp = vocabulary()
     product = torch.einsum("k,kbtv->btv", torch.tensor(WEIGHTS, dtype=torch.float64), logp)
     torch.testing.assert_close(ensemble.geometric(logp, 0.5, weights=WEIGHTS, normalize=False), product)
@@ -135,7 +135,7 @@ def test_soft_switch_slides_between_neighbours(progress, weights):
     assert ensemble.soft_switch.needed(3, progress) == tuple(k for k in range(3) if weights[k] > 0)
 
 
-def test_routed_ensembles_take_each_response_to_its_teacher():
+def test_routed_ensembles():
     logp = teachers(3, batch=4)
     full = vocabulary(3, batch=4)
     rows = rows_for(full, teacher=[2, 0, 1, 2], group=[0, 1, 2, 3])
@@ -182,7 +182,7 @@ def test_entropy_of_the_reference():
 
 
 @pytest.mark.parametrize("num", [2, 3])
-def test_one_teacher_several_times_over_is_that_teacher(num):
+def test_repeated_teacher_equals_single(num):
     logp = vocabulary(1).expand(num, -1, -1, -1)
     for found in (
         ensemble.arithmetic(logp, 0.3, weights=None),
@@ -207,18 +207,18 @@ def test_one_teacher_several_times_over_is_that_teacher(num):
         (ensemble.by_domain, {"domain": {"add": 2}}, "indices of teachers, 0 to 1"),
     ],
 )
-def test_knobs_that_do_not_fit_the_teachers_are_refused(build, knobs, message):
+def test_refuses_knobs_of_wrong_size(build, knobs, message):
     with pytest.raises(UserError, match=message):
         accepts(build, 2, **knobs)
 
 
-def test_an_ensemble_shows_its_knobs_to_the_checker():
+def test_ensemble_signature():
     parameters = inspect.signature(ensemble.geometric).parameters
     assert [name for name, p in parameters.items() if p.kind is p.KEYWORD_ONLY] == ["weights", "normalize"]
     assert ensemble.geometric.__name__ == "geometric"
     assert ensemble.geometric.__module__ == "opd.objective.ensemble"
 
 
-def test_a_normalised_mean_is_refused_on_sampled_tokens():
+def test_refuses_normalized_mean_of_sampled_tokens():
     with pytest.raises(UserError, match=r"ensemble\.normalize=true.*sampled tokens do not show"):
         ensemble.geometric(teachers(3), 0.5, weights=None, normalize=True)

@@ -54,7 +54,7 @@ def test_each_score_ranks_by_itself(score):
 @pytest.mark.parametrize("scope", ["sequence", "group", "batch"])
 @settings(deadline=None, max_examples=40)
 @given(data=st.data(), rows=st.integers(0, 4), time=st.integers(0, 9))
-def test_ranges_partition_the_valid_tokens_ties_included(scope, data, rows, time):
+def test_ranges_partition_valid_tokens(scope, data, rows, time):
     cells = st.lists(st.sampled_from([-1.0, 0.0, 0.5, 2.0]), min_size=rows * time, max_size=rows * time)
     k1 = torch.tensor(data.draw(cells), dtype=torch.float32).view(rows, time)
     mask = torch.tensor(data.draw(cells), dtype=torch.float32).view(rows, time) > -0.5
@@ -65,7 +65,7 @@ def test_ranges_partition_the_valid_tokens_ties_included(scope, data, rows, time
 
 @settings(deadline=None, max_examples=40)
 @given(st.permutations(range(4)), st.floats(0, 50), st.floats(50, 100))
-def test_order_of_rows_does_not_matter_where_scores_differ(order, low, high):
+def test_invariant_to_row_order(order, low, high):
     k1 = torch.randn(4, 6, generator=torch.Generator().manual_seed(1))
     mask = torch.rand(4, 6, generator=torch.Generator().manual_seed(2)) > 0.3
     plain, shuffled = keep(k1, mask, p=(low, high)).keep, keep(k1[list(order)], mask[list(order)], p=(low, high)).keep
@@ -85,7 +85,7 @@ def test_what_is_masked_may_hold_anything():
     assert not keep(k1, torch.zeros(1, 4, dtype=torch.bool)).keep.any()
 
 
-def test_a_score_that_is_not_there_is_refused():
+def test_refuses_missing_score():
     with pytest.raises(UserError, match="teacher_entropy is missing or not finite"):
         keep(torch.zeros(1, 2), score="teacher_entropy", teacher_entropy=torch.tensor([[0.0, math.nan]]))
     with pytest.raises(UserError, match="exact_kl needs the whole vocabulary"):
@@ -125,7 +125,7 @@ def test_batch_scope_is_global_over_ranks():
         assert torch.equal(found.keep, whole[half])
 
 
-def test_eligible_drops_token_ids_and_all_after_a_prefix():
+def test_eligible():
     tokens = torch.tensor([[5, 9, 5, 7], [9, 1, 2, 3]])
     mask = torch.tensor([[True, True, True, True], [True, True, True, False]])
     assert token_filter.eligible(mask, tokens, token_ids=[9, 7], prefix=None).tolist() == [[1, 0, 1, 0], [0, 1, 1, 0]]

@@ -75,13 +75,13 @@ def compare(d, mixture, where, teachers, num=11, seed=0, temperature=1.0, chunk_
 
 
 @pytest.mark.parametrize(("name", "mixture", "where"), covering(DIVERGENCES, MIXTURES, SUPPORTS))
-def test_fused_equals_naive_for_every_combination_of_two(name, mixture, where):
+def test_fused_equals_naive(name, mixture, where):
     teachers, build = MIXTURES[mixture]
     compare(DIVERGENCES[name](), build(), SUPPORTS[where], teachers)
 
 
 @pytest.mark.parametrize(("num", "chunk_size", "temperature"), covering([1, 2, 13], [1, 3, 13, 1000], [1, 0.6]))
-def test_any_size_any_chunk_any_temperature(num, chunk_size, temperature):
+def test_sizes_chunks_and_temperatures(num, chunk_size, temperature):
     for where in SUPPORTS.values():
         compare(divergence.jeffreys(), MIXTURES["single"][1](), where, 1, num, 3, temperature, chunk_size)
 
@@ -103,7 +103,7 @@ def test_no_tokens_at_all():
 
 
 @pytest.mark.parametrize(("name", "where", "dtype"), covering(DIVERGENCES, SUPPORTS, [torch.float32, torch.float64]))
-def test_student_equal_to_teacher_learns_exactly_nothing(name, where, dtype):
+def test_zero_gradient_for_student_equal_to_teacher(name, where, dtype):
     hidden, head, *_, tokens = problem(9, dtype=dtype)
     loss, found = fused.exact(
         hidden, head, hidden.detach(), head.detach(), DIVERGENCES[name](),
@@ -116,7 +116,7 @@ def test_student_equal_to_teacher_learns_exactly_nothing(name, where, dtype):
         assert gradient.abs().max() <= tolerance * 100
 
 
-def test_weights_that_differ_by_token_and_a_teacher_that_was_not_run():
+def test_per_token_weights_and_unused_teacher():
     hidden, head, hiddens, heads, weight, tokens = problem(6, teachers=3)
     choice = torch.tensor([0, 2, 2, 0, 2, 0])
     mixture = Mixture(torch.nn.functional.one_hot(choice, 3).T.double(), "probability")
@@ -138,7 +138,7 @@ def test_weights_that_differ_by_token_and_a_teacher_that_was_not_run():
     assert tokens.shape == (6,)
 
 
-def test_statistics_and_sampled_log_probs_come_from_the_same_pass():
+def test_statistics_in_the_same_pass():
     hidden, head, hiddens, heads, _, tokens = problem(7, teachers=3)
     mixture = MIXTURES["arithmetic"][1]()
     found = fused.measure(
@@ -186,7 +186,7 @@ def test_entropy_bonus_acts_in_the_same_pass():
     )
 
 
-def test_clamped_log_ratios_act_as_on_sampled_tokens():
+def test_clamp_matches_sampled_tokens():
     hidden, head, hiddens, heads, _, _ = problem(7)
     d, c = divergence.forward_kl(), 0.8
     found = fused.measure(hidden, head, hiddens, heads, d, clamp=c, chunk_size=3)
@@ -228,7 +228,7 @@ def test_low_precision_accumulates_in_float32(name, where):
 
 
 @pytest.mark.parametrize(("name", "where", "dtype"), covering(DIVERGENCES, SUPPORTS, [torch.float32, torch.float64]))
-def test_distributions_that_hardly_meet_give_no_nan(name, where, dtype):
+def test_no_nan_for_nearly_disjoint_distributions(name, where, dtype):
     """Log-ratios to ±100 and beyond, where one side's probability is 0 in float32."""
     head = torch.eye(3, dtype=dtype)
     hidden = torch.tensor([[0.0, -100.0, -3.0], [0.0, 0.0, -300.0], [50.0, -50.0, 0.0]], dtype=dtype).requires_grad_()
@@ -244,7 +244,7 @@ def test_distributions_that_hardly_meet_give_no_nan(name, where, dtype):
         torch.testing.assert_close(bounded, plain[: len(bounded)], rtol=0.25, atol=1e-6)
 
 
-def test_gradient_is_scaled_by_what_comes_from_above():
+def test_upstream_gradient_scales():
     hidden, head, hiddens, heads, weight, _ = problem(5)
     run = partial(fused.exact, hidden, head, hiddens, heads, divergence.hellinger(), weight=weight)
     plain = torch.autograd.grad(run()[0], [hidden, head])
@@ -278,7 +278,7 @@ def test_what_makes_no_sense_is_refused(change, message):
 
 @pytest.mark.parametrize("name", DIVERGENCES)
 @pytest.mark.parametrize("mixture", MIXTURES)
-def test_sampled_advantages_integrate_to_the_fused_gradient(name, mixture):
+def test_expected_advantage_is_fused_gradient(name, mixture):
     """By enumeration: every token of the vocabulary, weighed by the student's probability of it."""
     teachers, build = MIXTURES[mixture]
     d, mixed = DIVERGENCES[name](), build()

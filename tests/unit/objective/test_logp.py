@@ -67,7 +67,7 @@ def test_low_precision_has_the_temperature_too(temperature):
         torch.testing.assert_close(found[1], expected[1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_vocabulary_wider_than_one_part_of_the_head():
+def test_large_vocabulary():
     generator = torch.Generator().manual_seed(4)
     hidden, head = torch.randn(3, 4, generator=generator), torch.randn(40_000, 4, generator=generator)
     tokens, grad = torch.tensor([0, 39_999, 17_000]), torch.ones(3)
@@ -86,7 +86,7 @@ def test_a_vocabulary_wider_than_one_part_of_the_head():
             torch.testing.assert_close(one.float(), other, rtol=1e-2, atol=1e-5)
 
 
-def test_tokens_that_cannot_be_sampled_do_no_harm():
+def test_impossible_tokens_give_finite_scores():
     hidden = torch.tensor([[1.0], [1.0]])
     head = torch.tensor([[0.0], [1.0], [-torch.inf]])
     tokens = torch.tensor([0, 1])
@@ -96,7 +96,7 @@ def test_tokens_that_cannot_be_sampled_do_no_harm():
     torch.testing.assert_close(entropy, -(expected.exp() * expected).sum().expand(2))
 
 
-def test_no_gradient_where_nothing_is_asked():
+def test_no_gradient_without_grad():
     hidden, head, tokens, _, _ = problem(5, torch.float32)
     for found in backward_token_scores(hidden, head, tokens, torch.zeros(5), None, temperature=1.0, chunk_size=2):
         assert (found == 0).all()

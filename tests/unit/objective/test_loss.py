@@ -22,7 +22,7 @@ def test_policy_gradient_by_hand():
     torch.testing.assert_close(gradient, -torch.tensor([[1.0, -0.5, 0.0], [1.0, 0.0, 0.0]]) / 3)
 
 
-def test_descending_raises_the_log_prob_of_a_token_with_a_positive_advantage():
+def test_positive_advantage_raises_log_prob():
     logp = torch.tensor([[-1.0]], requires_grad=True)
     one = torch.ones(1, 1)
     policy_gradient(logp, one, one, one.bool(), 1).backward()
@@ -67,7 +67,7 @@ def test_divisors_by_hand():
 @pytest.mark.parametrize("aggregation", ["token_mean", "sequence_mean"])
 @settings(deadline=None, max_examples=40)
 @given(st.integers(0, 1000), st.lists(st.integers(1, 5), max_size=3))
-def test_splitting_the_batch_does_not_change_the_loss(aggregation, seed, cuts):
+def test_loss_is_invariant_to_splitting(aggregation, seed, cuts):
     generator = torch.Generator().manual_seed(seed)
     logp, advantage, weight = torch.randn(3, 6, 4, generator=generator, dtype=torch.float64)
     count = torch.rand(6, 4, generator=generator) > 0.4
@@ -99,7 +99,7 @@ def test_padding_does_not_change_the_loss(width):
     torch.testing.assert_close(loss(width), loss(0))
 
 
-def test_a_loss_is_summed_over_its_tokens_and_divided():
+def test_summed_loss():
     loss = torch.tensor([[1.0, 4.0, math.nan]], requires_grad=True)
     total = summed(loss, torch.tensor([[True, True, False]]), 2)
     assert total.item() == 2.5

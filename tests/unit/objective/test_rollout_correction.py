@@ -31,7 +31,7 @@ def test_ratio_is_student_over_rollout():
     assert not correction.mis(student, rollout, full(student), low=0.3, high=2.0)[1].any()
 
 
-def test_tis_clamps_on_both_sides_or_from_above_alone():
+def test_tis_clamps():
     student, rollout = logps([[0.1, 0.5, 1.0, 2.0, 6.0]])
     mask = torch.tensor([[True, True, True, True, True]])
     weight, keep = correction.tis(student, rollout, mask, low=0.5, high=2.0)
@@ -41,7 +41,7 @@ def test_tis_clamps_on_both_sides_or_from_above_alone():
     torch.testing.assert_close(weight, torch.tensor([[0.1, 0.5, 1.0, 2.0, 2.0]]))
 
 
-def test_mis_leaves_mask_and_denominator_and_weighs_the_rest_alike():
+def test_mis_masks_tokens_out_of_denominator():
     student, rollout = logps([[0.4, 0.8, 6.0, 1.5]])
     mask = torch.tensor([[True, True, True, False]])
     weight, keep = correction.mis(student, rollout, mask, low=0.5, high=2.0)
@@ -49,7 +49,7 @@ def test_mis_leaves_mask_and_denominator_and_weighs_the_rest_alike():
     assert weight.tolist() == [[0.0, 1.0, 0.0, 0.0]]
 
 
-def test_icepop_zeroes_outside_and_keeps_the_denominator():
+def test_icepop_zeroes_and_keeps_denominator():
     student, rollout = logps([[0.4, 0.8, 6.0]])
     weight, keep = correction.icepop(student, rollout, full(student), low=0.5, high=5.0)
     torch.testing.assert_close(weight, torch.tensor([[0.0, 0.8, 0.0]]))
@@ -102,7 +102,7 @@ def test_no_gradient_and_no_nan(correct, level):
 
 @settings(deadline=None, max_examples=40)
 @given(st.lists(st.floats(-100, 0, width=32), min_size=1, max_size=12))
-def test_where_sampler_and_learner_agree_nothing_changes(logp):
+def test_no_correction_without_mismatch(logp):
     logp = torch.tensor([logp])
     for correct in (correction.tis, correction.mis, correction.icepop):
         weight, keep = correct(logp, logp, full(logp), low=0.5, high=2.0)

@@ -14,7 +14,7 @@ VALUES = torch.tensor([[1.0, 3.0, math.nan], [5.0, math.nan, math.nan], [2.0, -4
 GROUP = torch.tensor([0, 0, 1])
 
 
-def test_sequence_return_is_the_sum_of_the_whole_response():
+def test_sequence_return():
     assert shaping.sequence_return(VALUES, MASK).tolist() == [[4.0, 4.0, 0.0], [5.0, 0.0, 0.0], [6.0, 6.0, 6.0]]
 
 
@@ -136,14 +136,14 @@ CREDITS = {
 
 
 @pytest.mark.parametrize("credit", ["sequence", "reward_to_go"])
-def test_sequence_level_credit_is_the_gradient_of_the_sequence_level_divergence(credit):
+def test_sequence_credit_is_sequence_gradient(credit):
     found, _, student, teacher, tokens = estimator(CREDITS[credit], 3)
     logp = token_logp(student, tokens).sum(-1)
     exact = divergence.reverse_kl().exact(logp, token_logp(teacher, tokens).sum(-1))
     torch.testing.assert_close(found, torch.autograd.grad(exact, student))
 
 
-def test_token_level_credit_is_the_gradient_of_each_position_under_fixed_prefixes():
+def test_token_credit_is_position_gradient():
     found, _, student, teacher, _ = estimator(CREDITS["token"], 3)
     total = 0.0
     for t in range(3):

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opd.objective import divergence, support
-from opd.objective.vocabulary import partial_
+from opd.objective.vocabulary import topk_divergence_
 from tests.covering import covering
 
 DIVERGENCES = [
@@ -74,7 +74,7 @@ def test_bucket_by_hand():
     assert found.item() == pytest.approx(0.5 * math.log(0.5 / 0.1) + 0.5 * math.log(0.5 / 0.9))
 
 
-def test_dropped_tail_by_hand_and_never_negative():
+def test_dropped_tail():
     logp = torch.tensor([[0.2, 0.3, 0.5]], dtype=torch.float64).log()
     reference = torch.tensor([[0.6, 0.3, 0.1]], dtype=torch.float64).log()
     found = support.topk(k=2, of="teacher", tail="drop").exact(divergence.reverse_kl(), logp, reference)
@@ -105,7 +105,7 @@ def test_student_equal_to_teacher_learns_nothing(d, tail, of, seed, k, token):
 @pytest.mark.parametrize("tail", ["renormalize", "bucket", "drop"])
 @settings(deadline=None, max_examples=40)
 @given(seed=st.integers(0, 200), k=st.integers(1, 7))
-def test_partial_sums_are_never_negative_and_have_no_nan(tail, seed, k):
+def test_topk_divergence_is_nonnegative(tail, seed, k):
     logits, reference = distributions(seed)
     for scale in (1.0, 40.0):
         found = partial(support.topk(k=k, of="teacher", tail=tail).exact, divergence.reverse_kl())
@@ -115,7 +115,7 @@ def test_partial_sums_are_never_negative_and_have_no_nan(tail, seed, k):
         assert torch.isfinite(gradient(total, logits)).all()
 
 
-def test_the_sampled_tail_needs_the_sampled_tokens():
+def test_sampled_tail_needs_tokens():
     logits, reference = distributions(0)
     with pytest.raises(ValueError, match="needs the sampled tokens"):
         support.topk(k=2, of="teacher", tail="sampled").exact(
@@ -124,7 +124,7 @@ def test_the_sampled_tail_needs_the_sampled_tokens():
 
 
 @pytest.mark.parametrize("of", ["teacher", "student", "union"])
-def test_a_clamped_token_that_both_have_among_their_likeliest_counts_once(of: str):
+def test_clamped_mass_counts_shared_tokens_once(of: str):
     generator = torch.Generator().manual_seed(0)
     student, reference = torch.randn(2, 20, 9, generator=generator, dtype=torch.float64).log_softmax(-1)
     chosen = support.topk(k=4, of=of, tail="bucket")  # pyright: ignore[reportArgumentType]
@@ -134,5 +134,5 @@ def test_a_clamped_token_that_both_have_among_their_likeliest_counts_once(of: st
         inside.scatter_(-1, ids, True)
     expected = (student.exp() * (inside & ((student - reference).abs() > 0.5))).sum(-1)
     given = student.clone(), reference.clone(), divergence.reverse_kl(), chosen, None
-    found = partial_(*given, backward=False, clamp=0.5)
+    found = topk_divergence_(*given, backward=False, clamp=0.5)
     torch.testing.assert_close(found["clamped"], expected)

@@ -33,7 +33,7 @@ TAILS = ["renormalize", "bucket", "sampled", "drop"]
     ("k", "tail", "divergence", "clamp"),
     covering([1, 5, VOCAB], TAILS, [reverse_kl, forward_kl, hellinger], [None, 0.5]),
 )
-def test_it_is_the_divergence_and_gradient_of_whole_distributions(k: int, tail, divergence, clamp):
+def test_matches_full_distributions(k: int, tail, divergence, clamp):
     hidden, head, theirs, their_head, tokens = world()
     logp = (theirs @ their_head.T).log_softmax(-1)
     inside = (logp.topk(k).indices == tokens[:, None]).any(-1)
@@ -62,7 +62,7 @@ def test_a_table_beside_heads_is_refused():
         measure(hidden, head, [theirs], [their_head], reverse_kl(), tables=[ours])
 
 
-def test_what_is_left_of_the_probability_is_the_other_tokens():
+def test_remaining_probability():
     _, _, theirs, their_head, tokens = world()
     logp = (theirs @ their_head.T).log_softmax(-1)
     ours, out = table(logp, tokens, 5), torch.empty(10, VOCAB, dtype=torch.float64)

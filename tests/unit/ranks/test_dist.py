@@ -30,9 +30,7 @@ def test_rank_size_and_place_on_the_node(monkeypatch: pytest.MonkeyPatch, given:
     assert world() == expected
 
 
-def test_all_tasks_of_a_step_meet_at_its_first_node_and_other_steps_elsewhere(
-    monkeypatch: pytest.MonkeyPatch, tmp_path
-):
+def test_slurm_rendezvous(monkeypatch: pytest.MonkeyPatch, tmp_path):
     (tmp_path / "scontrol").write_text("#!/bin/sh\necho n7\necho n9\n")
     (tmp_path / "scontrol").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

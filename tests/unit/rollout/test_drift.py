@@ -26,35 +26,37 @@ def sampled(learner: Root, sampling: Sampling) -> Rollout:
 
 
 @pytest.mark.parametrize(("temperature", "top_p", "top_k"), [(1.0, 1.0, 0), (0.6, 1.0, 0), (1.3, 0.8, 6)])
-def test_the_learners_own_samples_are_where_it_has_them(learner: Root, temperature: float, top_p: float, top_k: int):
+def test_no_drift_on_own_samples(learner: Root, temperature: float, top_p: float, top_k: int):
     sampling = Sampling(4, 9, temperature, top_p, top_k)
     rollout = sampled(learner, sampling)
     assert mean_drift(learner, rollout, sampling) < 1e-5
-    apart = replace(rollout, rollout_logp=rollout.rollout_logp + 0.25 * rollout.mask)
-    assert mean_drift(learner, apart, sampling) == pytest.approx(0.25, abs=1e-5)
+    shifted = replace(rollout, rollout_logp=rollout.rollout_logp + 0.25 * rollout.mask)
+    assert mean_drift(learner, shifted, sampling) == pytest.approx(0.25, abs=1e-5)
 
 
-def test_a_token_that_the_learner_could_not_draw_counts_with_the_bound(learner: Root):
+def test_impossible_token_counts_as_bound(learner: Root):
     wide, narrow = Sampling(1, 9, 1.0, 1.0, 0), Sampling(1, 9, 1.0, 1.0, 1)
     rollout = sampled(learner, wide)
     rollout = replace(rollout, rollout_logp=torch.zeros_like(rollout.rollout_logp))
     found = mean_drift(learner, rollout, narrow)
-    assert 0 < found < drift.APART and (found * int(rollout.mask.sum()) / drift.APART) % 1 == pytest.approx(0, abs=1e-4)
+    assert 0 < found < drift.MAX_TOKEN_DRIFT and (
+        found * int(rollout.mask.sum()) / drift.MAX_TOKEN_DRIFT
+    ) % 1 == pytest.approx(0, abs=1e-4)
 
 
-def test_responses_are_taken_from_all_over_the_rollout(learner: Root, monkeypatch: pytest.MonkeyPatch):
+def test_compared_responses_are_evenly_spread(learner: Root, monkeypatch: pytest.MonkeyPatch):
     sampling = Sampling(4, 9, 1.0, 1.0, 0)
     rollout = sampled(learner, sampling)
     shift = torch.arange(len(rollout))[:, None] * 0.1 * rollout.mask
-    apart = replace(rollout, rollout_logp=rollout.rollout_logp + shift)
+    shifted = replace(rollout, rollout_logp=rollout.rollout_logp + shift)
     monkeypatch.setattr(drift, "ROWS", 3)
     length, rows = rollout.mask.sum(1).double(), [0, 15, 31]
     expected = sum(0.1 * row * length[row] for row in rows) / sum(length[row] for row in rows)
-    assert mean_drift(learner, apart, sampling) == pytest.approx(float(expected), rel=1e-4)
+    assert mean_drift(learner, shifted, sampling) == pytest.approx(float(expected), rel=1e-4)
 
 
 @pytest.mark.parametrize("setting", [(1.0, 1.0, 0), (1.3, 0.8, 6)])
-def test_a_rank_without_a_response_takes_part_and_nothing_to_compare_is_no_number(learner: Root, setting: tuple):
+def test_drift_without_responses(learner: Root, setting: tuple):
     """As where a benchmark has fewer problems than there are ranks."""
 
     class Others(Ranks):

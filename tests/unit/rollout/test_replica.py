@@ -47,7 +47,7 @@ def test_tied_weights_stay_tied_and_rotary_frequencies_exact(dtype):
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
-def test_int8_rounds_every_product_by_output_channel(family: str):
+def test_int8_rounds_by_output_channel(family: str):
     learner = build(family)
     replica = replicate(learner, "int8")
     refresh(replica, learner, "int8")
@@ -63,7 +63,7 @@ def test_int8_rounds_every_product_by_output_channel(family: str):
     assert rounded == (2 * 7 + 1 if family == "qwen3" else 2 * 4 + 1)
 
 
-def test_a_learner_of_lower_precision_is_copied_for_float32():
+def test_float32_copy_of_low_precision_learner():
     learner = build().bfloat16()
     replica = replicate(learner, "float32")
     refresh(replica, learner, "float32")

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from opd.data.batch import Prompt, Rollout, Sampling
 from opd.errors import UserError
 from opd.rollout import continuous
-from opd.rollout.lean import is_lean
+from opd.rollout.fused_forward import can_fuse
 from opd.rollout.sampler import TransformersSampler
 from tests.unit.rollout.families import (
     FAMILIES,
@@ -51,7 +51,7 @@ def norms_in_float64(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_logp_is_the_learners_own(family: str):
     model = build(family)
-    assert is_lean(model) == (family in LEAN)
+    assert can_fuse(model) == (family in LEAN)
     rollout = sampler(model).sample(prompts(), PLAIN, key=(1,))
     assert 3 < rollout.mask.sum(1).float().mean() < 18, "responses of mixed length, or the test shows little"
     torch.testing.assert_close(rollout.rollout_logp, reference_logp(model, rollout, PLAIN), rtol=1e-5, atol=1e-5)
@@ -59,7 +59,7 @@ def test_logp_is_the_learners_own(family: str):
 
 @pytest.mark.parametrize("setting", [(0.7, 0.9, 0), (1.0, 1.0, 4), (1.4, 0.7, 6), (0.5, 1.0, 0)])
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
-def test_logp_is_that_of_the_truncated_distribution(family: str, setting: tuple[float, float, int]):
+def test_logp_of_truncated_distribution(family: str, setting: tuple[float, float, int]):
     sampling = Sampling(3, 20, *setting)
     model = build(family)
     rollout = sampler(model).sample(prompts(), sampling, key=(1,))
@@ -108,30 +108,30 @@ def nan_memory():
 @pytest.mark.parametrize("family", ["qwen3", "gpt2"])
 @pytest.mark.parametrize("max_batch_tokens", [100, 500, 5_000])
 @pytest.mark.usefixtures("nan_memory")
-def test_nothing_is_read_before_it_is_written(family: str, max_batch_tokens: int):
+def test_no_uninitialised_reads(family: str, max_batch_tokens: int):
     sampler(build(family), max_batch_tokens=max_batch_tokens).sample(prompts(40), PLAIN, key=(1,))
 
 
 @pytest.mark.parametrize("close", [1, 10**9])
-def test_gaps_do_no_harm(monkeypatch: pytest.MonkeyPatch, close: int):
+def test_compaction_does_not_change_samples(monkeypatch: pytest.MonkeyPatch, close: int):
     """Slots whose branch has ended stay for long, past the last position of the model, or not for a step."""
     given = prompts(40)
     model = build("gpt2", torch.float64, n_positions=9 + PLAIN.max_tokens)
     usual = sampler(model, max_batch_tokens=500).sample(given, PLAIN, key=(1,))
-    monkeypatch.setattr(continuous, "CLOSE", close)
+    monkeypatch.setattr(continuous, "COMPACT_SHARE", close)
     found = sampler(model, max_batch_tokens=500).sample(given, PLAIN, key=(1,))
     assert torch.equal(found.tokens, usual.tokens)
     torch.testing.assert_close(found.rollout_logp, usual.rollout_logp, rtol=0, atol=1e-7)
 
 
-def test_buffers_are_used_again():
+def test_buffers_are_reused():
     ours, given = sampler(build()), prompts()
     first = ours.sample(given, PLAIN, key=(1,))
-    buffers = [buffer.data_ptr() for buffer in ours.memory.buffers]
+    buffers = [buffer.data_ptr() for buffer in ours.pool.buffers]
     assert len(buffers) == 4
     ours.sample(given, replace(PLAIN, max_tokens=5), key=(2,))
     again = ours.sample(given, PLAIN, key=(1,))
-    assert [buffer.data_ptr() for buffer in ours.memory.buffers] == buffers
+    assert [buffer.data_ptr() for buffer in ours.pool.buffers] == buffers
     assert torch.equal(first.rollout_logp, again.rollout_logp)
 
 
@@ -159,7 +159,7 @@ def test_layout():
     assert (rollout.rollout_logp[rollout.mask] < 0).all()
 
 
-def test_stop_tokens_end_a_response_and_belong_to_it():
+def test_response_includes_stop_token():
     sampling = replace(PLAIN, num_samples=40)
     rollout = sampler(build()).sample(prompts(), sampling, key=(1,))
     last = rollout.tokens.gather(1, rollout.mask.sum(1, keepdim=True) - 1)[:, 0]
@@ -232,7 +232,7 @@ def test_tokens_follow_the_distribution(setting: tuple[float, float, int], max_b
     assert scipy.stats.chisquare(observed[enough], expected[enough]).pvalue > 1e-4
 
 
-def test_low_precision_differs_a_little_and_follows_sync():
+def test_low_precision_copy_follows_sync():
     model = build("qwen3-tied")
     for dtype, most in (("bfloat16", 0.3), ("int8", 0.3)):
         ours = sampler(model, dtype)
@@ -262,7 +262,7 @@ def test_float32_is_the_learner_itself():
     torch.testing.assert_close(rollout.rollout_logp, reference_logp(model, rollout, PLAIN), rtol=0, atol=1e-5)
 
 
-def test_sampling_leaves_learner_and_random_state_alone():
+def test_sampling_has_no_side_effects():
     model = build("gpt2", attn_pdrop=0.5, resid_pdrop=0.5, embd_pdrop=0.5)
     model.gradient_checkpointing_enable()
     model.train()
@@ -303,7 +303,7 @@ def watched() -> tuple[PreTrainedModel, list[int]]:
 
 
 @pytest.mark.parametrize("temperature", [0.0, 0.3, 1.0])
-def test_what_rows_have_in_common_is_computed_once(watched: tuple[PreTrainedModel, list[int]], temperature: float):
+def test_common_prefixes_are_computed_once(watched: tuple[PreTrainedModel, list[int]], temperature: float):
     model, fed = watched
     rollout = sampler(model).sample(prompts(), replace(PLAIN, num_samples=6, temperature=temperature), key=(1,))
     distinct = {
@@ -376,11 +376,11 @@ def test_bad_requests_are_refused(token_ids: tuple[int, ...], changes: dict, say
 
 
 @pytest.mark.parametrize("stop_ids", [(), (1, VOCAB)])
-def test_stop_tokens_outside_the_vocabulary_are_refused(stop_ids: tuple[int, ...]):
+def test_refuses_unknown_stop_tokens(stop_ids: tuple[int, ...]):
     with pytest.raises(UserError, match=r"stop tokens of .*Qwen3ForCausalLM"):
         TransformersSampler(root(build()), stop_ids=stop_ids, pad_id=0, dtype="float32", max_batch_tokens=100)
 
 
-def test_models_with_another_kind_of_state_are_refused():
+def test_refuses_models_with_other_state():
     with pytest.raises(UserError, match="linear_attention"):
         sampler(build(layer_types=["full_attention", "linear_attention"]))

@@ -66,7 +66,7 @@ def test_one_turn_is_the_samplers_own_rollout():
         assert found.learned is found.mask
 
 
-def test_what_the_environment_writes_is_of_the_response_and_is_not_learned():
+def test_environment_tokens_are_not_learned():
     sampler, environment = Scripted(), Asks(times=1)
     found = turns(sampler, environment).sample(PROMPTS, SAMPLING, key=(3,))
     first, again = 3 % 7, (1 + 2 + 3 + END + 5 + 6) % 7
@@ -83,7 +83,7 @@ def test_what_the_environment_writes_is_of_the_response_and_is_not_learned():
     assert environment.seen[4] == (2, ["A", f"{first}{END}", "?", f"{again}{END}"])
 
 
-def test_a_response_that_is_full_is_truncated_and_keeps_whole_turns():
+def test_full_response_is_truncated_between_turns():
     sampler = Scripted()
     found = turns(sampler, Asks(times=4)).sample(PROMPTS, replace(SAMPLING, max_tokens=7), key=(3,))
     # Two turns and a reply are 6 of 7 tokens: another reply does not fit.
@@ -115,7 +115,7 @@ def chatting(template: str):
     return tokenizer
 
 
-def test_a_replys_tokens_continue_the_text_that_a_chat_template_makes():
+def test_reply_tokens_match_chat_template():
     tokenizer = chatting("qwen2_5")
     text = tokenizer.apply_chat_template([*BEFORE, *REPLY], tokenize=False, add_generation_prompt=True)
     rest = text.partition("assistant\n2<|im_end|>")[2]
@@ -126,6 +126,6 @@ def test_a_replys_tokens_continue_the_text_that_a_chat_template_makes():
     assert reply_ids(BEFORE, REPLY, tokenizer, template="raw") == plain
 
 
-def test_a_chat_template_that_rewrites_earlier_turns_is_refused():
+def test_refuses_chat_template_that_rewrites_turns():
     with pytest.raises(UserError, match="the chat template changes earlier turns when a reply is added"):
         reply_ids(BEFORE, REPLY, chatting("qwen3"), template="chat")

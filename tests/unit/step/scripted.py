@@ -20,7 +20,7 @@ from opd.model.sharded import Root
 from opd.recipes.tokenizer import EOS, build_tokenizer
 from opd.step import assemble
 from opd.teacher import load as teachers
-from opd.teacher.local import Teachers, table
+from opd.teacher.local import Teachers, stack_scores
 from tests.integration.conftest import composed
 from tests.random_models import save_random
 from tests.unit.small import ALONE
@@ -115,7 +115,7 @@ class ScriptedTeachers(Teachers):
                 said = says(teacher, prompt, rollout.tokens[row][mask].tolist())
                 scores[:, row, mask] = torch.tensor(said, dtype=torch.float64).reshape(-1, 2).T
             found[teacher] = TokenScores(scores[0], scores[1])
-        return table(rollout, len(self), found)
+        return stack_scores(rollout, len(self), found)
 
     def close(self) -> None: ...
 

@@ -12,7 +12,7 @@ from opd.data.batch import Prompt, Sampling
 from opd.recipes.tokenizer import build_tokenizer
 from opd.records.run_dir import Sample
 from opd.rollout.sampler import TransformersSampler
-from opd.step.benchmarks import Answered, answer_benchmarks, summarize
+from opd.step.benchmarks import AnsweredProblem, answer_benchmarks, summarize
 from tests.unit.small import rollout_of, root, tiny_qwen3
 
 TOKENIZER = build_tokenizer()
@@ -36,7 +36,7 @@ def problem(answer: str) -> Prompt:
     return Prompt(f"p{answer}", "?", answer, "addition", (2,))
 
 
-def answered(texts: int | None) -> list[Answered]:
+def answered(texts: int | None) -> list[AnsweredProblem]:
     return answer_benchmarks(
         Scripted(),
         {"one": [problem("7"), problem("2")], "two": [problem("7")]},
@@ -55,7 +55,7 @@ def kept(texts: int | None) -> dict[tuple[str, str, int], str]:
     return {(line["benchmark"], line["problem_id"], line["sample"]): line["text"] for line in found}
 
 
-def test_every_answer_is_graded_by_its_own_text_and_scored():
+def test_answers_are_graded_and_scored():
     found = answered(None)
     assert [(each.benchmark, each.problem_id) for each in found] == [("one", "p7"), ("one", "p2"), ("two", "p7")]
     samples = [sample for each in found for sample in each.samples]
@@ -73,7 +73,7 @@ def test_every_answer_is_graded_by_its_own_text_and_scored():
 
 
 @pytest.mark.parametrize("texts", [1, 2, 3, 9])
-def test_the_first_texts_of_each_problem_are_kept(texts: int):
+def test_keeps_first_texts_of_each_problem(texts: int):
     assert kept(texts) == {key: text for key, text in kept(None).items() if key[2] < texts}
     assert [each.samples for each in answered(texts)] == [each.samples for each in answered(None)]
 
@@ -82,7 +82,7 @@ def test_none_is_kept_where_none_is_wanted():
     assert [each.texts for each in answered(0)] == [b"", b"", b""]
 
 
-def test_each_answer_is_recorded_as_its_problems_next_sample():
+def test_sample_numbers():
     tokenizer = build_tokenizer()
     model = tiny_qwen3(len(tokenizer), dtype=torch.float32)
     sampler = TransformersSampler(root(model), stop_ids=[1, 12], pad_id=0, dtype="float32", max_batch_tokens=400)
@@ -104,7 +104,7 @@ def test_each_answer_is_recorded_as_its_problems_next_sample():
     assert [each.answer for each in found[:12]] == [str(at + 1) for at in range(3) for _ in range(4)]
 
 
-def test_benchmarks_count_alike_whatever_their_size():
+def test_benchmarks_are_weighted_equally():
     def graded(benchmark: str, problem: str, right: list[bool], length: int) -> list[Sample]:
         return [
             Sample(benchmark, problem, at, each, float(each), "1", "1", length, False) for at, each in enumerate(right)

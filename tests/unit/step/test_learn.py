@@ -27,8 +27,8 @@ from opd.step.assemble import bind
 from opd.step.batch import Batch
 from opd.step.learn import Exact, Learner, Signal
 from opd.step.terms import Advantage, Loss, Term, term
+from opd.teacher.full_distributions import FullDistributions
 from opd.teacher.local import LocalTeachers
-from opd.teacher.whole import Whole
 from tests.covering import covering
 from tests.unit.small import ALONE, rollout_of, root, tiny_qwen3
 
@@ -135,7 +135,7 @@ def test_the_stages_act_in_their_order(last: int):
     assert metrics["whitening/std"] == pytest.approx(math.sqrt(26) / 3 if whitened else 1)
 
 
-def test_early_disagreements_weigh_more_by_the_signal_before_credit():
+def test_prefix_weight_uses_signal_before_credit():
     weight = torch.tensor([[1.0, 3.0], [0.5, 9.0]])
     batch, _ = prepared(
         by_hand(U, ANCHOR, weight=weight), 0.0, {"prefix_strength": 1.0},
@@ -145,12 +145,12 @@ def test_early_disagreements_weigh_more_by_the_signal_before_credit():
     assert valid(batch.weight) == pytest.approx([2, 5, 1])
 
 
-def test_sequence_credit_gives_all_of_a_response_its_sum():
+def test_sequence_credit():
     batch, _ = prepared(by_hand(U, ANCHOR), credit="sequence", gamma=1.0)
     assert valid(batch.advantage) == [1, 1, 3]
 
 
-def test_tokens_that_are_not_kept_have_no_part_in_returns_means_and_spread():
+def test_dropped_tokens_do_not_count_in_shaping():
     keep = torch.tensor([[True, False], [True, False]])
     batch, metrics = prepared(by_hand(U, ANCHOR, keep=keep), 0.0, {"advantage_clip": 2.0}, gamma=1.0)
     assert valid(batch.advantage)[::2] == [-1, 2] and metrics["shaping/clipped"] == 0.5
@@ -159,13 +159,13 @@ def test_tokens_that_are_not_kept_have_no_part_in_returns_means_and_spread():
     assert (metrics["whitening/mean"], metrics["whitening/std"]) == (1, 2)
 
 
-def test_without_an_anchor_the_student_stands_for_itself():
+def test_student_is_default_anchor():
     batch, _ = prepared(replace(by_hand(U, ANCHOR), anchor_logp=None), 0.0, {"extrapolation": 2.0})
     assert valid(batch.advantage) == [-2, 4, 6]
 
 
 @pytest.mark.parametrize("name", ["reverse_kl", "hellinger", "jensen_shannon"])
-def test_extrapolation_leads_past_the_reference_away_from_the_anchor(name: str):
+def test_extrapolation_target(name: str):
     one, c = getattr(divergence, name)(), 1.25
     found, _ = prepared(by_hand(U, ANCHOR, one), 0.0, {"extrapolation": c})
     beside_anchor, log_ratio = torch.tensor(ANCHOR), torch.tensor(U)
@@ -175,7 +175,7 @@ def test_extrapolation_leads_past_the_reference_away_from_the_anchor(name: str):
     assert valid(found.advantage) != pytest.approx(valid(one.advantage(log_ratio)))
 
 
-def test_a_clamp_holds_log_ratios_and_says_on_what_share():
+def test_clamp_and_its_share():
     one = divergence.forward_kl().at(torch.ones(2, 2, dtype=torch.bool), torch.zeros(2, 2)).clamped(1.5)
     batch, _ = prepared(replace(by_hand(U, ANCHOR), divergence=one))
     assert valid(batch.advantage) == pytest.approx([math.exp(-1) - 1, math.exp(1.5) - 1, math.exp(1.5) - 1])
@@ -246,7 +246,7 @@ class World:
     def learner(self, given: RunConfig, where: Support | None = None) -> Learner:
         weights = {name: weight for name, weight in given.signal.items() if has_weight(weight)}
         chosen = {name: getattr(terms, name) for name in weights if where is None or name != "divergence"}
-        exact = None if where is None else Exact(given, Whole(self.policy, self.teachers), where)
+        exact = None if where is None else Exact(given, FullDistributions(self.policy, self.teachers), where)
         return Signal(given, self.policy, chosen, weights, exact)
 
     def batch(self, rollout: Rollout, one: Divergence | Mixed, mixture: Mixture = SINGLE, **fields: Any) -> Batch:
@@ -322,7 +322,7 @@ OWN = [
 
 
 @pytest.mark.parametrize(("name", "where"), OWN)
-def test_a_student_that_is_its_own_teacher_has_no_loss_and_no_gradient(name: str, where: str | None):
+def test_self_teacher_has_zero_loss_and_gradient(name: str, where: str | None):
     world, batch = its_own_teacher()
     learner = world.learner(config(**(SHAPED if where is None else {})), where and SUPPORTS[where])
     found, gradients = world.learn(learner, on(batch, divergence_of(name)))
@@ -332,7 +332,7 @@ def test_a_student_that_is_its_own_teacher_has_no_loss_and_no_gradient(name: str
 
 
 @pytest.mark.parametrize("name", LEARNERS)
-def test_the_entropy_bonus_is_the_only_gradient_of_a_student_that_is_its_own_teacher(name: str, rollout: Rollout):
+def test_self_teacher_has_entropy_gradient_only(name: str, rollout: Rollout):
     world = World(0)
     # What a filter leaves out keeps its entropy.
     batch = world.batch(rollout, divergence.reverse_kl(), keep=rollout.mask & (rollout.tokens % 2 == 0))
@@ -367,7 +367,7 @@ CHANGES = {
 
 @pytest.mark.parametrize("learner", LEARNERS)
 @pytest.mark.parametrize("change", CHANGES)
-def test_how_a_batch_lies_in_memory_changes_nothing(change: str, learner: str, rollout: Rollout):
+def test_invariant_to_batch_layout(change: str, learner: str, rollout: Rollout):
     shaped = {"whitening": "sample", "gamma": 0.5} if learner == "sampled" else {}
     given = config(signal={"entropy": 0.1}, **shaped)
     rearrange, memory = CHANGES[change]
@@ -418,7 +418,7 @@ def enumerated(num_teachers: int) -> tuple[World, Batch, Batch]:
 
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in (*BIASED, "split")])
-def test_the_sampled_gradient_is_in_expectation_the_exact_one(name: str, mixture: str):
+def test_expected_sampled_gradient_is_exact(name: str, mixture: str):
     one, mixed = divergence_of(name), MIXTURES[mixture]
     world, every, each = enumerated(1 if mixture == "single" else 2)
     _, sampled = world.learn(world.learner(config()), on(every, one, mixed))
@@ -427,7 +427,7 @@ def test_the_sampled_gradient_is_in_expectation_the_exact_one(name: str, mixture
 
 
 @pytest.mark.parametrize("name", BIASED)
-def test_a_biased_form_is_not_in_expectation_the_exact_gradient_of_its_divergence(name: str):
+def test_biased_form_gradient_differs_from_exact(name: str):
     (world, every, _), biased = enumerated(1), divergence_of(name)
     unbiased = replace(biased, weight=None)
     found = [world.learn(world.learner(config()), on(every, one))[1] for one in (biased, unbiased)]
@@ -435,7 +435,7 @@ def test_a_biased_form_is_not_in_expectation_the_exact_gradient_of_its_divergenc
         agree(found[0], found[1], 0.1)
 
 
-def test_the_entropy_bonus_has_the_same_gradient_in_both_learners():
+def test_entropy_bonus_of_both_learners():
     world, every, each = enumerated(1)
     bonus = {}
     for name, where in LEARNERS.items():
@@ -451,7 +451,7 @@ def test_the_entropy_bonus_has_the_same_gradient_in_both_learners():
         agree(found, expected, 1e-5)
 
 
-def test_a_penalty_on_the_anchor_is_in_expectation_the_gradient_of_its_divergence():
+def test_anchor_penalty_expectation():
     world, anchor = World(1), model(seed=3)
     rollout, probability = every_token(world.student)
     batch = world.batch(
@@ -463,7 +463,7 @@ def test_a_penalty_on_the_anchor_is_in_expectation_the_gradient_of_its_divergenc
     agree_in_expectation([a - b for a, b in zip(near, free, strict=True)], world.gradients())
 
 
-def test_an_extrapolated_reference_is_in_expectation_the_one_past_the_teacher():
+def test_extrapolation_expectation():
     """anchor · (teacher / anchor)^c, not normalised."""
     world, anchor, c = World(1), model(seed=3), 1.5
     rollout, probability = every_token(world.student)
@@ -481,7 +481,7 @@ def test_an_extrapolated_reference_is_in_expectation_the_one_past_the_teacher():
 
 
 @pytest.mark.parametrize("where", ["full", "drop union"])
-def test_a_clamp_acts_on_the_exact_gradient_and_its_mass_is_a_metric(where: str, rollout: Rollout):
+def test_clamp_of_exact_gradient_and_its_metric(where: str, rollout: Rollout):
     world, one, clamp = World(1), divergence.forward_kl(), 2.0
     batch = world.batch(rollout, one)
     batch = replace(batch, divergence=batch.divergence.clamped(clamp))
@@ -497,7 +497,7 @@ def test_a_clamp_acts_on_the_exact_gradient_and_its_mass_is_a_metric(where: str,
     assert metrics["support/clamped_mass"] == pytest.approx(float(beyond), rel=1e-5) and 0.05 < beyond < 0.95
 
 
-def test_a_token_that_is_filtered_keeps_its_place_in_the_denominator_and_its_entropy(rollout: Rollout):
+def test_filtered_token_stays_in_denominator(rollout: Rollout):
     world, one = World(1), divergence.jensen_shannon()
     keep = rollout.mask & (rollout.tokens % 2 == 0)
     batch = world.batch(rollout, one, keep=keep)
@@ -519,7 +519,7 @@ def grouped(rollout: Rollout) -> Rollout:
     return replace(rollout.rows(slice(0, 4)), group=torch.tensor([0, 0, 1, 1]))
 
 
-def test_parts_hold_each_response_once_with_its_own_hidden_states(rollout: Rollout):
+def test_parts_partition_responses(rollout: Rollout):
     world = World(1, 2)
     weights = torch.tensor([[0.9, 0.2, 0.5, 0.0], [0.1, 0.8, 0.5, 1.0]], dtype=torch.float64)
     batch = world.batch(grouped(rollout), divergence_of("split"), Mixture(weights, "probability"))
@@ -542,7 +542,7 @@ def test_parts_hold_each_response_once_with_its_own_hidden_states(rollout: Rollo
 
 
 @pytest.mark.parametrize(("aggregation", "expected"), [("token_mean", [3, 3, 2]), ("sequence_mean", [4, 2, 2])])
-def test_a_part_is_divided_by_what_is_counted_in_it(aggregation: loss.Aggregation, expected: list[int]):
+def test_part_denominators(aggregation: loss.Aggregation, expected: list[int]):
     """Two responses of two tokens and of one, then one of which all counts and one of which nothing does."""
     rollout = rollout_of([[2]] * 4, [[4, 5], [6], [7, 8, 9], [10, 11]])
     count = rollout.mask & (rollout.tokens < 9)
@@ -566,7 +566,7 @@ def test_a_part_is_divided_by_what_is_counted_in_it(aggregation: loss.Aggregatio
 
 
 @pytest.mark.parametrize("name", ["full", "topk"])
-def test_exact_gradients_of_the_parts_are_those_of_the_parts_by_themselves(name: str, rollout: Rollout):
+def test_exact_gradient_of_each_part(name: str, rollout: Rollout):
     world, one = World(1), divergence.hellinger()
     learner = world.learner(config(), LEARNERS[name])
     both = world.batch(grouped(rollout), one)
@@ -578,7 +578,7 @@ def test_exact_gradients_of_the_parts_are_those_of_the_parts_by_themselves(name:
 SEVERAL = {"mini_batch_size": 1, "batch_size": 2, "clip": Clip(low=0.2, high=0.3)}
 
 
-def test_the_first_update_is_the_plain_policy_gradient_of_its_part(rollout: Rollout):
+def test_first_update_is_plain_policy_gradient(rollout: Rollout):
     world = World(1)
     student = world.policy.scores(grouped(rollout))
     batch = world.batch(grouped(rollout), divergence.hellinger(), student=student)
@@ -592,7 +592,7 @@ def test_the_first_update_is_the_plain_policy_gradient_of_its_part(rollout: Roll
     assert found[0] == pytest.approx(-float(kept.mean()), rel=1e-5)
 
 
-def test_a_later_update_is_clipped_where_the_ratio_has_left_the_range(rollout: Rollout):
+def test_later_updates_are_clipped(rollout: Rollout):
     world = World(1)
     rollout = grouped(rollout)
     learner = world.learner(config(signal={"entropy": 0.1}, **SEVERAL))
@@ -642,7 +642,7 @@ def squared(batch: Batch) -> Loss:
     return Loss(batch.student.logp**2 + batch.student.entropy, batch.count & (batch.rollout.tokens % 2 == 0))
 
 
-def test_advantages_of_tokens_go_through_credit_and_those_of_responses_do_not():
+def test_credit_applies_to_token_advantages_only():
     plain = by_hand(U, ANCHOR)
     of_tokens, of_responses = torch.tensor([[1.0, 2.0], [4.0, torch.nan]]), torch.tensor([10.0, -10.0])
     terms = {"a": scripted(of_tokens), "b": scripted(of_responses), "absent": scripted(of_tokens / 0)}
@@ -652,7 +652,7 @@ def test_advantages_of_tokens_go_through_credit_and_those_of_responses_do_not():
     assert batch.weights == {"a": 2.0, "b": 0.5, "absent": 0.0}
 
 
-def test_the_order_in_which_terms_are_listed_changes_no_bit():
+def test_invariant_to_term_order():
     torch.manual_seed(0)
     terms = {name: scripted(torch.randn(2, 2)) for name in "abc"} | {name: scripted(torch.randn(2)) for name in "xyz"}
     weights = dict(zip(terms, torch.rand(6).tolist(), strict=True))
@@ -664,13 +664,13 @@ def test_the_order_in_which_terms_are_listed_changes_no_bit():
 
 @pytest.mark.parametrize("updates", [1, 2])
 @pytest.mark.parametrize("where", LEARNERS)
-def test_what_is_learned_is_the_sum_of_its_terms(where: str, updates: int, rollout: Rollout):
+def test_gradient_is_sum_of_terms(where: str, updates: int, rollout: Rollout):
     """Divergence (sampled or over the vocabulary), a reward's policy gradient and a loss, by plain autograd."""
     world, four = World(1), grouped(rollout)
     reward = torch.tensor([1.0, -2.0, 0.5, 3.0], dtype=torch.float64)
     several = SEVERAL if updates == 2 else {}
     given, support = config(**several), LEARNERS[where]
-    exact = None if support is None else Exact(given, Whole(world.policy, world.teachers), support)
+    exact = None if support is None else Exact(given, FullDistributions(world.policy, world.teachers), support)
     chosen = {"reward": scripted(reward), "squared": squared}
     chosen |= {} if exact else {"divergence": terms.divergence}
     learner = Signal(given, world.policy, chosen, {"divergence": 0.7, "reward": [0.0, 0.6], "squared": 0.2}, exact)

@@ -86,13 +86,13 @@ def of_prompts(whole: Scored, positions: list[int]) -> Scored:
 
 
 @pytest.mark.parametrize(("size", "num_parts"), [(2, 1), (2, 2), (4, 2), (2, 4)])
-def test_the_ranks_rows_are_joined_in_the_order_of_their_prompts(size: int, num_parts: int):
+def test_gathered_rows_are_in_prompt_order(size: int, num_parts: int):
     torch.manual_seed(0)
     whole = scored()
 
     def work(ranks: Ranks) -> tuple[list[int], Scored]:
         positions = own_positions(PROMPTS, num_parts, ranks)
-        return positions, of_prompts(whole, positions).joined(ranks, positions)
+        return positions, of_prompts(whole, positions).gathered(ranks, positions)
 
     found = on_threads(size, work)
     shares = [positions for positions, _ in found]

@@ -36,25 +36,25 @@ def answers() -> Rollout:
     return replace(rollout, group=torch.tensor([0, 0, 1, 1, 2, 2]))
 
 
-def rewarded(asked: bool = True, **knobs: Any) -> tuple[torch.Tensor | None, torch.Tensor, dict[str, float]]:
+def rewarded(needed: bool = True, **knobs: Any) -> tuple[torch.Tensor | None, torch.Tensor, dict[str, float]]:
     responses = answers()
-    rewards = Rewards(asked, replace(shaping(), **knobs))
+    rewards = Rewards(needed, replace(shaping(), **knobs))
     return rewards(responses, lambda: grade_rollout(responses, PROMPTS, TOKENIZER, timeout=5.0))
 
 
 @pytest.mark.parametrize(("baseline", "expected"), [("none", [1, 1, 1, 0, 0, 0]), ("group", [0, 0, 0.5, -0.5, 0, 0])])
-def test_a_reward_is_less_its_prompts_mean_where_that_is_the_baseline(baseline: str, expected: list[float]):
+def test_reward_baseline(baseline: str, expected: list[float]):
     reward, weight, metrics = rewarded(reward_baseline=baseline)
     assert reward is not None and reward.tolist() == expected
     assert weight.tolist() == [[1.0]] * 6 and metrics == {"reward/mean": 0.5, "reward/prompt_weight": 1.0}
 
 
-def test_a_prompt_weighs_by_its_pass_rate():
+def test_pass_rate_weights():
     reward, weight, metrics = rewarded(pass_rate_power=2.0)
     assert reward is not None and weight[:, 0].tolist() == [0, 0, 1, 1, 0, 0]
     assert metrics == pytest.approx({"reward/mean": 0.5, "reward/prompt_weight": 1 / 3})
 
 
-def test_nothing_is_graded_where_no_knob_asks():
-    reward, weight, metrics = rewarded(asked=False)
+def test_no_grading_without_rewards():
+    reward, weight, metrics = rewarded(needed=False)
     assert reward is None and weight.tolist() == [[1.0]] * 6 and metrics == {}

@@ -21,10 +21,10 @@ from opd.records.run_dir import RunDir
 from opd.step.assemble import assemble
 from opd.step.batch import Batch
 from opd.step.learn import Learner
-from opd.step.loop import examine, step
+from opd.step.loop import evaluate, step
 from opd.step.run import Run
 from tests.unit.small import ALONE
-from tests.unit.step.by_hand import At, Row, Step, by_hand, loss_by_hand
+from tests.unit.step.reference_step import At, Row, Step, by_hand, loss_by_hand
 from tests.unit.step.scripted import END, ScriptedTeachers, config_of, response, says, script
 
 TEMPERATURE = 0.8
@@ -82,10 +82,10 @@ class Watched:
     parts: list[Batch] = field(default_factory=list)
 
     def prepare(self, batch: Batch, progress: float) -> tuple[Batch, dict[str, float]]:
-        ready, metrics = self.learner.prepare(batch, progress)
+        prepared, metrics = self.learner.prepare(batch, progress)
         self.given.append(batch)
-        self.prepared.append(ready)
-        return ready, metrics
+        self.prepared.append(prepared)
+        return prepared, metrics
 
     def backward(self, batch: Batch) -> dict[str, float]:
         self.parts.append(batch)
@@ -176,7 +176,7 @@ def at(tokens: Iterable[At], values: Any) -> list[float]:
 
 @pytest.mark.parametrize("number", [2, 5])
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_is_the_step_by_hand(case: str, number: int, scripted, monkeypatch: pytest.MonkeyPatch):
+def test_step_matches_reference(case: str, number: int, scripted, monkeypatch: pytest.MonkeyPatch):
     run = scripted(CASES[case])
     config, model = run.config, copy.deepcopy(run.policy.model)
     rows = rows_of(run, number)
@@ -197,12 +197,12 @@ def test_a_step_is_the_step_by_hand(case: str, number: int, scripted, monkeypatc
     assert run.teachers.asked == [needed.get(config.method("ensemble"), (0, 1, 2))]
 
     # what reaches the learner
-    ((given,), (ready,)) = watched.given, watched.prepared
-    assert {x for x in every if given.keep[x]} == expected.learned and ready.keep is given.keep
-    assert {x for x in every if given.count[x]} == expected.counted and ready.count is given.count
-    assert ready.advantage is not None
-    assert at(expected.learned, ready.advantage) == pytest.approx(at(expected.learned, expected.advantage), abs=1e-5)
-    assert at(expected.learned, ready.weight) == pytest.approx(at(expected.learned, expected.weight), abs=1e-5)
+    ((given,), (prepared,)) = watched.given, watched.prepared
+    assert {x for x in every if given.keep[x]} == expected.learned and prepared.keep is given.keep
+    assert {x for x in every if given.count[x]} == expected.counted and prepared.count is given.count
+    assert prepared.advantage is not None
+    assert at(expected.learned, prepared.advantage) == pytest.approx(at(expected.learned, expected.advantage), abs=1e-5)
+    assert at(expected.learned, prepared.weight) == pytest.approx(at(expected.learned, expected.weight), abs=1e-5)
     num_updates = config.batch_size // config.mini_batch_size
     assert len(watched.parts) == len(updates) == num_updates
     divisors = torch.cat([part.num_tokens for part in watched.parts if part.num_tokens is not None])
@@ -233,9 +233,9 @@ def test_a_step_is_the_step_by_hand(case: str, number: int, scripted, monkeypatc
     assert drawn == pytest.approx(at(expected.learned, expected.advantage), rel=1e-4, abs=1e-5)
 
 
-def test_an_evaluation_draws_anew_at_each_step_and_apart_from_training(scripted):
+def test_evaluation_keys_differ_by_step_and_from_training(scripted):
     run = scripted(["ensemble=arithmetic", "seed=3", "evaluate.max_response_length=9"])
-    found = {number: examine(run, number) for number in (2, 5)}
+    found = {number: evaluate(run, number) for number in (2, 5)}
     assert [key for *_, key in run.sampler.asked] == [(3, 2, 1), (3, 5, 1)]
     assert [asked for _, asked, _ in run.sampler.asked] == 2 * [Sampling(3, 9, 0.7, 0.9, 0)]
     problems = run.benchmarks["arithmetic"]

@@ -55,9 +55,7 @@ def changed(found: dict[str, list[float]], expected: dict[str, list[float]]) -> 
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_twenty_steps_are_as_they_were(
-    method: str, scripted_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-):
+def test_twenty_step_trajectory(method: str, scripted_models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     found, file = columns(method, scripted_models, tmp_path, monkeypatch), GOLDEN / f"{method}.json"
     assert found["step"] == list(range(1, 21))
     expected = json.loads(file.read_text()) if file.exists() else {}

@@ -31,14 +31,14 @@ def asked_for() -> Sequence:
     raise AssertionError("nothing asks for grades")
 
 
-def test_the_same_context_is_what_the_student_read_and_wants_no_grades():
+def test_same_context():
     rollout = responses()
     (view,) = same().view(PROMPTS, rollout, asked_for)
     assert sequences(view.of(rollout)) == sequences(rollout)
     assert view.prompt is rollout.prompt and view.prompt_mask is rollout.prompt_mask
 
 
-def test_each_response_token_has_its_place_in_the_teachers_sequence():
+def test_places_of_response_tokens():
     rollout = responses()
     for context in (same(), Hinted()):
         (view,) = context.view(PROMPTS, rollout, lambda: [True, False])  # pyright: ignore[reportArgumentType]
@@ -48,14 +48,14 @@ def test_each_response_token_has_its_place_in_the_teachers_sequence():
             assert not view.place[row][~own].any()
 
 
-def test_a_context_may_show_the_teacher_what_the_student_does_not_see():
+def test_context_with_teacher_only_prompt():
     rollout = responses()
     (view,) = Hinted().view(PROMPTS, rollout, lambda: [True, False])  # pyright: ignore[reportArgumentType]
     assert sequences(view.of(rollout)) == [[11, 2, 3, 5, 6, 7], [10, 4, 8]]
     assert torch.equal(view.of(rollout).tokens, rollout.tokens)
 
 
-def test_with_one_vocabulary_each_token_lies_on_itself():
+def test_identity_alignment():
     align = identity()
     spans = align([7, 8, 9], build_tokenizer(), build_tokenizer())
     assert align.same_vocabulary and spans.student == spans.teacher == (0, 1, 2, 3) and spans.aligned == (True,) * 3

@@ -64,9 +64,7 @@ def close(found: TeacherScores, expected: TeacherScores, rollout: Rollout) -> bo
 
 
 @pytest.mark.parametrize("responses_per_request", [1, 2, 16])
-def test_each_token_has_the_log_prob_that_the_local_teacher_gives(
-    responses_per_request: int, rollout: Rollout, serve: Callable[..., TinyServer]
-):
+def test_server_matches_local_teacher(responses_per_request: int, rollout: Rollout, serve: Callable[..., TinyServer]):
     """Ragged prompts and responses, a prompt of one token and a response of one."""
     assert 1 in rollout.prompt_mask.sum(1) and 1 in rollout.mask.sum(1)
     expected = local(rollout, 0, 1)
@@ -79,7 +77,7 @@ def test_each_token_has_the_log_prob_that_the_local_teacher_gives(
 
 
 @pytest.mark.parametrize("likeliest", [1, 4, 13])
-def test_the_likeliest_tokens_are_the_models(likeliest: int, rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_likeliest_tokens(likeliest: int, rollout: Rollout, serve: Callable[..., TinyServer]):
     found = score(rollout, on(serve().url, likeliest=likeliest))
     top, order = found.top[0], found.logp[0][rollout.mask]
     assert torch.equal(top.ids[:, 0], rollout.tokens[rollout.mask]) and torch.equal(top.logp[:, 0], order)
@@ -97,7 +95,7 @@ def test_the_likeliest_tokens_are_the_models(likeliest: int, rollout: Rollout, s
     assert place == len(top.ids)
 
 
-def test_only_the_needed_teachers_are_asked(rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_only_needed_servers_get_requests(rollout: Rollout, serve: Callable[..., TinyServer]):
     ours, theirs = serve(0), serve(1)
     teachers = ServerTeachers([on(ours.url), on(theirs.url)], ALONE)
     assert isinstance(teachers, Teachers) and len(teachers) == 2
@@ -105,7 +103,7 @@ def test_only_the_needed_teachers_are_asked(rollout: Rollout, serve: Callable[..
     assert not ours.requests and torch.isnan(scores.logp[0]).all() and torch.isfinite(scores.logp[1]).all()
 
 
-def test_requests_are_bounded_and_hold_so_many_responses(serve: Callable[..., TinyServer]):
+def test_request_concurrency_and_size(serve: Callable[..., TinyServer]):
     rollout = rollout_of([[3, 4]] * 20, [[5, 6, 7]] * 20)
     server = serve(delay=0.3)
     score(rollout, on(server.url, responses_per_request=2, concurrency=3))
@@ -151,7 +149,7 @@ def changed(change: Callable[[list[dict[str, Any]]], None]) -> Fault:
 @pytest.mark.parametrize(
     "fault", [hang, drop, half, not_json, *map(status, (408, 429, 500, 503))], ids=lambda fault: fault.__name__
 )
-def test_a_fault_that_passes_changes_nothing(fault: Fault, rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_transient_faults_are_retried(fault: Fault, rollout: Rollout, serve: Callable[..., TinyServer]):
     server = serve()
     server.faults = [fault, fault]
     assert close(score(rollout, on(server.url, timeout=1.5 if fault is hang else 60.0)), local(rollout, 0), rollout)
@@ -191,7 +189,7 @@ LASTING = {
 
 
 @pytest.mark.parametrize("fault", LASTING)
-def test_a_fault_that_lasts_is_said_at_once(fault: str, rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_permanent_faults_fail_at_once(fault: str, rollout: Rollout, serve: Callable[..., TinyServer]):
     server = serve()
     server.faults = [LASTING[fault][0]]
     began = time.monotonic()
@@ -200,7 +198,7 @@ def test_a_fault_that_lasts_is_said_at_once(fault: str, rollout: Rollout, serve:
     assert "\n" not in str(refused.value) and time.monotonic() - began < PATIENCE
 
 
-def test_a_server_that_names_fewer_tokens_than_it_is_asked_for_is_refused(serve: Callable[..., TinyServer]):
+def test_refuses_too_few_likeliest_tokens(serve: Callable[..., TinyServer]):
     """Of four it names three, where one of them is the sequence's own: nothing else tells that one is missing."""
     token = int(model()(torch.tensor([[5]])).logits[0, 0].argmax())
 
@@ -216,7 +214,7 @@ def test_a_server_that_names_fewer_tokens_than_it_is_asked_for_is_refused(serve:
 
 
 @pytest.mark.parametrize("fault", [None, hang, status(500)])
-def test_it_is_given_up_within_the_patience_in_one_sentence(fault, rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_gives_up_within_patience(fault, rollout: Rollout, serve: Callable[..., TinyServer]):
     server = serve()
     server.faults = [fault] * 100
     if fault is None:
@@ -233,7 +231,7 @@ def test_it_is_given_up_within_the_patience_in_one_sentence(fault, rollout: Roll
 # ---- restarts and replicas
 
 
-def test_a_server_that_comes_back_within_the_patience_is_waited_for(rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_waits_for_restarted_server(rollout: Rollout, serve: Callable[..., TinyServer]):
     server, expected = serve(), local(rollout, 0)
     here = on(server.url, patience=20.0)
     assert close(score(rollout, here), expected, rollout)
@@ -251,7 +249,7 @@ def test_a_server_that_comes_back_within_the_patience_is_waited_for(rollout: Rol
     assert close(score(rollout, here), expected, rollout)
 
 
-def test_a_server_that_comes_back_with_another_model_is_refused(rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_refuses_restarted_server_with_another_model(rollout: Rollout, serve: Callable[..., TinyServer]):
     server = serve()
     here = on(server.url, patience=0.1)
     score(rollout, here)
@@ -263,11 +261,9 @@ def test_a_server_that_comes_back_with_another_model_is_refused(rollout: Rollout
         score(rollout, here)
 
 
-def test_replicas_take_turns_and_a_dead_one_is_left_alone_until_it_is_back(
-    serve: Callable[..., TinyServer], monkeypatch: pytest.MonkeyPatch
-):
-    monkeypatch.setattr(replicas, "FIRST_REST", 60.0)
-    monkeypatch.setattr(replicas, "LONGEST_REST", 60.0)
+def test_round_robin_skips_dead_replica(serve: Callable[..., TinyServer], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(replicas, "FIRST_BACKOFF", 60.0)
+    monkeypatch.setattr(replicas, "LONGEST_BACKOFF", 60.0)
     rollout = rollout_of([[3, 4]] * 12, [[5, 6, 7]] * 12)
     one, other, expected = serve(), serve(), local(rollout, 0)
     both = on(one.url, other.url, responses_per_request=1, concurrency=2)
@@ -277,14 +273,14 @@ def test_replicas_take_turns_and_a_dead_one_is_left_alone_until_it_is_back(
     assert close(score(rollout, both), expected, rollout)
     assert len(one.requests) == 18 and both.replicas.all[1].failures == 1, "it was tried once, and then left alone"
     back = serve(port=other.port)
-    both.replicas.all[1].wakes = 0
+    both.replicas.all[1].available_at = 0
     assert close(score(rollout, both), expected, rollout) and len(back.requests) == 6
 
 
 # ---- at the start
 
 
-def test_what_does_not_fit_is_refused_at_the_start(serve: Callable[..., TinyServer]):
+def test_refuses_unfit_servers_at_start(serve: Callable[..., TinyServer]):
     def refusal(server: TinyServer, **knobs) -> str:
         with pytest.raises(UserError) as refused:
             asyncio.run(on(server.url, **knobs).check())
@@ -305,7 +301,7 @@ def test_what_does_not_fit_is_refused_at_the_start(serve: Callable[..., TinyServ
     assert asyncio.run(on(serve(name="other", root="teacher").url + "/v1/").check()) == ["teacher"]
 
 
-def test_a_key_goes_with_requests_and_into_no_message(rollout: Rollout, serve: Callable[..., TinyServer]):
+def test_api_key_is_sent_and_never_printed(rollout: Rollout, serve: Callable[..., TinyServer]):
     server = serve(key="sk-right")
     assert close(score(rollout, on(server.url, key="sk-right")), local(rollout, 0), rollout)
     assert {headers["Authorization"] for headers in server.headers} == {"Bearer sk-right"}

@@ -58,7 +58,7 @@ def page(batch, tmp_path: Path) -> str:
     return RunDir(tmp_path).page_file(100).read_text()
 
 
-def test_nothing_that_a_model_or_prompt_says_becomes_html(page: str):
+def test_text_is_escaped(page: str):
     tags = set(re.findall(r"<(/?[a-z0-9!]+)", page))
     assert tags <= {
         *("!doctype", "html", "meta", "title", "style", "table", "tr", "th", "td", "h1", "p", "span", "s"),
@@ -68,7 +68,7 @@ def test_nothing_that_a_model_or_prompt_says_becomes_html(page: str):
     assert "&quot; onmouseover=&quot;x" in page
 
 
-def test_a_token_is_coloured_by_its_advantage_and_struck_out_where_it_is_not_learned(page: str):
+def test_token_colour_and_strike_through(page: str):
     assert '<span style="background:rgba(0,140,60,0.75)" title="2.0000">&lt;script' in page  # the largest learned
     assert '<span style="background:rgba(210,30,30,0.38)" title="-1.0000">' in page
     assert '<span style="background:rgba(0,140,60,0.19)" title="0.5000">plain</span>' in page
@@ -76,13 +76,13 @@ def test_a_token_is_coloured_by_its_advantage_and_struck_out_where_it_is_not_lea
     assert "pad" not in re.sub(r"padding", "", page)  # what no response holds is not shown
 
 
-def test_a_row_has_its_own_prompt_and_the_mean_of_what_it_learns(page: str):
+def test_row_shows_prompt_and_mean_advantage(page: str):
     first, second = re.findall(r"<tr><td>(.*?)</tr>", page, re.S)
     assert first.startswith("1\nproblem 1") and "<td>0.500</td>" in first
     assert second.startswith("0\nproblem 0") and "<td>0.500</td>" in second
 
 
-def test_pages_are_written_at_their_steps_by_the_main_rank_and_handed_on(batch, tmp_path: Path):
+def test_pages_are_written_by_main_rank(batch, tmp_path: Path):
     heard: list[tuple[int, str]] = []
     writer = pages(tmp_path, every=2, num=1)
     writer.listeners.append(lambda step, html: heard.append((step, html)))
@@ -99,7 +99,7 @@ def test_pages_are_written_at_their_steps_by_the_main_rank_and_handed_on(batch, 
     assert list(folder.pages()) == list(folder.rollouts()) == [2]
 
 
-def test_the_record_holds_each_token_and_no_padding(batch, tmp_path: Path):
+def test_record_has_no_padding(batch, tmp_path: Path):
     pages(tmp_path).write(2, *batch)
     data = json.loads(RunDir(tmp_path).rollouts_file(2).read_text())
     first, second = data["responses"]
@@ -116,7 +116,7 @@ def test_the_record_holds_each_token_and_no_padding(batch, tmp_path: Path):
     assert html(data) == RunDir(tmp_path).page_file(2).read_text()
 
 
-def test_the_histogram_is_that_of_numpy():
+def test_histogram_matches_numpy():
     values = torch.randn(5000, generator=torch.Generator().manual_seed(0)) * 4
     found, edges = histogram(values), np.linspace(-REACH, REACH, BINS + 1)
     assert found["counts"] == np.histogram(values.double().numpy(), edges)[0].tolist()

@@ -3,6 +3,6 @@
 from opd.watch.progress import Lines, show_progress
 
 
-def test_without_a_terminal_there_are_lines():
+def test_lines_without_terminal():
     with show_progress(10) as progress:
         assert isinstance(progress, Lines)

@@ -48,7 +48,7 @@ def rollout_of(lengths: list[tuple[int, int]]) -> Rollout:
 
 @pytest.mark.parametrize("tied", [True, False])
 @pytest.mark.parametrize("key_heads", [1, 2, 4])
-def test_model_flops_are_those_that_torch_counts(tied: bool, key_heads: int):
+def test_model_flops_match_torch(tied: bool, key_heads: int):
     """Exactly: a micro-batch a row, so that nothing is padded, and attention as the two products that it is."""
     model, rollout = model_of(tied, key_heads), rollout_of([(5, 7), (9, 4), (1, 12)])
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
@@ -59,7 +59,7 @@ def test_model_flops_are_those_that_torch_counts(tied: bool, key_heads: int):
     assert work is not None and work.learning(rollout) == counted.get_total_flops()
 
 
-def test_frozen_weights_have_no_gradient_to_be_counted():
+def test_frozen_weights_flops():
     model, rollout = model_of(False, 2), rollout_of([(5, 7), (9, 4)])
     model.model.layers[1].mlp.requires_grad_(False)
     model.lm_head.requires_grad_(False)
@@ -71,12 +71,12 @@ def test_frozen_weights_have_no_gradient_to_be_counted():
     assert work.learning(rollout) == counted.get_total_flops() < whole.learning(rollout)
 
 
-def test_an_embedding_table_that_is_no_head_is_not_multiplied():
+def test_untied_embedding_has_no_flops():
     tied, untied = work_of(model_of(True, 2)), work_of(model_of(False, 2))
     assert tied == untied
 
 
-def test_flops_of_experts_are_not_invented():
+def test_no_flops_for_mixtures_of_experts():
     config = Qwen3MoeConfig(
         **SIZES, num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16
     )
@@ -98,17 +98,17 @@ def test_flops_of_experts_are_not_invented():
         ("Some card of tomorrow", "bfloat16", None),
     ],
 )
-def test_a_peak_is_that_of_the_very_device_or_none(name: str, dtype: str, peak: float | None):
+def test_peak_tflops_by_device(name: str, dtype: str, peak: float | None):
     assert peak_tflops(name, dtype) == peak
 
 
-def test_a_line_has_speed_flops_and_memory_and_no_utilisation_of_an_unknown_device(monkeypatch: pytest.MonkeyPatch):
+def test_throughput_metrics(monkeypatch: pytest.MonkeyPatch):
     now = iter([100.0, 100.0, 104.0])
     monkeypatch.setattr(throughput.time, "perf_counter", lambda: next(now))
     model, rollout = model_of(True, 2), rollout_of([(5, 7), (9, 4)])
     meter = Meter(model, Ranks(0, 1, CPU, grouped=False), "float32")
     meter.begin()
-    meter.learns(rollout)
+    meter.count(rollout)
     line = meter.metrics(11.0, {"time/student": 0.5, "time/backward": 1.5, "time/rollout": 2.0})
     assert line["time/step"] == 4.0 and line["throughput/tokens_per_second"] == 11 / 4
     work = work_of(model)
@@ -119,7 +119,7 @@ def test_a_line_has_speed_flops_and_memory_and_no_utilisation_of_an_unknown_devi
     assert meter.metrics(11.0, {"time/student": 0.5, "time/backward": 1.5})["throughput/mfu"] == pytest.approx(0.1)
 
 
-def test_peak_memory_sees_what_was_held_for_a_moment():
+def test_peak_memory_includes_freed_memory():
     """In a process of its own, which has not held much before."""
     process = forked(hold_for_a_moment)
     process.join()
@@ -132,12 +132,12 @@ def hold_for_a_moment() -> None:
     assert throughput.peak_memory(CPU) >= before + (128 << 20)
 
 
-def test_flops_of_all_ranks_are_shared_by_their_devices(monkeypatch: pytest.MonkeyPatch):
+def test_flops_are_averaged_over_ranks(monkeypatch: pytest.MonkeyPatch):
     model, rollout = model_of(True, 2), rollout_of([(5, 7)])
     meter = Meter(model, Ranks(0, 2, CPU, grouped=False), "float32")
     monkeypatch.setattr(Ranks, "gather", lambda self, own: [own, (3 * own[0], 5e9)])
     meter.begin()
-    meter.learns(rollout)
+    meter.count(rollout)
     own = meter.flops
     line = meter.metrics(1.0, {"time/backward": 1.0})
     assert line["throughput/model_tflops"] == pytest.approx(2 * own / 1e12) and line["memory/peak_gb"] >= 5

@@ -7,19 +7,19 @@ import pytest
 
 from opd.errors import UserError
 from opd.records.run_dir import RunDir
-from opd.watch.tracker import FaultTolerant, NoTracker, track, tracked_id
+from opd.watch.tracker import FaultTolerant, Tracker, track, tracked_id
 from tests.integration.conftest import composed
 
 
-def test_the_tracked_run_is_this_one_whenever_it_goes_on_and_no_other():
+def test_tracked_id_is_stable():
     one = {"name": "a", "study": "s", "seed": 0, "gamma": 0.5}
     assert tracked_id(one) == tracked_id({**one, "tracker": {"kind": "wandb"}, "profile": True})
     ids = {tracked_id(each) for each in (one, {**one, "seed": 1}, {**one, "study": "t"}, {**one, "gamma": 0.1})}
     assert len(ids) == 4 and all(len(each) == 16 and each.isalnum() for each in ids)
 
 
-def test_a_tracker_that_fails_is_left_alone_after_one_sentence(capsys: pytest.CaptureFixture[str]):
-    class Broken(NoTracker):
+def test_failed_tracker_warns_once(capsys: pytest.CaptureFixture[str]):
+    class Broken(Tracker):
         calls = 0
 
         def log(self, line: Any) -> None:
@@ -37,13 +37,13 @@ def test_a_tracker_that_fails_is_left_alone_after_one_sentence(capsys: pytest.Ca
     assert said.count("\n") == 1 and "wandb is lost (the service is gone); the run and its records go on" in said
 
 
-def test_wandb_that_is_not_installed_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_refuses_missing_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(UserError, match=r"^tracker=wandb: wandb is not installed; run `python -m pip install wandb`"):
         track(composed(["tracker=wandb"]), RunDir(tmp_path))
 
 
-def test_wandb_without_a_login_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_refuses_wandb_without_login(monkeypatch: pytest.MonkeyPatch, tmp_path):
     for name in ("WANDB_API_KEY", "WANDB_MODE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
@@ -53,12 +53,12 @@ def test_wandb_without_a_login_is_refused_in_a_sentence(monkeypatch: pytest.Monk
     assert "\n" not in "".join(str(file) for file in tmp_path.iterdir())
 
 
-def test_no_tracker_needs_no_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path):
+def test_no_tracker_without_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path):
     monkeypatch.setitem(sys.modules, "wandb", None)
-    assert isinstance(track(composed([]), RunDir(tmp_path)), NoTracker)
+    assert type(track(composed([]), RunDir(tmp_path))) is Tracker
 
 
-def test_a_tracker_changes_no_run_id():
+def test_tracker_does_not_change_run_id():
     from opd.check.config import as_dict
     from opd.config.identity import run_id
 

@@ -15,8 +15,8 @@ from opd.objective import divergence, support
 from opd.objective.divergence import Chosen
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
+from opd.teacher.full_distributions import NUMBERS, FullDistributions
 from opd.teacher.local import LocalTeachers
-from opd.teacher.whole import NUMBERS, Whole
 from tests.unit.small import ALONE, rollout_of, root, tiny_qwen3
 
 STUDENT_TEMPERATURE, TEACHER_TEMPERATURE = 0.7, 1.3
@@ -71,7 +71,9 @@ class World:
         self.teachers = LocalTeachers([lambda one=one: one for one in scorers], keep_hidden=True)
         self.scores = self.teachers.score(rollout, range(num_teachers))
         self.theirs = torch.stack([self.distributions(model, TEACHER_TEMPERATURE) for model in self.models])
-        self.whole = Whole(Policy(root(self.student), ALONE, temperature=STUDENT_TEMPERATURE, **memory), self.teachers)
+        self.both_models = FullDistributions(
+            Policy(root(self.student), ALONE, temperature=STUDENT_TEMPERATURE, **memory), self.teachers
+        )
 
     def distributions(self, model, temperature: float) -> Tensor:
         """Log-probs [response token, vocabulary], response by response."""
@@ -135,7 +137,7 @@ def compare(
         loss = loss - (entropy_weight[rollout.mask] * student_entropy).sum()
     loss.backward()
     wanted = world.gradients()
-    found = world.whole.backward(
+    found = world.both_models.measure(
         rollout, world.scores, mixture, picked,
         support=where, weight=weight, entropy_weight=entropy_weight, clamp=clamp,
     )  # fmt: skip
@@ -157,14 +159,14 @@ def compare(
 
 @pytest.mark.parametrize("mixture", MIXTURES)
 @pytest.mark.parametrize("where", SUPPORTS)
-def test_gradients_and_numbers_are_those_of_enumeration(mixture: str, where: str, rollout: Rollout):
+def test_matches_enumeration(mixture: str, where: str, rollout: Rollout):
     world = World(rollout, 1 if mixture == "single" else 3)
     for name in ("hellinger", "split"):
         compare(world, name, SUPPORTS[where], MIXTURES[mixture])
 
 
 @pytest.mark.parametrize("name", DIVERGENCES)
-def test_every_divergence_without_and_with_an_entropy_weight(name: str, rollout: Rollout):
+def test_divergences_with_entropy_weight(name: str, rollout: Rollout):
     world = World(rollout, 3)
     for where in SUPPORTS.values():
         compare(world, name, where, MIXTURES["blended"])
@@ -179,7 +181,7 @@ def test_any_micro_batch_and_any_chunk(micro_batch_tokens: int, logit_chunk: int
         compare(world, "split", SUPPORTS[where], MIXTURES["blended geometric"])
 
 
-def test_a_clamp_acts_on_the_gradient_as_on_policy_gradient_weights(rollout: Rollout):
+def test_clamp_equals_clamped_policy_gradient(rollout: Rollout):
     world, d, clamp = World(rollout, 1), divergence.forward_kl(), 0.4
     weight = weights_of(rollout, 3)
 
@@ -190,7 +192,7 @@ def test_a_clamp_acts_on_the_gradient_as_on_policy_gradient_weights(rollout: Rol
     student, reference, surrogate = world.plain(MIXTURES["single"], measure)
     (weight[rollout.mask] * surrogate).sum().backward()
     wanted = world.gradients()
-    found = world.whole.backward(
+    found = world.both_models.measure(
         rollout, world.scores, MIXTURES["single"], chosen("forward_kl", rollout),
         support=support.full(), weight=weight, entropy_weight=None, clamp=clamp,
     )  # fmt: skip
@@ -203,12 +205,12 @@ def test_a_clamp_acts_on_the_gradient_as_on_policy_gradient_weights(rollout: Rol
 
 
 @pytest.mark.parametrize("mixture", [name for name in MIXTURES if "advantage" not in name])
-def test_statistics_are_those_of_enumeration_and_leave_no_gradient(mixture: str, rollout: Rollout):
+def test_statistics_match_enumeration(mixture: str, rollout: Rollout):
     world = World(rollout, 1 if mixture == "single" else 3)
     student, reference, kl = world.plain(
         MIXTURES[mixture], lambda student, reference: (student.exp() * (student - reference)).sum(-1)
     )
-    found = world.whole.statistics(rollout, world.scores, MIXTURES[mixture])
+    found = world.both_models.statistics(rollout, world.scores, MIXTURES[mixture])
     assert all(parameter.grad is None for parameter in world.student.parameters())
     tokens, normalized = rollout.tokens[rollout.mask][:, None], reference.log_softmax(-1)
     expected = {
@@ -224,17 +226,17 @@ def test_statistics_are_those_of_enumeration_and_leave_no_gradient(mixture: str,
         assert (found[name][~rollout.mask] == 0).all()
 
 
-def test_a_teacher_that_was_not_asked_need_not_be_there(rollout: Rollout):
+def test_unneeded_teacher_may_be_missing(rollout: Rollout):
     world = World(rollout, 3)
     weight = weights_of(rollout, 3)
     lonely = Mixture(torch.tensor([0.0, 1.0, 0.0]), "probability")
     options = {"support": support.full(), "weight": weight, "entropy_weight": None, "clamp": None}
     picked = chosen("hellinger", rollout)
-    world.whole.backward(rollout, world.scores, lonely, picked, **options)
+    world.both_models.measure(rollout, world.scores, lonely, picked, **options)
     wanted = world.gradients()
     scores = world.teachers.score(rollout, [1])
     assert scores.hidden.keys() == {1}
-    world.whole.backward(rollout, scores, lonely, picked, **options)
+    world.both_models.measure(rollout, scores, lonely, picked, **options)
     assert all(torch.equal(got, want) for got, want in zip(world.gradients(), wanted, strict=True))
 
 
@@ -259,11 +261,11 @@ def with_row_removed(rollout: Rollout, row: int = 1) -> Rollout:
 
 @pytest.mark.parametrize("case", EMPTY)
 @pytest.mark.parametrize("where", ["full", "topk sampled student"])
-def test_what_selects_nothing_gives_no_gradient_and_no_nan(case: str, where: str, rollout: Rollout):
+def test_empty_selection_has_no_gradient(case: str, where: str, rollout: Rollout):
     given, weight = EMPTY[case](rollout)
     weight = torch.where(given.mask, weight, 0)
     world = World(given, 1)
-    found = world.whole.backward(
+    found = world.both_models.measure(
         given, world.scores, MIXTURES["single"], chosen("split", given),
         support=SUPPORTS[where], weight=weight, entropy_weight=weight.clone(), clamp=None,
     )  # fmt: skip
@@ -275,12 +277,12 @@ def test_what_selects_nothing_gives_no_gradient_and_no_nan(case: str, where: str
     assert set(found) == set(NUMBERS)
 
 
-def test_a_response_without_a_token_changes_nothing_of_the_others():
+def test_empty_response_does_not_affect_others():
     both = with_row_removed(rollout_of([[2, 3], [4, 5, 6]], [[7, 8], [9]]))
     gradients = []
     for rollout in (both, rollout_of([[2, 3]], [[7, 8]])):
         world = World(rollout, 1)
-        world.whole.backward(
+        world.both_models.measure(
             rollout, world.scores, MIXTURES["single"], chosen("forward_kl", rollout),
             support=support.full(), weight=rollout.mask.double(), entropy_weight=None, clamp=None,
         )  # fmt: skip
@@ -301,7 +303,7 @@ def test_spread_undoes_the_order_of_token_index(max_tokens: int, rollout: Rollou
     assert torch.equal(spread(flat, rollout.mask), numbers)
 
 
-def test_hidden_states_come_in_the_order_of_token_index(rollout: Rollout):
+def test_hidden_states_order(rollout: Rollout):
     orders = [World(rollout, 1, micro_batch_tokens=size).scores.hidden[0] for size in (1, 12, 10_000)]
     for other in orders[1:]:
         torch.testing.assert_close(other, orders[0], rtol=1e-10, atol=1e-12)

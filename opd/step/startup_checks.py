@@ -26,26 +26,26 @@ from opd.step.methods import bind, bound_ensemble
 SMALL = 2**24
 
 
-def check(config: RunConfig, ranks: Ranks, found: Sequence[Reading] | None = None) -> Texts:
+def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = None) -> Texts:
     """Refuses a run whose teachers read or end texts differently from its student, or that does not fit this machine.
 
-    `found` is what `readings` gives, where that was asked before: a large vocabulary takes seconds to read.
+    `loaded`: the result of `load_readings`, if there is one already; a large vocabulary takes seconds to read.
 
     Raises:
         UserError: with the knob to turn.
     """
-    student, *others = found or readings(config)
-    for warning in compare(config, student, *others):
+    student, *teachers = loaded or load_readings(config)
+    for warning in compare_tokenizers(config, student, *teachers):
         if ranks.main:
             print(f"opd: warning: {warning}", file=sys.stderr)
     models = model_configs(config)
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)
-        memory_suffices(config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length))
-    return Texts(student.tokenizer, frozenset(reading.key for reading in others))
+        check_memory(config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length))
+    return Texts(student.tokenizer, frozenset(reading.key for reading in teachers))
 
 
-def compare(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:
+def compare_tokenizers(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:
     """Warnings about teachers whose texts differ from the student's.
 
     Raises:
@@ -59,26 +59,26 @@ def compare(config: RunConfig, student: Reading, *teachers: Reading) -> list[str
     return warnings
 
 
-def readings(config: RunConfig) -> list[Reading]:
+def load_readings(config: RunConfig) -> list[Reading]:
     """How the student, the teachers and the anchor read and end texts."""
     named = {"student.model": "self"} | {f"teacher.models.{i}": model for i, model in enumerate(config.teacher.models)}
     if uses_anchor(config):
         named["shaping.anchor"] = config.shaping.anchor
-    found, tokenizers = [], {}
+    loaded, tokenizers = [], {}
     for key, model in named.items():
         if key == "student.model" or model != "self":
             path, revision = place = locate(model, config)
             stops = config.student.stop_tokens if key == "student.model" else None
-            shown = config.student.model if key == "student.model" else model
+            name = config.student.model if key == "student.model" else model
             try:
                 if place not in tokenizers:
                     tokenizers[place] = load_tokenizer(path, revision=revision, key=key)
-                found.append(read(tokenizers[place], path, revision=revision, key=key, model=shown, stop_tokens=stops))
+                loaded.append(read(tokenizers[place], path, revision=revision, key=key, model=name, stop_tokens=stops))
             except UserError:
                 # What a server calls a model need not be a name that can be loaded here.
                 if not key.startswith("teacher.") or engine(config).loads != "elsewhere":
                     raise
-    return found
+    return loaded
 
 
 def model_configs(config: RunConfig, load: Any = load_config) -> Models:
@@ -97,20 +97,20 @@ def model_configs(config: RunConfig, load: Any = load_config) -> Models:
     )
 
 
-def memory_suffices(config: RunConfig, models: Models, made: MemoryEstimate) -> None:
+def check_memory(config: RunConfig, models: Models, estimate: MemoryEstimate) -> None:
     """Refuses a plan that does not fit its machine.
 
     Raises:
         UserError: with settings under which it would, where there are any.
     """
-    if made.fits:
+    if estimate.fits:
         return
-    machine = made.machine
-    turned = remedies(config, models, machine, config.prompts.max_prompt_length)
-    advice = f"set {' '.join(turned)}, or start more ranks" if turned else "start more ranks, or choose smaller models"
+    machine = estimate.machine
+    remedy = remedies(config, models, machine, config.prompts.max_prompt_length)
+    advice = f"set {' '.join(remedy)}, or start more ranks" if remedy else "start more ranks, or choose smaller models"
     raise UserError(
-        f"memory: {made.worst} takes {made.total(made.worst) / 2**30:.1f} GiB of each of {machine.ranks} ranks, which "
-        f"has {machine.usable / 2**30:.1f}; {advice} (preflight=true shows what takes it)"
+        f"memory: {estimate.worst} takes {estimate.total(estimate.worst) / 2**30:.1f} GiB of each of {machine.ranks} "
+        f"ranks, which has {machine.usable / 2**30:.1f}; {advice} (preflight=true shows what takes it)"
     )
 
 
@@ -124,7 +124,7 @@ def this_machine(ranks: Ranks) -> Machine:
 
 
 def free_memory() -> int:
-    """Bytes that this machine, or the control group that we are in, can still give."""
+    """Free bytes of this machine, or of this process's control group."""
     try:
         lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
         free = int(lines["MemAvailable"].split()[0]) * 1024

@@ -7,8 +7,8 @@ import torch
 from transformers import Qwen3ForCausalLM
 
 from opd.rollout.continuous import model_forward
+from opd.rollout.fused_forward import LARGEST, FusedForward, can_fuse
 from opd.rollout.kv_cache import SlotCache
-from opd.rollout.lean import LARGEST, LeanForward, is_lean
 from tests.unit.rollout.families import LEAN, build, double_norms
 
 
@@ -33,7 +33,7 @@ def read(forward, lengths: list[int], seed: int) -> tuple[SlotCache, torch.Tenso
 @torch.inference_mode()
 def test_lean_forward_is_the_models_own(family: str):
     model = build(family, torch.float64)
-    forwards = [LeanForward(model, 60), partial(model_forward, model)]
+    forwards = [FusedForward(model, 60), partial(model_forward, model)]
     caches = [SlotCache(5, 50, torch.device("cpu")) for _ in forwards]
     generator = torch.Generator().manual_seed(0)
     joining = {0: ([7], [0, 0, 0]), 3: ([2, 4], [0, 1])}
@@ -56,17 +56,17 @@ def test_lean_forward_is_the_models_own(family: str):
     assert caches[0].ragged
 
 
-def test_only_what_is_known_is_lean():
+def test_fuses_only_known_models():
     class Changed(Qwen3ForCausalLM):
         """Might compute anything."""
 
-    assert is_lean(build("qwen3"))
-    assert not is_lean(Changed(build("qwen3").config))
-    assert not is_lean(build("qwen3", layer_types=["full_attention", "sliding_attention"], sliding_window=4))
-    assert not is_lean(build("qwen3", hidden_act="gelu"))
-    assert not is_lean(build("llama-rope-scaled"))
-    assert not is_lean(build("gpt2"))
-    assert not is_lean(build("qwen3").bfloat16())
-    assert not is_lean(type("Qwen3ForCausalLM", (Changed,), {"__module__": "elsewhere"})(build("qwen3").config))
+    assert can_fuse(build("qwen3"))
+    assert not can_fuse(Changed(build("qwen3").config))
+    assert not can_fuse(build("qwen3", layer_types=["full_attention", "sliding_attention"], sliding_window=4))
+    assert not can_fuse(build("qwen3", hidden_act="gelu"))
+    assert not can_fuse(build("llama-rope-scaled"))
+    assert not can_fuse(build("gpt2"))
+    assert not can_fuse(build("qwen3").bfloat16())
+    assert not can_fuse(type("Qwen3ForCausalLM", (Changed,), {"__module__": "elsewhere"})(build("qwen3").config))
     large = build("qwen3", vocab_size=LARGEST // 16, tie_word_embeddings=True)
-    assert not is_lean(large)
+    assert not can_fuse(large)

@@ -1,7 +1,7 @@
 """Logits → one token, by a uniform number that belongs to (key, prompt, sample, position) and to nothing else."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from opd.data.batch import Prompt, Sampling
 
-SORTED = 64  # vocabularies up to this size are sorted whole
+SORTED = 64  # vocabularies up to this size are sorted in full
 HEAD = 16  # of larger ones, the most likely tokens are tried first
 
 
@@ -19,22 +19,28 @@ def uniforms(
 ) -> Float[Tensor, "batch time"]:
     """One number in [0, 1) a token, for `num_samples` neighbouring rows a prompt.
 
-    A row's numbers are a Philox stream keyed by a hash of (key, prompt id, how many earlier prompts of this call have
-    the same id, sample): the same whatever else is sampled, in whatever order and batch.
+    A row's numbers are a Philox stream keyed by its response's hash: the same whatever else is sampled, in whatever
+    order and batch.
     """
-    table = np.empty((len(prompts) * num_samples, max_tokens), np.float32 if dtype == torch.float32 else np.float64)
+    numbers = np.empty((len(prompts) * num_samples, max_tokens), np.float32 if dtype == torch.float32 else np.float64)
     # One generator, rekeyed: making one takes ten times as long as drawing a response's numbers.
     stream = np.random.Philox(key=0)
     generator, state = np.random.Generator(stream), stream.state
+    for row, digest in enumerate(response_hashes(key, prompts, num_samples, size=16)):
+        state["state"]["key"] = np.frombuffer(digest, np.uint64)
+        stream.state = state
+        generator.random(out=numbers[row], dtype=numbers.dtype.type)
+    return torch.from_numpy(numbers).to(dtype)
+
+
+def response_hashes(key: tuple[int, ...], prompts: Sequence[Prompt], num_samples: int, *, size: int) -> Iterator[bytes]:
+    """For each response a hash of (key, prompt id, how many earlier prompts of this call have the same id, sample)."""
     seen: dict[str, int] = {}
-    for index, prompt in enumerate(prompts):
+    for prompt in prompts:
         repeat = seen[prompt.id] = seen.get(prompt.id, -1) + 1
         for sample in range(num_samples):
             name = repr((tuple(map(int, key)), prompt.id, repeat, sample)).encode()
-            state["state"]["key"] = np.frombuffer(hashlib.blake2b(name, digest_size=16).digest(), np.uint64)
-            stream.state = state
-            generator.random(out=table[index * num_samples + sample], dtype=table.dtype.type)
-    return torch.from_numpy(table).to(dtype)
+            yield hashlib.blake2b(name, digest_size=size).digest()
 
 
 def truncate(logits: Float[Tensor, "rows vocab"], sampling: Sampling) -> Float[Tensor, "rows vocab"]:
@@ -74,7 +80,7 @@ def _edge_within(
     return descending.gather(-1, short[:, :-1].sum(-1, keepdim=True)), ~short[:, -1]
 
 
-def choose(
+def sample_tokens(
     logits: Float[Tensor, "branches vocab"],
     branch: Int[Tensor, " rows"],
     uniform: Float[Tensor, " rows"],
@@ -90,7 +96,7 @@ def choose(
         return logits.argmax(-1)[branch], (logits.amax(-1) * 0).abs()[branch]
     probability = torch.softmax(truncate(logits, sampling), -1)
     cumulative = probability.cumsum(-1)[branch]
-    # Below the total even after rounding, so that the token found always has a probability above 0.
+    # Below the total even after rounding, so that the sampled token always has a probability above 0.
     threshold = uniform[:, None] * cumulative[:, -1:]
     token = torch.searchsorted(cumulative, threshold, right=True)[:, 0].clamp_(max=logits.shape[-1] - 1)
     return token, probability[branch, token].log()

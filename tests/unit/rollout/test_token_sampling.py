@@ -8,7 +8,7 @@ import scipy.stats
 import torch
 
 from opd.data.batch import Prompt, Sampling
-from opd.rollout.choice import HEAD, SORTED, choose, truncate, uniforms
+from opd.rollout.token_sampling import HEAD, SORTED, sample_tokens, truncate, uniforms
 from tests.unit.rollout.families import warp
 
 SETTINGS = [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.0, 0.9, 0), (1.0, 1.0, 5), (0.7, 0.8, 0), (1.3, 0.6, 4), (1.0, 1e-6, 0)]
@@ -20,7 +20,7 @@ def sampling(temperature: float, top_p: float, top_k: int) -> Sampling:
 
 @pytest.mark.parametrize("setting", SETTINGS)
 @pytest.mark.parametrize("vocab", [2, 13, SORTED, SORTED + 1, 500])
-def test_truncate_is_what_transformers_keeps(setting: tuple[float, float, int], vocab: int):
+def test_truncate_matches_transformers(setting: tuple[float, float, int], vocab: int):
     generator = torch.Generator().manual_seed(vocab)
     # Peaked and flat rows, so that the nucleus of some lies within the first HEAD tokens and of others does not.
     spread = torch.tensor([8.0, 4.0, 2.0, 1.0, 0.3, 0.01]).repeat(20)[:, None]
@@ -33,21 +33,21 @@ def test_truncate_is_what_transformers_keeps(setting: tuple[float, float, int], 
         assert kept.min() < HEAD < kept.max()
 
 
-def test_tokens_that_tie_with_the_last_one_kept_stay():
+def test_truncation_keeps_ties():
     logits = torch.tensor([[2.0, 1.0, 1.0, 0.0]])
     assert (truncate(logits, sampling(1.0, 1.0, 2)) > -torch.inf).tolist() == [[True, True, True, False]]
     assert (truncate(logits, sampling(1.0, 0.6, 0)) > -torch.inf).tolist() == [[True, True, True, False]]
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
-def test_draw_inverts_the_cumulative_distribution(setting: tuple[float, float, int]):
+def test_sampling_inverts_the_cdf(setting: tuple[float, float, int]):
     generator = torch.Generator().manual_seed(3)
     count = 20_000
     logits = torch.randn(1, 13, generator=generator, dtype=torch.float64)
     probability = warp(logits, sampling(*setting)).softmax(-1)[0]
     # Every stratum of [0, 1) once: the share of a token is its probability to within one stratum at either end.
     uniform = (torch.arange(count, dtype=torch.float64) + 0.5) / count
-    token, logp = choose(logits, torch.zeros(count, dtype=torch.long), uniform, sampling(*setting))
+    token, logp = sample_tokens(logits, torch.zeros(count, dtype=torch.long), uniform, sampling(*setting))
     share = torch.bincount(token, minlength=13) / count
     assert (share - probability).abs().max() <= 1 / count
     torch.testing.assert_close(logp, probability.log()[token], rtol=0, atol=1e-12)
@@ -58,25 +58,25 @@ def test_rows_draw_from_their_own_branch(temperature: float):
     generator = torch.Generator().manual_seed(5)
     logits, branch = torch.randn(4, 30, generator=generator), torch.randint(0, 4, (50,), generator=generator)
     uniform, how = torch.rand(50, generator=generator), sampling(temperature, 0.9, 20)
-    together = choose(logits, branch, uniform, how)
-    apart = choose(logits[branch], torch.arange(50), uniform, how)
-    assert torch.equal(together[0], apart[0])
-    assert torch.equal(together[1], apart[1])
+    together = sample_tokens(logits, branch, uniform, how)
+    separate = sample_tokens(logits[branch], torch.arange(50), uniform, how)
+    assert torch.equal(together[0], separate[0])
+    assert torch.equal(together[1], separate[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_draw_at_the_ends_of_the_unit_interval_has_a_probability(dtype: torch.dtype):
+def test_samples_at_ends_of_unit_interval(dtype: torch.dtype):
     largest = 1 - torch.finfo(dtype).eps / 2
     uniform = torch.tensor([0.0, largest], dtype=dtype)
     logits = torch.full((2, 200), -torch.inf, dtype=dtype)
     logits[:, 50:150] = torch.randn(100, generator=torch.Generator().manual_seed(0)).to(dtype)
-    token, logp = choose(logits, torch.arange(2), uniform, sampling(1.0, 1.0, 0))
+    token, logp = sample_tokens(logits, torch.arange(2), uniform, sampling(1.0, 1.0, 0))
     assert token.tolist() == [50, 149]
     assert logp.isfinite().all()
 
 
 def test_greedy_takes_the_largest_and_says_0():
-    token, logp = choose(
+    token, logp = sample_tokens(
         torch.tensor([[0.0, 3.0, -1.0]]), torch.tensor([0, 0]), torch.tensor([0.99, 0.01]), sampling(0.0, 0.5, 1)
     )
     assert token.tolist() == [1, 1]
@@ -90,7 +90,7 @@ def test_broken_logits_show_in_logp(temperature: float, top_p: float, broken: fl
     logits = torch.randn(3, 100, generator=torch.Generator().manual_seed(0))
     logits[1, 7] = broken
     logits[2] = -torch.inf
-    token, logp = choose(logits, torch.arange(3), torch.full((3,), 0.5), sampling(temperature, top_p, 0))
+    token, logp = sample_tokens(logits, torch.arange(3), torch.full((3,), 0.5), sampling(temperature, top_p, 0))
     assert logp.isfinite().tolist() == [True, False, False]
     assert (token < 100).all()
 
@@ -100,7 +100,7 @@ def prompt(name: str) -> Prompt:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_uniforms_belong_to_key_prompt_and_sample(dtype: torch.dtype):
+def test_uniforms_depend_on_key_prompt_and_sample(dtype: torch.dtype):
     a, b, c = prompt("a"), prompt("b"), prompt("c")
     table = uniforms((7, 1), [a, b], 3, 50, dtype)
     assert table.dtype == dtype
@@ -122,7 +122,7 @@ def test_uniforms_are_philox_streams():
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_uniforms_are_uniform_along_prompts_and_positions(axis: int):
+def test_uniforms_are_uniform(axis: int):
     table = uniforms((5,), [prompt(str(index)) for index in range(500)], 2, 30, torch.float64).numpy()
     assert table.min() >= 0 and table.max() < 1
     assert scipy.stats.kstest(table.ravel(), "uniform").pvalue > 1e-3

@@ -1,7 +1,7 @@
-"""The forward of a tiny Llama-family model, prepared for sampling: the same arithmetic in a third of the calls.
+"""The forward pass of a tiny Llama-family model, fused for sampling: the same arithmetic in a third of the calls.
 
-A step of a tiny model costs as much between its matrix products as in them. So neighbouring products are joined, norm
-weights and the attention's scale are multiplied into the weights they meet, and no module is called.
+In a tiny model the overhead between matrix products costs as much as the products. So neighbouring products are fused,
+norm weights and the attention's scale are folded into the projection weights, and no module is called.
 """
 
 from math import sqrt
@@ -16,11 +16,11 @@ from transformers import PreTrainedModel
 from opd.rollout.kv_cache import SlotCache
 
 FAMILIES = ("LlamaForCausalLM", "Qwen2ForCausalLM", "Qwen3ForCausalLM")
-LARGEST = 2**24  # weights; of a larger model the calls take little of the time, and a copy would be felt
+LARGEST = 2**24  # weights; in a larger model calls take little of the time, and a copy of the weights costs memory
 
 
-def is_lean(model: PreTrainedModel) -> bool:
-    """Whether `LeanForward` computes what this model computes, and is worth it."""
+def can_fuse(model: PreTrainedModel) -> bool:
+    """Whether `FusedForward` supports this model, and is worth it."""
     config = model.config
     return (
         type(model).__name__ in FAMILIES
@@ -33,8 +33,8 @@ def is_lean(model: PreTrainedModel) -> bool:
     )
 
 
-class LeanForward:
-    """What a model that `is_lean` computes with its weights of this moment, at positions below `length`."""
+class FusedForward:
+    """The forward pass of a model that `can_fuse`, with its current weights, at positions below `length`."""
 
     def __init__(self, model: PreTrainedModel, length: int):
         body: Any = model.model
@@ -50,12 +50,12 @@ class LeanForward:
     def __call__(
         self, tokens: Int[Tensor, "rows time"], positions: Int[Tensor, "rows time"], cache: SlotCache
     ) -> Float[Tensor, "rows vocab"]:
-        """Logits after the last of `tokens`, one a row or the first of a row; the cache then holds them all."""
+        """Logits after the last of `tokens`: the next token of each row, or its prompt; adds them to the cache."""
         rows, time = tokens.shape
         hidden = F.embedding(tokens.flatten(), self.embedding)
         angle = self.turn[positions.flatten()]
         bias = self._bias(cache, rows, time)
-        for layer, store in zip(self.layers, cache.first_layers(len(self.layers)), strict=True):
+        for layer, store in zip(self.layers, cache.ensure_layers(len(self.layers)), strict=True):
             heads = layer.qkv(_unit(hidden, self.eps)).view(rows * time, -1, self.size)
             turn, value = heads[:, : -self.num_key_heads], heads[:, -self.num_key_heads :]
             if layer.head_norm is not None:
@@ -77,15 +77,15 @@ class LeanForward:
         return self.head(_unit(hidden.view(rows, time, -1)[:, -1], self.eps))
 
     def _bias(self, cache: SlotCache, rows: int, time: int) -> Float[Tensor, "row_heads queries columns"]:
-        """-inf where a query may not look."""
-        seen = cache.mask(time)
+        """-inf where a query may not attend."""
+        visible = cache.mask(time)
         columns = cache.window.end - cache.window.first + time
         bias = self.embedding.new_zeros(rows, time, columns)
-        if seen is not None:
-            bias.masked_fill_(~seen[:, None], -torch.inf)
+        if visible is not None:
+            bias.masked_fill_(~visible[:, None], -torch.inf)
         if time > 1:
             bias += torch.full_like(bias[0], -torch.inf).triu_(1 + columns - time)
-            # A padding token looks at itself: with nothing to look at it would be NaN, and NaN times a weight of 0 too.
+            # A padding token attends to itself: without any key it would be NaN, and so would NaN times a weight of 0.
             bias.diagonal(columns - time, 1, 2).fill_(0)
         shape = rows, self.num_key_heads, self.num_heads // self.num_key_heads, time, columns
         return bias[:, None, None].expand(shape).reshape(rows * self.num_key_heads, -1, columns)
@@ -140,5 +140,5 @@ def _unit(hidden: Float[Tensor, "*rows size"], eps: Float[Tensor, ""]) -> Float[
 
 
 def _paired(rows: Float[Tensor, "rows *wide"], size: int) -> Float[Tensor, "rows *wide"]:
-    """Of the `size` rows of every head, i moves beside i + size / 2, with which rotary positions turn it."""
+    """Interleaves the rows of every head: i and i + size / 2, which are rotated together, become adjacent."""
     return rows.unflatten(0, (-1, 2, size // 2)).transpose(1, 2).flatten(0, 2)
