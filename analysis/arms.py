@@ -16,7 +16,7 @@ class Arm:
         runs: every readable run of it, by seed.
         used: the runs that its numbers come from: those that count, or where none counts, those that were evaluated.
         seeds: of the runs used.
-        settled: whether the runs used count. An arm that is not settled is shown but not compared.
+        counted: whether the runs used count. Other arms are listed but not compared.
         role: "baseline", "teacher" (named `teacher` or `teacher-…`) or "arm".
     """
 
@@ -25,7 +25,7 @@ class Arm:
     runs: tuple[str, ...]
     used: tuple[str, ...]
     seeds: tuple[int, ...]
-    settled: bool
+    counted: bool
     role: str
 
 
@@ -45,8 +45,8 @@ def group_arms(runs: pd.DataFrame, evaluated: Sequence[str], *, baseline: str) -
     }
     arms = []
     for arm, rows in runs.groupby("arm"):
-        name, settled = str(names[arm]), bool(rows["counted"].any())
-        used = rows[rows["counted"]] if settled else rows[rows["run"].isin(evaluated)]
+        name, counted = str(names[arm]), bool(rows["counted"].any())
+        used = rows[rows["counted"]] if counted else rows[rows["run"].isin(evaluated)]
         is_teacher = name == "teacher" or name.startswith("teacher-")
         arms.append(
             Arm(
@@ -55,7 +55,7 @@ def group_arms(runs: pd.DataFrame, evaluated: Sequence[str], *, baseline: str) -
                 runs=tuple(rows["run"]),
                 used=tuple(used["run"]),
                 seeds=tuple(int(seed) for seed in used["seed"]),
-                settled=settled,
+                counted=counted,
                 role="baseline" if candidates == {arm} else "teacher" if is_teacher else "arm",
             )
         )

@@ -62,13 +62,13 @@ class Cache:
     def read(self, run: RunDir) -> RunContents:
         """What `read_run.read_run` returns, which is cached."""
         before = _stamp(run)
-        found = read_run.read_run(run)
+        contents = read_run.read_run(run)
         stamp, latest = before
-        if found.is_intact and before == _stamp(run) and time.time() - latest >= self.margin:
+        if contents.is_intact and before == _stamp(run) and time.time() - latest >= self.margin:
             with suppress(OSError):
-                content = _pack(found)
+                content = _pack(contents)
                 write_atomic(self._file(run), _hash(stamp, content) + content)
-        return found
+        return contents
 
     def prune(self, runs: Iterable[RunDir]) -> None:
         """Removes the files of runs that are gone, and marks the folder as a cache for backup programs."""
@@ -98,11 +98,11 @@ def _stamp(run: RunDir) -> tuple[str, float]:
         files = [run.config_file, run.status_file, run.manifest_file, run.metrics_file]
         folder = run.path / "evaluate"
         files += sorted(folder.iterdir()) if folder.is_dir() else []
-        found = [(file.name, file.stat()) for file in files if file.is_symlink() or file.exists()]
+        present = [(file.name, file.stat()) for file in files if file.is_symlink() or file.exists()]
     except (OSError, RuntimeError):
         return "", math.inf
-    stats = [(name, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for name, of in found]
-    return json.dumps([_version(), stats]), max((max(of.st_mtime, of.st_ctime) for _, of in found), default=0)
+    stats = [(name, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns) for name, of in present]
+    return json.dumps([_version(), stats]), max((max(of.st_mtime, of.st_ctime) for _, of in present), default=0)
 
 
 @lru_cache(maxsize=1)
@@ -112,12 +112,16 @@ def _version() -> str:
     return hashlib.sha256(json.dumps(sources).encode()).hexdigest()
 
 
-def _pack(found: RunContents) -> bytes:
+def _pack(contents: RunContents) -> bytes:
     """A header in JSON, then arrays as `numpy.save` writes them, compressed."""
-    every = found.evaluations
+    every = contents.evaluations
     names = [(one.step, one.benchmark, one.problem, list(map(asdict, one.examples))) for one in every]
-    header = json.dumps({"row": found.row, "evaluations": names}).encode()
-    arrays = [found.training.step, found.training.values, *(array for one in every for array in (one.k, one.scores))]
+    header = json.dumps({"row": contents.row, "evaluations": names}).encode()
+    arrays = [
+        contents.training.step,
+        contents.training.values,
+        *(array for one in every for array in (one.k, one.scores)),
+    ]
     out = io.BytesIO()
     for array in (np.frombuffer(header, dtype=np.uint8), *arrays):
         np.save(out, array, allow_pickle=False)

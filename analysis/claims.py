@@ -24,8 +24,8 @@ class Verdict:
 
     Attributes:
         claim: the claim.
-        verdict: "reproduced" where the interval of every difference that the claim makes a statement about lies
-            entirely where the claim has it; "contradicted" where one lies entirely elsewhere; "not settled" where
+        verdict: "reproduced" where the interval of every difference that the claim is about lies entirely
+            within the claim; "contradicted" where one lies entirely outside it; "not settled" where
             neither holds, or where an arm has one seed, since a claim about a method is a claim about all seeds; "not
             run" where an arm has no finished run or cannot have one; "report only" where nothing was claimed that could
             be false.
@@ -33,9 +33,9 @@ class Verdict:
         value, low, high: our difference in percentage points and its interval, whose level is corrected for the other
             claims of the sweep. Of several differences the deciding one (`decisions.Decision`). For a `stability`
             claim, the arm's score minus the `kept` share of the baseline's. None where there is none.
-        seeds_needed: for a claim that is not settled, the seeds an arm that would settle it with probability `power` if
-            the difference is as published, or as ours where none was published or it would have shown by now; None
-            where that is unknown or no number would do.
+        seeds_needed: for a claim that is not settled, the seeds per arm that would settle it with probability `power`
+            if the difference is as published, or as ours where none was published or it would be significant already;
+            None where that is unknown or no number is enough.
         runs: the runs behind it.
         note: the reason for the verdict, in a sentence or two.
     """
@@ -94,23 +94,23 @@ def _decided(evidence: Evidence, decision: Decision, alpha: float, results: Resu
         alpha /= len(evidence.findings)  # any of them may be the one that fails
     interval = f"The {100 * (1 - alpha):.3g} % interval of {difference}"
     if settled and decision.holds < decision.fails:
-        return _verdict(
-            evidence, results, "reproduced", f"{interval} lies entirely where the claim has it.", one, alpha
-        )
+        return _verdict(evidence, results, "reproduced", f"{interval} lies entirely within the claim.", one, alpha)
     if settled:
         return _verdict(evidence, results, "contradicted", f"{interval} lies entirely outside the claim.", one, alpha)
     needed, at = _seeds_needed(evidence.claim, one, alpha, settings)
-    more = f"{needed} seeds an arm, {needed - one.seeds} more, would settle" if needed else "No number of seeds settles"
-    note = f"{interval} lies on both sides. {more} {at} of {one.problems} problems."
+    more = (
+        f"{needed} seeds per arm, {needed - one.seeds} more, would settle" if needed else "No number of seeds settles"
+    )
+    note = f"{interval} lies partly within the claim. {more} {at} {one.problems} problems."
     return _verdict(evidence, results, "not settled", note, one, alpha, needed)
 
 
 def _seeds_needed(claim: Claim, one: Finding, alpha: float, settings: Settings) -> tuple[int | None, str]:
-    """The seeds an arm that would settle the claim, and the difference that this assumes, in words."""
+    """The seeds per arm that would settle the claim, and the difference that this assumes, in words."""
     ends = [end for end in (one.statement.low, one.statement.high) if math.isfinite(end)]
-    sizes = {"a difference as ours on the average": float(one.estimate.value[0])}
+    sizes = {"a difference the size of ours over": float(one.estimate.value[0])}
     if claim.effect is not None:
-        sizes = {"the published difference on the average": claim.effect / 100} | sizes
+        sizes = {"the published difference over": claim.effect / 100} | sizes
     at = ""
     for at, size in sizes.items():
         needed = seeds_needed(
@@ -177,4 +177,4 @@ def _steadiness(evidence: Evidence, results: Results) -> str:
     rows = results.steadiness[results.steadiness["run"].isin(own)]
     collapsed = sum(value is True for value in rows["collapsed"])
     spiked = int((rows["spikes"] > 0).sum())
-    return f" Of its {len(rows)} runs {collapsed} lost half of their best score, {spiked} had gradient norm spikes."
+    return f" Of its {len(rows)} runs, {collapsed} lost half of their best score, {spiked} had gradient norm spikes."

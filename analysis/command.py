@@ -1,4 +1,4 @@
-"""What the commands of this package share: key=value arguments, and one sentence for a mistake of the user."""
+"""Shared by the commands of this package: key=value arguments, and user errors as one sentence."""
 
 import io
 import sys
@@ -45,11 +45,11 @@ def write(out: Path, files: Mapping[str, str | bytes]) -> None:
         raise UserError(f"out={out} cannot be written: {error.strerror}; give another folder") from error
 
 
-def run(argv: Sequence[str], doc: str | None, work: Callable[[Sequence[str]], Any]) -> int:
-    """Prints what `work` returns, or with --help the `doc`.
+def run(argv: Sequence[str], doc: str | None, kind: type[Arguments], work: Callable[[Arguments], Any]) -> int:
+    """Prints what `work` returns for the arguments, or with --help the `doc`.
 
     Returns:
-        The exit status: 0, or 2 for a mistake of the user, named in one sentence.
+        The exit status: 0, or 2 for a user error, reported in one sentence.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -58,7 +58,7 @@ def run(argv: Sequence[str], doc: str | None, work: Callable[[Sequence[str]], An
         print((doc or "").strip())
         return 0
     try:
-        print(work(argv))
+        print(work(parse(argv, kind)))
     except UserError as error:
         print(error, file=sys.stderr)
         return 2

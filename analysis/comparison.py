@@ -29,13 +29,13 @@ class ProblemScores:
         keys = frame[["run", "step", "benchmark"]]
         starts = [*np.flatnonzero((keys != keys.shift()).any(axis=1)), len(frame)]
         names, k, values = frame["problem"].to_numpy(), frame["k"].to_numpy(), frame[list(SCORES)].to_numpy(float).T
-        table = ProblemScores({}, {}, {})
+        result = ProblemScores({}, {}, {})
         for start, end in pairwise(starts):
             run, step, benchmark = keys.iloc[start]
-            table.problems[run, benchmark] = tuple(names[start:end])
-            table.k[run, benchmark] = int(k[start])
-            table.values[run, benchmark, int(step)] = values[:, start:end]
-        return table
+            result.problems[run, benchmark] = tuple(names[start:end])
+            result.k[run, benchmark] = int(k[start])
+            result.values[run, benchmark, int(step)] = values[:, start:end]
+        return result
 
     def benchmarks(self, run: str) -> list[str]:
         return self._benchmarks.get(run, [])

@@ -83,7 +83,7 @@ def contrasts(
     rows, excluded = [], []
     baseline = next((arm for arm in arms if arm.role == "baseline"), None)
     for arm in arms:
-        if baseline is None or arm is baseline or not arm.settled:
+        if baseline is None or arm is baseline or not arm.counted:
             continue
         paired = arm.seeds == baseline.seeds
         sides, seeds = [Side(1, arm.used), Side(-1, baseline.used)], (len(arm.used), len(baseline.used))

@@ -25,11 +25,11 @@ def costs(results: Results) -> dict[str, Cost]:
     training = results.records.training
     steps = training[training["step"] > 0]
     spent = steps.groupby("run")[["time/step", "response/tokens"]].agg(lambda column: column.sum(skipna=False))
-    found = {}
+    by_arm = {}
     for arm in results.arms:
         own = spent.loc[[run for run in arm.used if run in spent.index]].mean(skipna=False)
         if len(arm.used) and own.notna().any():
             details = results.records.details.get(arm.id)
             seconds = float(own["time/step"]) * (details.ranks if details else 1)
-            found[arm.id] = Cost(seconds / 3600, float(own["response/tokens"]) / 1e6)
-    return found
+            by_arm[arm.id] = Cost(seconds / 3600, float(own["response/tokens"]) / 1e6)
+    return by_arm

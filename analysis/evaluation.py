@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -10,15 +9,14 @@ import pyarrow as pa
 
 from analysis.json_lines import read_table
 from analysis.text import encodable, printable
-from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
 from opd.records.files import RecordError, parse_lines, read_bytes
 from opd.records.run_dir import RunDir, Sample
 
 AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's benchmarks
 
 # The scores of a problem's k answers: those of `opd.grading.scores`, the share cut off at the length limit, the mean
-# length in tokens. In a `Sample`, `prediction` is the answer found in the student's text (None: none), `answer` the
-# right one.
+# length in tokens. In a `Sample`, `prediction` is the answer extracted from the response (None without one), `answer`
+# the right one.
 SCORES = ("mean", "best", "best_resampled", "maj", "truncated", "length")
 
 _SCHEMA = pa.schema(
@@ -139,15 +137,15 @@ def _blocks(table: pa.Table) -> Iterator[_Block]:
             raise RecordError(f"{printable(repr(name), limit=60)} is not a valid name of a benchmark")
         rows = np.flatnonzero(of_benchmark == code)
         rows = rows[np.lexsort((sample[rows], of_problem[rows]))]
-        asked, answers = np.unique(of_problem[rows], return_counts=True)
+        answered, answers = np.unique(of_problem[rows], return_counts=True)
         for position in np.flatnonzero(answers < answers.max())[:1]:
-            where = printable(f"{name} problem {problems[asked[position]]}", limit=100)
+            where = printable(f"{name} problem {problems[answered[position]]}", limit=100)
             raise RecordError(f"{where} has {answers[position]} of {answers.max()} answers")
-        rows = rows.reshape(len(asked), -1)
+        rows = rows.reshape(len(answered), -1)
         for position in np.flatnonzero((np.diff(sample[rows], axis=1) == 0).any(axis=1))[:1]:
-            where = printable(f"{name} problem {problems[asked[position]]}", limit=100)
+            where = printable(f"{name} problem {problems[answered[position]]}", limit=100)
             raise RecordError(f"{where} has a duplicate sample")
-        yield _Block(name, [problems[code] for code in asked], rows)
+        yield _Block(name, [problems[code] for code in answered], rows)
 
 
 def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
@@ -157,7 +155,12 @@ def _scores(answers: pa.Table, shape: tuple[int, ...]) -> np.ndarray:
     length = answers["num_tokens"].to_numpy().reshape(shape)
     given = answers["prediction"].combine_chunks().dictionary_encode().indices.fill_null(-1)
     maj = _maj(given.to_numpy().reshape(shape), correct)
-    return np.stack([*_by_count(shape[1])[:, correct.sum(axis=1)], maj, truncated.mean(axis=1), length.mean(axis=1)])
+    return np.stack([*grades(correct.sum(axis=1), shape[1]), maj, truncated.mean(axis=1), length.mean(axis=1)])
+
+
+def grades(right: np.ndarray, k: np.ndarray | int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """`opd.grading.scores` of k answers of which `right` are right: mean@k, best@k and best@k resampled."""
+    return right / k, (right > 0).astype(float), 1 - (1 - right / k) ** k
 
 
 def _maj(given: np.ndarray, correct: np.ndarray) -> np.ndarray:
@@ -172,13 +175,6 @@ def _maj(given: np.ndarray, correct: np.ndarray) -> np.ndarray:
     maj = np.zeros(size)
     maj[chosen // k] = correct.ravel()[chosen]
     return maj
-
-
-@lru_cache(maxsize=64)
-def _by_count(k: int) -> np.ndarray:
-    """mean@k, best@k and resampled best@k of 0, 1, … k right answers, on which alone they depend."""
-    given = [[True] * right + [False] * (k - right) for right in range(k + 1)]
-    return np.array([[score(answers) for answers in given] for score in (mean_at_k, best_at_k, best_at_k_resampled)])
 
 
 def _examples(table: pa.Table, blocks: Sequence[_Block], count: int) -> list[Example]:

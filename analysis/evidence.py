@@ -56,7 +56,7 @@ def gather(claim: Claim, results: Results, known: Published) -> Evidence:
 def _arms(name: str, results: Results, same: Mapping[str, str]) -> list[Arm]:
     """The arms of that name that count, or of the other name of its config; of several the baseline alone."""
     for alias in (name, same.get(name, name)):
-        arms = [arm for arm in results.arms if arm.settled and arm.id.rpartition("-")[0] == alias]
+        arms = [arm for arm in results.arms if arm.counted and arm.id.rpartition("-")[0] == alias]
         if arms:
             return [arm for arm in arms if arm.role == "baseline"] or arms
     return []

@@ -45,19 +45,19 @@ class _Score:
 
 
 def headline(results: Results) -> Headline:
-    """About the baseline; without one, about the best settled arm, or else the best unfinished one."""
+    """About the baseline; without one, about the best finished arm, or else the best unfinished one."""
     scores = _last_scores(results)
     scored = [arm for arm in results.arms if arm.id in scores]
     students = [arm for arm in scored if arm.role != "teacher"]
     if not students:
-        return Headline("No student has been evaluated yet", " · ".join(_ran(results)), [])
-    student = min(students, key=lambda arm: (arm.role != "baseline", not arm.settled, -scores[arm.id].value))
-    asked = _benchmarks(results, student)
-    alike = [arm for arm in scored if arm.role == "teacher" and _benchmarks(results, arm) == asked]
+        return Headline("No student has been evaluated yet", " · ".join(_runs(results)), [])
+    student = min(students, key=lambda arm: (arm.role != "baseline", not arm.counted, -scores[arm.id].value))
+    benchmarks = _benchmarks(results, student)
+    alike = [arm for arm in scored if arm.role == "teacher" and _benchmarks(results, arm) == benchmarks]
     teacher = max(alike, key=lambda arm: scores[arm.id].value, default=None)
     return Headline(
         _title(results, student, scores[student.id]),
-        " · ".join([*_ran(results), _asked(results, student)]),
+        " · ".join([*_runs(results), _problems(results, student)]),
         _tiles(results, student, scores[student.id], teacher, scores[teacher.id] if teacher else None),
         _progress(results, student, scores, teacher),
     )
@@ -84,7 +84,7 @@ def _title(results: Results, student: Arm, score: _Score) -> str:
     if student.id not in results.before:
         return f"{student.label} scores {_percent(score.value)}"
     start, end = round(100 * results.before[student.id], 1), round(score.value, 1)
-    so_far = "" if student.settled else " so far"
+    so_far = "" if student.counted else " so far"
     if start == end:
         return f"The student stayed at {_percent(end)}{so_far}"
     return f"The student {'climbed' if end > start else 'fell'} from {_percent(start)} to {_percent(end)}{so_far}"
@@ -99,7 +99,7 @@ def _tiles(
         tiles.append(Tile("Before", _percent(100 * results.before[student.id]), f"{mean} before training"))
     interval = "" if math.isnan(score.low) else f", 95 % interval {score.low:.1f} to {score.high:.1f}"
     seeds = f", {len(student.used)} seeds" if len(student.used) > 1 else ""
-    after = "Distilled" if student.settled else "So far"
+    after = "Distilled" if student.counted else "So far"
     tiles.append(Tile(after, _percent(score.value), f"{mean} of {student.label}{seeds}{interval}"))
     if teacher and teachers_score:
         share = (
@@ -111,19 +111,19 @@ def _tiles(
     return tiles
 
 
-def _ran(results: Results) -> list[str]:
+def _runs(results: Results) -> list[str]:
     runs = rows_of(results.records.runs)
     counted = sum(row["counted"] for row in runs)
     unfinished = sum(row["state"] not in ("finished", EXPORTED) for row in runs)
     studies = sorted({row["study"] for row in runs})
     return [
         *([f"study {_list(studies)}"] if studies else []),
-        f"{_count(counted, 'finished run')} of {_count(sum(arm.settled for arm in results.arms), 'config')}",
+        f"{_count(counted, 'finished run')} of {_count(sum(arm.counted for arm in results.arms), 'config')}",
         *([f"{unfinished} unfinished"] if unfinished else []),
     ]
 
 
-def _asked(results: Results, student: Arm) -> str:
+def _problems(results: Results, student: Arm) -> str:
     row = results.estimated[student.id, AVERAGE][0]
     answers = f" × {row['k']} answers" if row["k"] else ""
     return f"{_list(sorted(_benchmarks(results, student) - {AVERAGE}))}: {_count(row['problems'], 'problem')}{answers}"

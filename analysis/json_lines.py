@@ -8,8 +8,8 @@ import pyarrow.json
 def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -> pa.Table | None:
     """The columns of `schema`, one row a line; None where not every line is an object with values of these types.
 
-    Only columns in `optional` may be missing or null. None is no error: the slower reader of records then decides. It
-    also gets whatever Arrow would accept or read as another number but that reader would not.
+    Only columns in `optional` may be missing or null. None is not an error: the slower reader of records decides then,
+    as it does for anything that Arrow would accept or convert but that reader would not.
     """
     if not (content.startswith(b"{") and content.endswith(b"}\n") and content.isascii()):
         return None
@@ -30,10 +30,5 @@ def read_table(content: bytes, schema: pa.Schema, *, optional: frozenset[str]) -
         return None
     if table.num_rows != lines or any(table[name].null_count for name in schema.names if name not in optional):
         return None
-    if not all(_finite(table[field.name]) for field in schema if pa.types.is_floating(field.type)):
-        return None
-    return table.combine_chunks()
-
-
-def _finite(column: pa.ChunkedArray) -> bool:
-    return bool(np.isfinite(column.drop_null().to_numpy()).all())
+    floats = [table[field.name].drop_null().to_numpy() for field in schema if pa.types.is_floating(field.type)]
+    return table.combine_chunks() if all(np.isfinite(values).all() for values in floats) else None

@@ -66,10 +66,10 @@ def load(root: Path, *, cache: Cache | None = None) -> Records:
         cache.prune(folders)
     read: list[_Run] = []
     seen = Counter[str]()
-    for folder, found in zip(folders, contents, strict=True):
+    for folder, content in zip(folders, contents, strict=True):
         path = _relative(folder.path, root)
         seen[path] += 1
-        read.append(_assess(path if seen[path] == 1 else f"{path} #{seen[path]}", folder, found))
+        read.append(_assess(path if seen[path] == 1 else f"{path} #{seen[path]}", folder, content))
     kept = sorted(_without_duplicates(read), key=lambda run: [run.row[key] for key in ("name", "arm", "seed", "run")])
     details, damaged = read_details((run.row["arm"], run.path, run.folder) for run in kept)
     damage = sorted((run.path, *what) for run in read for what in run.damage) + damaged
@@ -98,9 +98,9 @@ def _contents(folders: Sequence[RunDir], cache: Cache | None) -> list[RunContent
     if cache is None:
         return list(parallel_map(read_run, folders, fewest=FEWEST))
     cached = [cache.get(folder) for folder in folders]
-    missing = [folder for folder, found in zip(folders, cached, strict=True) if found is None]
+    missing = [folder for folder, hit in zip(folders, cached, strict=True) if hit is None]
     read = parallel_map(cache.read, missing, fewest=FEWEST)
-    return [next(read) if found is None else found for found in cached]
+    return [next(read) if hit is None else hit for hit in cached]
 
 
 def _relative(path: Path, root: Path) -> str:
@@ -121,20 +121,20 @@ class _Run:
     unfinished: list[tuple[str, str]] = field(default_factory=list)
 
 
-def _assess(path: str, folder: RunDir, found: RunContents) -> _Run:
+def _assess(path: str, folder: RunDir, contents: RunContents) -> _Run:
     """The run with what its numbers may be used for, and what it is left out of."""
-    run = _Run(path, folder, {}, found.training, found.evaluations, list(found.damage))
-    run.damage += [(f"its evaluation at step {step}", reason) for step, reason in found.damaged.items()]
-    run.damage += [("its best score over training", "one of its evaluations is damaged")] if found.damaged else []
-    if not found.row:
+    run = _Run(path, folder, {}, contents.training, contents.evaluations, list(contents.damage))
+    run.damage += [(f"its evaluation at step {step}", reason) for step, reason in contents.damaged.items()]
+    run.damage += [("its best score over training", "one of its evaluations is damaged")] if contents.damaged else []
+    if not contents.row:
         return run
-    last = found.evaluations[-1].step if found.evaluations else -1
-    last_known = last > max(found.damaged, default=-1)
-    not_counted = _not_counted(found.row, last, last_known)
+    last = contents.evaluations[-1].step if contents.evaluations else -1
+    last_known = last > max(contents.damaged, default=-1)
+    not_counted = _not_counted(contents.row, last, last_known)
     if not_counted:
-        (run.damage if found.row["state"] == "finished" else run.unfinished).append(not_counted)
-    known = {"counted": not not_counted, "last_known": last_known, "max_known": last >= 0 and not found.damaged}
-    run.row = {"run": path, **found.row, **known}
+        (run.damage if contents.row["state"] == "finished" else run.unfinished).append(not_counted)
+    known = {"counted": not not_counted, "last_known": last_known, "max_known": last >= 0 and not contents.damaged}
+    run.row = {"run": path, **contents.row, **known}
     return run
 
 

@@ -67,10 +67,8 @@ def chosen_steps(records: Records, scored: pd.DataFrame) -> Steps:
 
 def outcomes(scored: pd.DataFrame, steps: Steps) -> pd.DataFrame:
     """One row a run, benchmark and measure. Columns: `run`, `benchmark`, `k`, `score`, `which`, `step`, `value`."""
-    columns = [str(column) for column in scored.columns]
-    at: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for values in scored.itertuples(index=False, name=None):
-        row = dict(zip(columns, values, strict=True))
+    at: dict[tuple[str, int], list[dict[Any, Any]]] = {}
+    for row in scored.to_dict("records"):
         at.setdefault((row["run"], row["step"]), []).append(row)
     rows = [
         (run, row["benchmark"], row["k"], score, which, step, row[score])
@@ -90,7 +88,10 @@ def steadiness(records: Records, scored: pd.DataFrame) -> pd.DataFrame:
     """
     average = scored[(scored["benchmark"] == AVERAGE) & (scored["step"] > 0)]
     curves = {str(run): rows.sort_values("step")["mean"].to_numpy(float) for run, rows in average.groupby("run")}
-    steps = {str(run): rows for run, rows in records.training.groupby("run")}
+    steps = {
+        str(run): {name: rows[name].to_numpy(float) for name in ("grad_norm", "divergence/reverse_kl")}
+        for run, rows in records.training.groupby("run")
+    }
     rows = []
     for run in map(str, records.runs["run"]):
         known, trained = curves.get(run), steps.get(run)
@@ -99,16 +100,8 @@ def steadiness(records: Records, scored: pd.DataFrame) -> pd.DataFrame:
                 run,
                 None if known is None else collapsed(known, kept=KEPT),
                 float("nan") if known is None else drop_from_best(known),
-                None if trained is None else _spikes(trained),
-                float("nan") if trained is None else _drift(trained),
+                None if trained is None else spikes(trained["grad_norm"], window=SPIKE_WINDOW, times=SPIKE_TIMES),
+                float("nan") if trained is None else drift(trained["divergence/reverse_kl"], share=DRIFT_SHARE),
             )
         )
     return pd.DataFrame(rows, columns=["run", "collapsed", "fall", "spikes", "kl_drift"])
-
-
-def _spikes(trained: pd.DataFrame) -> int:
-    return spikes(trained["grad_norm"].to_numpy(float), window=SPIKE_WINDOW, times=SPIKE_TIMES)
-
-
-def _drift(trained: pd.DataFrame) -> float:
-    return drift(trained["divergence/reverse_kl"].to_numpy(float), share=DRIFT_SHARE)

@@ -50,8 +50,8 @@ GROUPS = {
         "hyperparameters",
     ),
     "divergence": ("Divergences", "What each divergence rewards, and the scores that it reaches.", ""),
-    "ensemble": ("Teacher ensembles", "Several teachers combined, against the single one of the default.", ""),
-    "filter": ("Token filters", "Learning from some of the tokens.", "filters"),
+    "ensemble": ("Teacher ensembles", "Several teachers combined, compared with the default's single teacher.", ""),
+    "filter": ("Token filters", "Training on a subset of the tokens.", "filters"),
     "tokens": (
         "Tokens",
         "Responses of the last recorded step: blue tokens become more likely, orange ones less likely; the deeper the"
@@ -95,7 +95,7 @@ def html_page(
     scripts = (get_plotlyjs(), script)
     data, tokens = page_data(results, panels, members)
     data["rows"] = {
-        f"table-{name}": _later(table) for name, table in tables.items() if len(table.frame) > ROWS_AT_FIRST
+        f"table-{name}": _remaining_rows(table) for name, table in tables.items() if len(table.frame) > ROWS_AT_FIRST
     }
     first = list(tables)[: list(tables).index("summary") + 1]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
@@ -135,14 +135,14 @@ def _groups(
     panels: Sequence[Panel], tables: Mapping[str, Table], alpha: float, *, tokens: bool
 ) -> list[dict[str, Any]]:
     """The groups that have a figure, a table or tokens."""
-    found = []
+    groups = []
     for name, (title, note, table) in GROUPS.items():
         own = [panel for panel in panels if panel.group == name]
         if own or table in tables or (name == "tokens" and tokens):
             shown = {"name": name, "title": title, "note": note.format(alpha=f"{alpha:g}"), "panels": own}
             benchmarks = any("benchmark" in trace["meta"] for panel in own for trace in panel.traces)
-            found.append({**shown, "table": table if table in tables else "", "benchmarks": benchmarks})
-    return found
+            groups.append({**shown, "table": table if table in tables else "", "benchmarks": benchmarks})
+    return groups
 
 
 def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[str, Any]]:
@@ -154,7 +154,7 @@ def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[
         arm.id: {
             "id": arm.id,
             "label": arm.label,
-            "settled": arm.settled,
+            "counted": arm.counted,
             "shown": arm.role in ("teacher", "baseline") or arm.id in shown,
             "slot": "teacher" if styles[arm.id].slot is None else styles[arm.id].slot,
             "dashes": _DASHES[styles[arm.id].dash],
@@ -164,8 +164,8 @@ def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[
     }
 
 
-def _later(table: Table) -> list[tuple[str | None, list[Any]]]:
-    """The arm and the cells of each row after the first: a text, or with more to say text, interval and order."""
+def _remaining_rows(table: Table) -> list[tuple[str | None, list[Any]]]:
+    """The arm and the cells of each later row: a text or, where they differ from it, text, interval and sort key."""
     return [
         (
             arm,

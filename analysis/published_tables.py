@@ -66,14 +66,14 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     counted = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
     note = (
         f"{counted}. Here: the difference in points that decides the claim, with its interval, corrected for the number"
-        " of claims tested in its sweep. Reproduced: the interval lies entirely where the claim has it. Contradicted:"
-        " entirely elsewhere. Not settled: neither; with the seeds needed an arm, four studies in five would settle it."
+        " of claims tested in its sweep. Reproduced: the interval lies entirely within the claim. Contradicted:"
+        " entirely outside it. Not settled: neither; the seeds needed per arm would settle it in four of five studies."
     )
     return table("verdicts", "Published claims", note, fields, [(None, row) for row in rows])
 
 
 def settings(results: Results) -> Table:
-    """Table 1 of the adventures post beside the settings of the baseline."""
+    """Table 1 of the adventures post, compared with the settings of the baseline."""
     baseline = results.baseline
     details = results.records.details.get(baseline.id) if baseline else None
     fields = [
@@ -109,9 +109,7 @@ def hyperparameters(results: Results, members: Mapping[str, list[str]]) -> Table
         for value, arm in values
         for name in benchmarks_of(results, results.estimated, arm)
     ]
-    note = (
-        "One hyper-parameter at a time, all else as in the default. max: chosen on the test sets, so it is optimistic."
-    )
+    note = "One hyper-parameter at a time, others as in the default. max: chosen on the test sets, hence optimistic."
     return table("hyperparameters", "Hyper-parameters, one at a time", note, fields, rows)
 
 
@@ -148,7 +146,7 @@ def _max_and_last(results: Results, label: str) -> list[Field]:
 
 
 def cost_table(results: Results, costs: Mapping[str, Cost]) -> Table:
-    """The mean cost of an arm's runs beside their scores."""
+    """The mean cost of an arm's runs, with their scores."""
     mean = results.label("mean")
     fields = [
         Field("label", "Run"),

@@ -17,19 +17,19 @@ _RANKED = (("last", "mean"), ("max", "mean"))
 
 
 def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap: Bootstrap) -> pd.DataFrame:
-    """The settled arms by mean@k, last and max, averaged over benchmarks, without teachers and arms evaluated on
+    """The counted arms by mean@k, last and max, averaged over benchmarks, without teachers and arms evaluated on
     other problems than the first.
 
     Columns: `arm`, `score`, `which`, `rank` (1 is best), `low` and `high` (95 % of resamples), `best` (the share of
     resamples in which it is best). With one seed an arm the ranks say nothing about how seeds differ.
     """
-    settled = [arm for arm in arms if arm.settled and arm.role != "teacher"]
-    asked = {arm.id: _asked(arm, scores) for arm in settled}
-    alike = [arm for arm in settled if asked[arm.id] and asked[arm.id] == asked[settled[0].id]]
+    counted = [arm for arm in arms if arm.counted and arm.role != "teacher"]
+    problems_of = {arm.id: _shared_problems(arm, scores) for arm in counted}
+    alike = [arm for arm in counted if problems_of[arm.id] and problems_of[arm.id] == problems_of[counted[0].id]]
     if len(alike) < 2:
         return pd.DataFrame(columns=_COLUMNS)
     measured = [MEASURES.index(measure) for measure in _RANKED]
-    benchmarks = list(asked[alike[0].id] or ())
+    benchmarks = list(problems_of[alike[0].id] or ())
     values, draws = np.zeros((2, len(alike))), np.zeros((2, bootstrap.count, len(alike)))
     for benchmark in benchmarks:
         problems = scores.problems[alike[0].used[0], benchmark]
@@ -44,13 +44,13 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
         known = np.flatnonzero(~np.isnan(value))
         if not len(known):  # damaged evaluations hide every best score
             continue
-        found = ranks(value[known], drawn[:, known], level=LEVEL)
-        columns = (found.rank, found.low, found.high, found.best)
+        ranked = ranks(value[known], drawn[:, known], level=LEVEL)
+        columns = (ranked.rank, ranked.low, ranked.high, ranked.best)
         rows += [(alike[at].id, score, which, *map(float, row)) for at, *row in zip(known, *columns, strict=True)]
     return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["which", "rank", "arm"], ignore_index=True)
 
 
-def _asked(arm: Arm, scores: ProblemScores) -> dict[str, tuple[tuple[str, ...], int]] | None:
+def _shared_problems(arm: Arm, scores: ProblemScores) -> dict[str, tuple[tuple[str, ...], int]] | None:
     """Benchmark → the problems and k that all of the arm's runs share; None where they differ."""
     each = [
         {name: (scores.problems[run, name], scores.k[run, name]) for name in scores.benchmarks(run)} for run in arm.used

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from analysis.arm_details import ArmDetails
 from analysis.columns import Column
 from analysis.config_diff import applied, flat, nested
-from analysis.evaluation import AVERAGE, SCORES
+from analysis.evaluation import AVERAGE, SCORES, grades
 from analysis.load import Records
 from analysis.rollouts import parse_rollouts
 from analysis.study_schema import AVERAGED, CONFIGS, EVALUATION, TABLES
@@ -175,17 +175,10 @@ def _scores(scores: pd.DataFrame, evaluations: pd.DataFrame) -> pd.DataFrame:
     by_evaluation = pd.MultiIndex.from_frame(evaluations[EVALUATION])
     at = by_evaluation.get_indexer(pd.MultiIndex.from_frame(scores[EVALUATION]))
     _require(at >= 0, "scores", "run, step, benchmark", "has no row in evaluations.parquet")
-    counts = pd.DataFrame({"right": right.astype(np.int64), "k": scores["k"]})
-    pairs, of = np.unique(counts.to_numpy(), axis=0, return_inverse=True)
-    graded = np.array([grades(int(one), int(k)) for one, k in pairs]).reshape(-1, 3)[of.ravel()]
+    graded = grades(right, scores["k"].to_numpy())
     averaged = [evaluations[name].to_numpy()[at] for name in AVERAGED]
-    values = dict(zip(SCORES, (*graded.T, scores["maj"].to_numpy(), *averaged), strict=True))
+    values = dict(zip(SCORES, (*graded, scores["maj"].to_numpy(), *averaged), strict=True))
     return scores[[*EVALUATION, "problem", "k"]].assign(**values)
-
-
-def grades(right: int, k: int) -> tuple[float, float, float]:
-    """`opd.grading.scores` of k answers of which `right` are right: mean@k, best@k and best@k resampled."""
-    return right / k, float(right > 0), 1 - (1 - right / k) ** k
 
 
 # ---- arms

@@ -59,11 +59,6 @@ class Arguments:
 LISTED = 3  # damaged records in the message of strict=true
 
 
-def parse(argv: Sequence[str]) -> Arguments:
-    """key=value arguments → `Arguments`; raises `UserError`."""
-    return command.parse(argv, Arguments)
-
-
 def write_report(arguments: Arguments) -> str:
     """Reads, analyses and writes; returns a sentence on what was written. Raises `UserError`."""
     if not arguments.runs.is_dir():
@@ -144,7 +139,7 @@ def _refusal(runs: Path, damage: Sequence[tuple[str, str, str]]) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit status."""
-    return command.run(argv, __doc__, lambda argv: write_report(parse(argv)))
+    return command.run(argv, __doc__, Arguments, write_report)
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def analyse(records: Records, *, baseline: str, bootstrap: Bootstrap) -> Results
     arms, no_baseline = group_arms(records.runs, list(scored["run"].unique()), baseline=baseline)
     problem_scores = ProblemScores.of(records.scores)
     differences, left_out = contrasts(arms, problem_scores, steps)
-    if no_baseline and sum(arm.settled for arm in arms) > 1:
+    if no_baseline and sum(arm.counted for arm in arms) > 1:
         left_out.append(("all runs", "differences", no_baseline))
     excluded = pd.DataFrame(left_out, columns=list(records.excluded.columns))
     ks = set(records.scores["k"])
@@ -118,13 +118,12 @@ def analyse(records: Records, *, baseline: str, bootstrap: Bootstrap) -> Results
 
 
 def _by_arm_and_benchmark(frame: pd.DataFrame) -> dict[tuple[str, str], list[dict[str, Any]]]:
-    found: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    rows: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows_of(frame):
-        found.setdefault((row["arm"], row["benchmark"]), []).append(row)
-    return found
+        rows.setdefault((row["arm"], row["benchmark"]), []).append(row)
+    return rows
 
 
 def rows_of(frame: pd.DataFrame) -> list[dict[str, Any]]:
     """The rows of a frame as dicts."""
-    columns = [str(column) for column in frame.columns]
-    return [dict(zip(columns, row, strict=True)) for row in frame.itertuples(index=False, name=None)]
+    return frame.to_dict("records")  # pyright: ignore[reportReturnType]

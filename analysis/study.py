@@ -98,11 +98,6 @@ class Arguments:
     out: Path
 
 
-def parse(argv: Sequence[str]) -> Arguments:
-    """key=value arguments → `Arguments`; raises `UserError`."""
-    return command.parse(argv, Arguments)
-
-
 def write_study(runs: Path, out: Path) -> str:
     """Exports the runs under `runs` to `out`; returns a sentence on what was written. Raises `UserError`."""
     from analysis.load import load
@@ -118,7 +113,7 @@ def write_study(runs: Path, out: Path) -> str:
 
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit status."""
-    return command.run(argv, __doc__, lambda argv: write_study(**vars(parse(argv))))
+    return command.run(argv, __doc__, Arguments, lambda given: write_study(given.runs, given.out))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ def run_tables(results: Results) -> list[Table]:
 def summary(results: Results) -> Table:
     """One row an arm: its scores at the last step, averaged over benchmarks, and its differences to the baseline."""
     mean, best = results.label("mean"), results.label("best")
-    contrasted, unsettled = not results.differences.empty, not all(arm.settled for arm in results.arms)
+    contrasted, unsettled = not results.differences.empty, not all(arm.counted for arm in results.arms)
     fields = [
         Field("label", "Run"),
         Field("seeds", "Seeds", "number"),
@@ -158,13 +158,13 @@ def answers(results: Results) -> Table:
     whose = "each run's" if runs is None else "each config's first run's"
     note = (
         f"The first answer to the first problems of {whose} last evaluation, in the order of the record, not selected."
-        " –: no answer was found in the student's text. Shows the runs chosen above."
+        " –: no answer could be extracted from the response. Shows the runs selected above."
     )
     return table("answers", "Examples of answers", note, fields, rows)
 
 
 def excluded(results: Results) -> Table:
-    """What is left out of what, and why."""
+    """The records that are left out, of which numbers, and why."""
     fields = [Field("run", "Run"), Field("left_out", "Left out"), Field("reason", "Reason")]
     note = "Damaged, unfinished, foreign or duplicate records: listed here, counted nowhere."
     return table("excluded", "Left out", note, fields, [(None, row) for row in rows_of(results.excluded)])
@@ -194,7 +194,7 @@ def benchmarks_of(results: Results, estimates: ByBenchmark, arm: Arm) -> list[st
 
 def _state(results: Results, arm: Arm) -> str:
     """The state of the runs behind the arm's numbers, with their progress where they do not count."""
-    if arm.settled:
+    if arm.counted:
         return "finished"
     frame = results.records.runs
     rows = rows_of(frame[frame["run"].isin(arm.used or arm.runs)])

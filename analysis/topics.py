@@ -1,6 +1,6 @@
 """The arms of each published comparison: those whose configs differ from the baseline in what it varies.
 
-An arm is recognised by what its config changes, not by its name, so that a user's own arm appears beside the published
+An arm is recognised by what its config changes, not by its name, so that a user's own arm appears among the published
 ones, at every scale.
 """
 
@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.results import Results
+from opd.records.run_dir import changed_keys
 
 # Keys that name an arm or follow from the choice of models, and do not change the method.
 IGNORED = ("name", "study", "seed", "scale", "recipes", "paths", "tracker", "rollouts", "evaluate.sources")
@@ -86,12 +87,12 @@ def members(results: Results) -> dict[str, list[str]]:
         return {}
     ours = counted(details[baseline.id].config)
     changes = {
-        arm.id: changed(ours, counted(details[arm.id].config))
+        arm.id: set(changed_keys(ours, counted(details[arm.id].config)))
         for arm in results.arms
         if arm.id in details and arm.role == "arm"
     }
-    found = {topic.name: [arm for arm, keys in changes.items() if belongs(topic, keys)] for topic in TOPICS}
-    return {name: [baseline.id, *arms] for name, arms in found.items() if arms}
+    by_topic = {topic.name: [arm for arm, keys in changes.items() if belongs(topic, keys)] for topic in TOPICS}
+    return {name: [baseline.id, *arms] for name, arms in by_topic.items() if arms}
 
 
 def belongs(topic: Topic, keys: set[str]) -> bool:
@@ -102,11 +103,6 @@ def belongs(topic: Topic, keys: set[str]) -> bool:
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that is method."""
     return {key: value for key, value in config.items() if not _under(key, IGNORED)}
-
-
-def changed(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
-    """The keys whose values differ between the two."""
-    return {key for key in {*one, *other} if key not in one or key not in other or one[key] != other[key]}
 
 
 def _under(key: str, prefixes: tuple[str, ...]) -> bool:

@@ -20,7 +20,7 @@ from analysis.training import MOST_STEPS
 from opd.errors import UserError
 
 STUDY = "wandb"
-EXPORTED = "exported"  # the state of a run of a CSV export, which does not give any
+EXPORTED = "exported"  # the state of runs of a CSV export, which has none
 _METRICS = [column.name for column in TRAINING_COLUMNS]
 _STEPS = ("step", "Step", "_step")  # the last two are wandb's own counter: the step, unless a run was resumed
 _RUN_ID = re.compile(r"(?P<name>.+)-(?P<hash>[0-9a-f]{8})-s(?P<seed>\d{1,15})", re.S)
@@ -45,8 +45,8 @@ def read_wandb(source: str) -> pd.DataFrame:
         raise UserError(f"wandb={source}: has no value of a metric of metrics.jsonl, such as {_METRICS[0]}")
     keys = ["run", "state", "step"]
     last = points.drop_duplicates([*keys, "metric"], keep="last").astype({"step": "int64", "value": "float64"})
-    table = last.pivot(index=keys, columns="metric", values="value").reindex(columns=_METRICS)
-    return table.rename_axis(columns=None).reset_index()
+    wide = last.pivot(index=keys, columns="metric", values="value").reindex(columns=_METRICS)
+    return wide.rename_axis(columns=None).reset_index()
 
 
 def _csv(file: Path) -> pd.DataFrame:
@@ -111,7 +111,7 @@ def _points(frame: pd.DataFrame, steps: pd.Series, run: str) -> pd.DataFrame:
     return _concat(points)
 
 
-# ---- beside the records
+# ---- joined with the records
 
 
 def with_imported(records: Records, imported: pd.DataFrame) -> Records:

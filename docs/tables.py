@@ -114,11 +114,11 @@ Before the first step a run is also refused where
 - `student.lora.target_modules` names no layer, or one that is not a linear layer below the output head;
 - `compute.offload` on ranks that compute on the CPU, `compute.compile` where torch finds no compiler, or
   `compute.activation_checkpointing` of a model that cannot make its activations anew;
-- the run directory holds a run of another config, or another process is writing to it.
+- the run directory contains a run of another config, or another process is writing to it.
 
 While it runs, a loss, gradient, logit or log-probability that is not a finite number ends it; the student and its
 checkpoints stay as they were before that update. So does a teacher's server that does not answer within
-`teacher.server.patience`; the same command then goes on from the last checkpoint.
+`teacher.server.patience`; the same command then resumes from the last checkpoint.
 
 ## What cannot be written at all
 

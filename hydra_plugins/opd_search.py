@@ -5,8 +5,10 @@ numbers as `int(interval(a, b))`; `range(a, b, step)`; `choice(a, b)` or `a,b`.
 """
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from hydra.core.utils import JobStatus
@@ -16,8 +18,10 @@ from opd.check import config as check
 from opd.cli import key_of
 from opd.config import identity
 from opd.errors import UserError
+from opd.records.run_dir import RunDir
 from sweeps.compose import composer, parse_overrides
-from sweeps.score import mean, parse, score
+
+_METRIC = re.compile(r"((?:mean|best|maj)@[1-9][0-9]*) (max|last)")
 
 
 class SearchSweeper(LaunchingSweeper):
@@ -57,7 +61,7 @@ class SearchSweeper(LaunchingSweeper):
             folders = self._folders([text for text in fixed if not key_of(text).startswith("hydra")], arms)
             ended = self.launch([[*fixed, *arm, f"seed={seed}"] for arm in arms for seed in self.seeds])
             for trial, arm, runs in zip(batch, arms, folders, strict=True):
-                value = mean([score(folder, self.metric) for folder in runs])
+                value = fmean(score(folder, self.metric) for folder in runs)  # NaN where a seed has none
                 failed = math.isnan(value)
                 study.tell(trial, None if failed else value, state=optuna.trial.TrialState.FAIL if failed else None)
                 print(f"trial {trial.number + 1}/{self.trials}: {' '.join(arm)}: {value:.4f}", flush=True)
@@ -104,9 +108,7 @@ def _axes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         if override.key_or_group == "seed":
             raise UserError(f"{text}: axes clash: the seeds of a trial are hydra.sweeper.seeds=[…]")
         if override.key_or_group == "sweep":
-            raise UserError(
-                f"{text}: is a grid, which is not searched; leave it out, or leave out hydra/sweeper=optuna"
-            )
+            raise UserError(f"{text}: is a grid, which a search cannot use; leave out it or hydra/sweeper=optuna")
         if not override.is_sweep_override():
             fixed.append(text)
         elif override.is_interval_sweep():
@@ -120,7 +122,30 @@ def _axes(arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
         else:
             axes[key] = CategoricalDistribution(list(override.sweep_string_iterator()))
     if not axes:
-        raise UserError(
-            "hydra/sweeper=optuna: there is no axis; give one, as 'optim.lr=tag(log, interval(1e-6, 1e-3))'"
-        )
+        raise UserError("hydra/sweeper=optuna: there is no axis; give one, as 'optim.lr=interval(1e-6, 1e-3)'")
     return fixed, axes
+
+
+def parse(metric: str) -> tuple[str, str]:
+    """`mean@8 last` → its name in the records, `evaluate/mean@8`, and which of a run's evaluations counts.
+
+    Raises:
+        UserError: for anything else.
+    """
+    match = _METRIC.fullmatch(metric)
+    if match is None:
+        raise UserError(
+            f"metric={metric}: is not a metric; give mean@K, best@K or maj@K, then max or last, as 'mean@8 last'"
+        )
+    return f"evaluate/{match[1]}", match[2]
+
+
+def score(folder: Path, metric: str) -> float:
+    """Return a run's largest (`max`) or last (`last`) evaluation; NaN where it has none.
+
+    Raises:
+        RecordError: for metrics that cannot be read.
+    """
+    key, which = parse(metric)
+    values = [line[key] for line in RunDir(folder).metrics() if line.get(key) is not None]
+    return math.nan if not values else max(values) if which == "max" else values[-1]

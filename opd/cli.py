@@ -22,10 +22,10 @@ from opd.errors import UserError
 
 
 def register_resolvers() -> None:
-    """What a config may compute.
+    """Register the functions that a config may call.
 
-    `${times:a,b}`: a product, to 12 digits, so that a tenth of 1e-5 reads 1e-6; whole where `b` is and it can be.
-    `${first:a,b}`: `a`, or `b` where `a` is null.   `${last:a}`: the last of a list; of an empty one nothing, null.
+    `${times:a,b}`: the product to 12 digits, so that a tenth of 1e-5 is 1e-6; an integer where `b` and the product are.
+    `${first:a,b}`: `a`, or `b` where `a` is null.   `${last:a}`: the last of a list, null for an empty one.
     """
     from omegaconf import OmegaConf
 
@@ -39,36 +39,36 @@ def register_resolvers() -> None:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A composed config as plain data, without the `sweep` that it may be part of.
+    """A composed config as plain data, without its `sweep` section.
 
     Raises:
-        UserError: for a value that must be given and was not, or an interpolation that leads nowhere.
+        UserError: for a missing value or a broken interpolation.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
     register_resolvers()  # a process of Hydra's launcher has not registered them
     try:
-        found: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+        values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
         missing = error.full_key
         with suppress(OmegaConfBaseException):  # another interpolation may be broken
             missing = min(OmegaConf.missing_keys(config))
-        raise UserError(f"{missing}: has no value and must be given one, as {missing}=VALUE") from None
+        raise UserError(f"{missing}: has no value; give it one, as {missing}=VALUE") from None
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {_first_line(error)}") from None
-    found.pop("sweep", None)
-    return found
+    values.pop("sweep", None)
+    return values
 
 
 def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]] = list) -> None:
-    """Runs a Hydra command on its arguments as `arguments` rewrites them.
+    """Run a Hydra command on its arguments as `arguments` rewrites them.
 
     An error that the user can fix becomes one sentence on stderr and exit status 2, without a traceback.
     """
     from hydra._internal.utils import get_args_parser
 
-    # Hydra's own reporting drops the cause and exits 1; with this it lets its exceptions through to us.
+    # Hydra's own reporting drops the cause and exits 1; with this it raises its exceptions.
     os.environ["HYDRA_FULL_ERROR"] = "1"
     register_resolvers()
     leave_working_folder_out()
@@ -82,42 +82,42 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
         sys.argv[1:] = [*arguments(words), *plugins.overrides()]
         command()
     except KeyboardInterrupt:
-        _stop("interrupted; the same command goes on from the last checkpoint", 130)
+        _stop("interrupted; rerun the same command to resume from the last checkpoint", 130)
     except BrokenPipeError:
         _unread()
     except Exception as error:
-        if (said := mendable(error)) is None:
+        if (sentence := user_message(error)) is None:
             raise
-        _stop(said)
+        _stop(sentence)
 
 
 def leave_working_folder_out() -> None:
-    """Removes the working folder, which `python -m` puts first, from the import path, unless it is the checkout: Hydra
-    imports every plugin that it finds under `hydra_plugins` there, and it may be a folder of somebody else's runs.
+    """Remove the working folder, which `python -m` puts first, from the import path, unless it is the checkout: Hydra
+    imports every plugin under `hydra_plugins` there, and the folder may contain somebody else's runs.
     """
     if not sys.flags.safe_path and sys.path and Path(sys.path[0]) == Path.cwd() != ROOT:
         del sys.path[0]
 
 
 def _refuse_other_configs(given: Namespace) -> None:
-    """Refuses Hydra's own ways to read other files: it runs what they have under `hydra` as code."""
+    """Refuse Hydra's options to read other files: it runs what their `hydra` section names."""
     flags = {"--config-dir": given.config_dir, "--config-path": given.config_path, "--config-name": given.config_name}
     named = [flag for flag, value in flags.items() if value is not None]
     named += [text for text in given.overrides if key_of(text) == "hydra.searchpath"]
     if named:
         raise UserError(
-            f"{named[0]}: no other folder of configs is read; put the file into {CONF}, or repeat a recorded run with "
+            f"{named[0]}: configs are read only from conf/; put the file into {CONF}, or repeat a recorded run with "
             "config=FILE"
         )
     refuse_outside(given.overrides)
 
 
 def refuse_outside(overrides: Sequence[str]) -> None:
-    """Checks that the choices of groups are files of `conf/`; raises `UserError`."""
+    """Raise `UserError` for a group choice that is not a file of `conf/`."""
     for text in overrides:
         group = key_of(text)
         if ".." in text.partition("=")[2] and (group.startswith("hydra/") or plugins.is_group(group)):
-            raise UserError(f"{text}: leads out of conf/{group}; {choices(group, text.rpartition('/')[2])}")
+            raise UserError(f"{text}: is outside conf/{group}; {choices(group, text.rpartition('/')[2])}")
 
 
 def key_of(override: str) -> str:
@@ -126,7 +126,7 @@ def key_of(override: str) -> str:
 
 
 def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
-    """A Hydra task whose refusal ends a single run without messages of Hydra's own; a multirun continues."""
+    """Wrap a Hydra task so that a `UserError` ends a single run with one sentence; a multirun continues."""
 
     @functools.wraps(task)
     def run(composed: Any) -> None:
@@ -139,25 +139,25 @@ def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
         except BrokenPipeError:
             _unread()
         except Exception as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN or (said := mendable(error)) is None:
+            if HydraConfig.get().mode is RunMode.MULTIRUN or (sentence := user_message(error)) is None:
                 raise
-            _stop(said)
+            _stop(sentence)
 
     return run
 
 
 def _unread() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # writing the rest would fail too
-    _stop("whoever read its output has left; the same command goes on from the last checkpoint", 141)
+    _stop("the reader of its output has exited; rerun the same command to resume from the last checkpoint", 141)
 
 
-def mendable(error: Exception) -> str | None:
+def user_message(error: Exception) -> str | None:
     """The sentence for an error that the user can fix; None for any other."""
     return str(error) if isinstance(error, UserError) else composition_sentence(error) or disk_sentence(error)
 
 
 def disk_sentence(error: BaseException) -> str | None:
-    """What to do about a disk that is full, read-only or not ours; None for any other error."""
+    """The sentence for a disk that is full, failing or not writable; None for any other error."""
     if not isinstance(error, OSError) or error.errno not in _DISK:
         return None
     where = f" ({error.filename})" if error.filename else ""
@@ -165,20 +165,20 @@ def disk_sentence(error: BaseException) -> str | None:
 
 
 _DISK = {
-    errno.ENOSPC: "free some space, then run the same command: it goes on from the last checkpoint",
-    errno.EDQUOT: "the quota is used up; free some space, then run the same command to go on",
-    errno.EACCES: "choose a folder that can be written, with paths.outputs=DIR and paths.models=DIR",
-    errno.EROFS: "choose a folder that can be written, with paths.outputs=DIR and paths.models=DIR",
-    errno.ENOTDIR: "a file stands where a folder is needed; choose another with paths.outputs=DIR",
-    errno.EEXIST: "a file stands where a folder is needed; choose another with paths.outputs=DIR",
-    errno.EIO: "its disk fails; mend that or choose another folder, and the same command goes on",
-    errno.ESTALE: "its file server has lost it; when it is back, the same command goes on",
+    errno.ENOSPC: "free some space, then rerun the same command to resume from the last checkpoint",
+    errno.EDQUOT: "the disk quota is exhausted; free some space, then rerun the same command to resume",
+    errno.EACCES: "choose a writable folder with paths.outputs=DIR and paths.models=DIR",
+    errno.EROFS: "choose a writable folder with paths.outputs=DIR and paths.models=DIR",
+    errno.ENOTDIR: "a file is in the place of a folder; choose another with paths.outputs=DIR",
+    errno.EEXIST: "a file is in the place of a folder; choose another with paths.outputs=DIR",
+    errno.EIO: "the disk is failing; repair it or choose another folder, then rerun the same command",
+    errno.ESTALE: "the file server has lost it; rerun the same command once it is back",
     errno.ENAMETOOLONG: "choose a shorter name= or study=",
 }
 
 
 def composition_sentence(error: BaseException) -> str | None:
-    """What Hydra or OmegaConf says of a config that cannot be composed, in one sentence; None for any other error."""
+    """The sentence for a config that Hydra or OmegaConf cannot compose; None for any other error."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -194,7 +194,7 @@ def composition_sentence(error: BaseException) -> str | None:
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", text):
         return no_such_key(match[1])
     if match := re.search(r"Could not append to config\. An item is already at '([^']+)'", text):
-        return f"{match[1]}: is there already; leave out the +"
+        return f"{match[1]}: already exists; leave out the +"
     if match := re.search(r"Could not (?:find|load|append) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         return f"{group or 'config'}={name}: there is no such choice; {choices(group, name)}"
@@ -206,21 +206,21 @@ def _raised_by_hydra(error: BaseException) -> bool:
     return bool(frames) and frames[-1][0].f_globals.get("__name__", "").startswith(("hydra.", "omegaconf."))
 
 
-def choices(group: str, asked: str) -> str:
-    """The choices of a config group, as a clause; of many choices only those nearest to `asked`."""
+def choices(group: str, given: str) -> str:
+    """The choices of a config group, as a clause; of many choices only those nearest to `given`."""
     names = sorted(name for name in plugins.files(group) if name != "base")
     if len(names) > 20:
-        near = difflib.get_close_matches(asked, names, n=3, cutoff=0)
+        near = difflib.get_close_matches(given, names, n=3, cutoff=0)
         return f"the choices are {', '.join(near)} and {len(names) - 3} others, which --help lists"
     return f"the choices are {', '.join(names)}" if names else "there is no such config group"
 
 
-# Words that Hydra takes for something else than a text.
+# Words that Hydra does not read as text.
 _NOT_TEXT = ("null", "true", "false", "nan", "inf")
 
 
 def typed(value: Any) -> str:
-    """A value as Hydra's command line reads it; an interpolation stays one."""
+    """A value as text for Hydra's command line; an interpolation stays one."""
     if isinstance(value, str):
         word = re.fullmatch(r"[A-Za-z_][\w./:@+-]*", value) and value.lower() not in _NOT_TEXT
         if word or value.startswith("${"):
@@ -234,14 +234,15 @@ def typed(value: Any) -> str:
 
 
 def key_values(arguments: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:
-    """`key=value` arguments of a command that composes no config."""
-    found = {}
+    """The `key=value` arguments of a command that composes no config; raises `UserError` for others."""
+    values = {}
     for argument in arguments:
         key, equals, value = argument.partition("=")
         if not equals or key not in allowed:
-            raise UserError(f"{argument}: is no argument here; give {', '.join(f'{name}=…' for name in allowed)}")
-        found[key] = value
-    return found
+            known = ", ".join(f"{name}=…" for name in allowed)
+            raise UserError(f"{argument}: is not an argument of this command; give {known}")
+        values[key] = value
+    return values
 
 
 def _first_line(error: BaseException) -> str:

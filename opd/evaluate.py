@@ -1,4 +1,4 @@
-"""Evaluating a model: k graded answers to each problem, one record per sample.
+"""Evaluate a model: k graded answers to each problem, one record per sample.
 
 python -m opd.evaluate run=DIR              a run's final checkpoint (or step=N), as the run was configured
 python -m opd.evaluate model=PATH           a directory, a hub id or sft:NAME; any override of the config besides
@@ -26,7 +26,7 @@ from opd.records.run_dir import RunDir, Status
 
 
 def evaluate(config: RunConfig) -> dict[str, float]:
-    """Evaluates `config.student.model` as it is, records the answers as a run without steps, and returns the scores."""
+    """Evaluate `config.student.model`, record the answers as a run without steps, and return the scores."""
     from opd.data.batch import Sampling
     from opd.model.sharded import shard
     from opd.ranks import dist
@@ -38,11 +38,11 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     if not settings.benchmarks:
         raise UserError("evaluate.benchmarks=[]: name at least one benchmark")
     if config.student.lora is not None:
-        raise UserError("student.lora: an evaluation learns nothing, so that there is nothing to adapt; set lora=none")
+        raise UserError("student.lora: an evaluation trains nothing; set lora=none")
     folder = RunDir(Path(config.paths.outputs) / config.study / identity.run_id(content))
     if world()[1] > 1:
-        raise UserError("opd.evaluate works in one process; start it without torchrun, as one task")
-    records.make_folder(folder.path)  # now, so that no answer is lost because its folder cannot be made
+        raise UserError("opd.evaluate runs in one process; start it without torchrun, as one task")
+    records.make_folder(folder.path)  # fail now rather than after the evaluation
     ranks = dist.start(timeout=config.compute.rank_timeout)
     tokenizer = load_student_tokenizer(config)
     model = load_student(config, tokenizer)
@@ -100,7 +100,7 @@ def arguments(given: list[str]) -> list[str]:
         config = config_argument.read(folder.config_file)
         if (model / CHECKSUMS).exists() and (wrong := find_damage(model)) is not None:
             raise UserError(f"{model}: the checkpoint is damaged ({wrong}); the run has {_checkpoints(folder)}")
-        # What the run learned is in the checkpoint; nothing is adapted further.
+        # The checkpoint is merged: no adapters are needed.
         config |= {"name": f"{config.get('name')}-{model.name}", "study": "evaluate"}
         config["student"] = {**config.get("student", {}), "model": str(model), "lora": None}
         more = [

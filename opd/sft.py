@@ -1,4 +1,4 @@
-"""The supervised stage: `python -m opd.sft` trains the models of `recipes` that do not exist yet.
+"""The supervised stage: `python -m opd.sft` trains those models of `recipes` that do not exist yet.
 
     python -m opd.sft                                    all recipes of the scale
     python -m opd.sft recipes.student.steps=200          with another value
@@ -21,11 +21,13 @@ def _command() -> None:
 
     @hydra.main(version_base="1.3", config_path=str(cli.CONF), config_name="config")
     @cli.job
-    def run(config: DictConfig) -> None:
-        whole = parse(cli.resolved(config))
-        if not whole.recipes:
-            raise UserError(f"scale={whole.scale.name} has no recipes; scale=tiny has, or add one with +recipes.NAME=…")
-        for path in ensure_models(whole.recipes, Path(whole.paths.models)).values():
+    def run(composed: DictConfig) -> None:
+        config = parse(cli.resolved(composed))
+        if not config.recipes:
+            raise UserError(
+                f"scale={config.scale.name} has no recipes; scale=tiny has, or add one with +recipes.NAME=…"
+            )
+        for path in ensure_models(config.recipes, Path(config.paths.models)).values():
             print(path)
 
     run()

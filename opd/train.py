@@ -1,6 +1,6 @@
 """One run: `python -m opd.train [+experiment=NAME] [scale=NAME] [overrides]`; `config=FILE` repeats a recorded one.
 
-compose → check → build → run. A killed run goes on from its last checkpoint when the same command is given again.
+compose → check → build → run. The same command resumes a killed run from its last checkpoint.
 """
 
 import os
@@ -34,26 +34,25 @@ def run_dir(config: RunConfig) -> RunDir:
 
 
 def train(config: RunConfig) -> Status:
-    """Runs, or goes on with, the run that `config` is; returns its last status.
+    """Run or resume a run; return its last status.
 
     Raises:
-        UserError: where another process holds the directory, it holds another config, or the run cannot go on.
+        UserError: where another process has the directory's lock, it contains another config, or the run cannot resume.
     """
     folder = run_dir(config)
     if world()[0] > 0:
-        return _follow(config, folder)
+        return _train_other_rank(config, folder)
     files.make_folder(folder.path)
     try:
-        with FileLock(
-            folder.path / ".lock", timeout=1
-        ):  # a command that checks whether the run is alive holds it for a moment
+        # Commands that check whether the run is alive take the lock for a moment.
+        with FileLock(folder.path / ".lock", timeout=1):
             return _train(config, folder)
     except Timeout:
-        raise UserError(f"{folder.path}: another process is running this run; wait for it, or end it first") from None
+        raise UserError(f"{folder.path}: another process is running this run; wait for it or stop it") from None
 
 
-def _follow(config: RunConfig, folder: RunDir) -> Status:
-    """A rank other than the main one: it writes no records and prints nothing."""
+def _train_other_rank(config: RunConfig, folder: RunDir) -> Status:
+    """Run on a rank other than the main one, which writes no records and prints nothing."""
     before = folder.status() if folder.status_file.exists() else None
     if before is not None and before.state == "finished":
         return before
@@ -62,10 +61,10 @@ def _follow(config: RunConfig, folder: RunDir) -> Status:
 
 def _train(config: RunConfig, folder: RunDir) -> Status:
     content = check.as_dict(config)
-    _same_config(folder, content)
+    _check_same_config(folder, content)
     before = folder.status() if folder.status_file.exists() else None
     if before is not None and before.state == "finished":
-        print(f"{folder.path}: finished already, {before.num_steps} steps; nothing to do")
+        print(f"{folder.path}: already finished, {before.num_steps} steps; nothing to do")
         return before
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
     folder.write_status(
@@ -87,23 +86,23 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
         return _run(config, folder)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
-        # The disk may be full, which is perhaps why we are here; the first error is the one to report.
+        # The disk may be full, perhaps the cause of the error; report the first one.
         with suppress(OSError, files.RecordError):
             folder.update_status(state="failed", error=reason.strip())
         raise
 
 
 def _run(config: RunConfig, folder: RunDir) -> Status:
-    # These import torch, which no refusal so far has needed.
+    # These import torch, which the checks before do not need.
     from opd.ranks import dist
     from opd.ranks.failure_detection import RanksLost, detect_failures
 
-    with LeavingOnSignal() as stopping:
+    with StopOnSignal() as stopping:
         ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
-        attempts = folder.status().attempts  # the main rank said so before it came
+        attempts = folder.status().attempts  # written by the main rank before
         try:
-            with detect_failures(ranks, timeout=config.compute.rank_timeout, resume=lambda: _where_to_go_on(folder)):
-                return _go(config, folder, ranks, stopping)
+            with detect_failures(ranks, timeout=config.compute.rank_timeout, resume=lambda: _resume_hint(folder)):
+                return _train_steps(config, folder, ranks, stopping)
         except RanksLost as error:
             if error.first and not ranks.main:
                 with suppress(OSError, files.RecordError):
@@ -115,14 +114,14 @@ def _run(config: RunConfig, folder: RunDir) -> Status:
                 dist.stop()
 
 
-def _where_to_go_on(folder: RunDir) -> str:
+def _resume_hint(folder: RunDir) -> str:
     from opd.checkpoint.steps import saved_steps
 
     saved = saved_steps(folder.checkpoints)
-    return f"the same command goes on from step {saved[-1]}" if saved else "the same command begins again at step 1"
+    return f"the same command resumes from step {saved[-1]}" if saved else "the same command starts again at step 1"
 
 
-def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], bool]) -> Status:
+def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], bool]) -> Status:
     from opd.checkpoint import store as checkpoint
     from opd.checkpoint.steps import step_folder
     from opd.records.manifest import manifest, vocabulary_hash
@@ -134,20 +133,20 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
 
     tracker = Tracker()
     outcome = "failed"
-    held = ExitStack()
-    held.callback(lambda: tracker.finish(failed=outcome == "failed"))
+    cleanup = ExitStack()
+    cleanup.callback(lambda: tracker.finish(failed=outcome == "failed"))
 
-    def follow() -> None:
+    def start_tracker() -> None:
         nonlocal tracker
         tracker = track(config, folder)
 
     try:
-        ranks.on_main(follow)
+        ranks.on_main(start_tracker)
         run = assemble(config, folder, ranks)
-        held.callback(run.close)
+        cleanup.callback(run.close)
         vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
         content = check.as_dict(config)
-        done, best = _newest_whole(folder, ranks), (None, float("-inf"))
+        done, best = _newest_intact(folder, ranks), (None, float("-inf"))
         if done:
             state = checkpoint.load(step_folder(folder.checkpoints, done), run.learned)
             run.sampler.sync()
@@ -156,7 +155,7 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
 
         def begin() -> None:
             if done:
-                print(f"{folder.path}: going on after step {done} of {run.num_steps}", flush=True)
+                print(f"{folder.path}: resuming after step {done} of {run.num_steps}", flush=True)
             folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
             folder.rewind(done if done else -1)
             folder.update_status(step=done, num_steps=run.num_steps)
@@ -178,24 +177,24 @@ def _go(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], 
         ranks.on_main(lambda: folder.update_status(state=outcome))
         return folder.status()
     finally:
-        held.close()
+        cleanup.close()
 
 
-def _newest_whole(folder: RunDir, ranks: Ranks) -> int:
+def _newest_intact(folder: RunDir, ranks: Ranks) -> int:
     """The step of the checkpoint to resume from, 0 without one; the main rank verifies them for all ranks."""
     from opd.checkpoint.steps import newest_intact
 
-    found: list[int | None] = []
+    newest: list[int | None] = []
 
     def warn(sentence: str) -> None:
         print(f"opd: warning: {sentence}", file=sys.stderr)
 
-    ranks.on_main(lambda: found.append(newest_intact(folder.checkpoints, warn)))
-    return ranks.gather(found[0] if ranks.main else None)[0] or 0
+    ranks.on_main(lambda: newest.append(newest_intact(folder.checkpoints, warn)))
+    return ranks.gather(newest[0] if ranks.main else None)[0] or 0
 
 
 def _sampling(run: Any) -> str:
-    """`generation_config.json`: how the student was evaluated, and the tokens that ended its responses."""
+    """The `generation_config.json`: sampling as in evaluations, and the stop tokens."""
     from transformers import GenerationConfig
 
     from opd.model.load import stop_token_ids
@@ -210,20 +209,20 @@ def _sampling(run: Any) -> str:
     ).to_json_string()
 
 
-def _same_config(folder: RunDir, content: dict[str, Any]) -> None:
+def _check_same_config(folder: RunDir, content: dict[str, Any]) -> None:
     if not folder.config_file.exists():
         return
     old = folder.config()
     changed = [key for key in changed_keys(old, content) if identity.is_hashed(key)]
     if changed:
         raise UserError(
-            f"{folder.path}: holds a run with another config, which differs in {', '.join(changed)}; "
+            f"{folder.path}: contains a run with another config, which differs in {', '.join(changed)}; "
             "give this run another name= or study=, or remove that directory"
         )
 
 
-class LeavingOnSignal:
-    """While open, SIGTERM, SIGUSR2 and a first Ctrl-C ask the run to save at the next step boundary and exit."""
+class StopOnSignal:
+    """Within the context SIGTERM, SIGUSR2 and a first Ctrl-C make the run save after the current step and exit."""
 
     signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
 
@@ -240,7 +239,7 @@ class LeavingOnSignal:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.received = number
-        print(f"opd: {signal.Signals(number).name}: leaving after this step, with a checkpoint", file=sys.stderr)
+        print(f"opd: {signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
 
 
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
@@ -253,7 +252,7 @@ def _main(composed: DictConfig) -> None:
         return preflight(config, run_dir(config))
     status = train(config)
     if status.state == "preempted":
-        print("opd: preempted; the same command goes on from here", file=sys.stderr)
+        print("opd: preempted; rerun the same command to resume", file=sys.stderr)
         sys.exit(PREEMPTED)
 
 

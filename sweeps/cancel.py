@@ -1,6 +1,6 @@
 """Cancel runs: `python -m sweeps.cancel study=NAME [state=queued,running] [name=…] [seed=…] [run=ID] [--dry-run]`.
 
-A queued run does not start, a running one saves a checkpoint and leaves. `python -m sweeps.submit` continues them.
+A queued run does not start, a running one saves a checkpoint and stops. `python -m sweeps.submit` continues them.
 """
 
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def cancel(ledger: Ledger, runs: Sequence[RunState]) -> None:
             scheduler.cancel(submission, names)
         except executor.Unavailable as error:
             raise UserError(
-                f"{scheduler.name} does not answer ({error}), and its jobs go on; try again when it does"
+                f"{scheduler.name} does not answer ({error}), and its jobs continue; try again when it does"
             ) from None
 
 

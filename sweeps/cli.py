@@ -1,4 +1,4 @@
-"""What the commands share: flags, and errors as one sentence."""
+"""Shared by the commands: flags, and errors as one sentence."""
 
 import math
 import sys
@@ -26,7 +26,7 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
         sys.stderr.close()  # the reader of our output has exited
         sys.exit(141)
     except KeyboardInterrupt:
-        _stop("interrupted; nothing is lost, and the same command goes on", 130)
+        _stop("interrupted; nothing is lost, and the same command continues", 130)
     except OSError as error:
         if (sentence := disk_sentence(error)) is None:
             raise
@@ -46,7 +46,7 @@ def flags(arguments: Sequence[str], known: Mapping[str, str]) -> tuple[set[str],
         sys.exit(0)
     given = {text for text in arguments if text.startswith("-")}
     if wrong := sorted(given - known.keys()):
-        raise UserError(f"{wrong[0]}: is not a flag here; there are {', '.join([*known, '--help'])}")
+        raise UserError(f"{wrong[0]}: is not a flag of this command; the flags are {', '.join([*known, '--help'])}")
     return given, [text for text in arguments if text not in given]
 
 

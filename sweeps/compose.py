@@ -61,11 +61,11 @@ def composer() -> Iterator[Composer]:
 
 @contextmanager
 def user_errors() -> Iterator[None]:
-    """Turn what Hydra and OmegaConf say about a config that cannot be composed into a `UserError` of one sentence."""
+    """Turn Hydra's and OmegaConf's errors of composition into a `UserError` of one sentence."""
     try:
         yield
     except Exception as error:
-        if sentence := cli.mendable(error):
+        if sentence := cli.user_message(error):
             raise UserError(sentence) from None
         raise
 

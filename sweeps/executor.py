@@ -121,7 +121,7 @@ class Executor(ABC):
 
     @abstractmethod
     def recover(self, submission: Submission) -> Handle | None:
-        """What was handed over of a submission whose command died before it could say so; raises `Unavailable`."""
+        """What was handed over of a submission whose command died before recording it; raises `Unavailable`."""
 
     @abstractmethod
     def query(self, submissions: Sequence[Submission]) -> Any:

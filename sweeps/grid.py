@@ -132,7 +132,7 @@ def _product(where: str, block: Mapping[str, Any]) -> Iterator[Arm]:
             if bare == "seed":
                 raise UserError(f"{where}: seed cannot be an axis; the seeds of all arms are sweep.seeds")
             if bare in seen or not bare:
-                raise UserError(f"{where}: axes clash: {bare or title} is there twice")
+                raise UserError(f"{where}: axes clash: {bare or title} is given twice")
             seen.add(bare)
         axes.append(list(_axis(where, title, together, values)))
     for choice in itertools.product(*axes):

@@ -148,7 +148,7 @@ class Ledger:
             try:
                 event = json.loads(line)
             except ValueError:
-                continue  # torn by a writer that died; `recover` finds out what it was about to say
+                continue  # torn by a writer that died; `recover` finds out what it was about to record
             if isinstance(event, dict) and "event" in event:
                 yield number, event
 

@@ -25,7 +25,7 @@ from sweeps.selection import KEYS
 FLAGS = {
     "--dry-run": "lists the runs and submits nothing",
     "--new-code": "runs them with this checkout's code instead of their submission's",
-    "--as-submitted": "runs the code and the commands in the study's folder, whatever they are",
+    "--as-submitted": "runs the code and the commands in the study's folder, without these checks",
 }
 DEFAULT = "failed,lost,timeout"
 
@@ -101,7 +101,7 @@ def _refuse_foreign(
     """Refuse to run or send what only the study's folder asks for; `recorded` are settings taken from there.
 
     Raises:
-        UserError: with the ways to go on.
+        UserError: with the flags that allow it.
     """
     who = f"study={ledger.study.name}: {owner.id}"
     if owner.code != here and "--new-code" not in flags:

@@ -68,7 +68,7 @@ class SlurmExecutor(Executor):
         if settings.signal_before >= settings.time * 60:
             raise UserError(
                 f"cluster.signal_before={settings.signal_before}: must be less than the {settings.time * 60} s of "
-                f"cluster.time={settings.time} min, or a run is told to save before it starts"
+                f"cluster.time={settings.time} min, or a run is signalled to save before it starts"
             )
         if settings.gpus_per_rank > 1:
             raise UserError(f"cluster.gpus_per_rank={settings.gpus_per_rank}: a rank uses one GPU; add ranks_per_node")

@@ -172,7 +172,7 @@ def _accounting(ids: Sequence[str]) -> str:
         selection = f"--jobs={','.join(ids)}"
         return ask("sacct", "--noheader", "--parsable2", "--allocations", selection, "--format=JobID,State,NodeList")
     except Unavailable:
-        return ""  # a cluster without accounting: the records alone tell of jobs that have left the queue
+        return ""  # a cluster without accounting: only the records show jobs that have left the queue
 
 
 def _job(state: str, nodes: str, reason: str = "None") -> Job:

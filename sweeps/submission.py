@@ -65,7 +65,7 @@ def environment(code: Path) -> dict[str, str]:
 
 
 def recover(ledger: Ledger) -> None:
-    """Find out what was handed over of submissions whose command died before it said so. The lock must be held.
+    """Find out what was handed over of submissions whose command died before recording it. The lock must be held.
 
     Raises:
         UserError: where a scheduler must be asked and does not answer, or the ledger has lost a submission.

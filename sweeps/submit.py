@@ -18,7 +18,7 @@ from sweeps.run_state import RunState
 
 FLAGS = {
     "--dry-run": "shows the plan and submits nothing",
-    "--new-code": "lets a study that was begun with other code go on with this one",
+    "--new-code": "continues a study that was begun with other code with this checkout's",
 }
 _TIMES = ("time/step", "time/evaluate")
 

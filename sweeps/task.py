@@ -1,6 +1,6 @@
-"""One run of a submission: `python -m sweeps.task SUBMISSION FIRST [TASK]`, on the node that it was given.
+"""One run of a submission: `python -m sweeps.task SUBMISSION FIRST [TASK]`, on its node.
 
-Runs the one at index FIRST + TASK. Starts its ranks, waits for them, records what became of the attempt, and decides
+Runs the one at index FIRST + TASK. Starts its ranks, waits for them, records the outcome of the attempt, and decides
 what follows: a run that was preempted or ran out of time is requeued, one whose process was killed is retried, a
 refused one is not.
 """
@@ -60,7 +60,7 @@ class Task:
 
     def start(self) -> Process:
         """Start the run's ranks."""
-        # Whoever submitted the run gave these arguments too, or said --as-submitted.
+        # The run was submitted with these arguments too, or with --as-submitted.
         return self.executor.start(self.settings, [f"config={self.config}", *self.confirmed])
 
     def record(self, event: str, **content: Any) -> None:
@@ -84,9 +84,9 @@ class Task:
 
 
 def verdict(task: Task, status: int, *, terminated: bool, progress: bool) -> Verdict:
-    """What follows an attempt with this exit status (negative for a signal).
+    """Decide what follows an attempt with this exit status (negative for a signal).
 
-    `terminated`: the task was told to end. `progress`: the run got further than before.
+    `terminated`: the task got SIGTERM. `progress`: the run got further than before.
     """
     state = task.state()[0]
     past = [line["verdict"] for line in attempts(task.submission, task.run) if line["event"] == "end"]

@@ -1,4 +1,4 @@
-"""Plain values → a dataclass, and the sentence for what is wrong with them."""
+"""Validation of plain values as a dataclass, with errors as one sentence."""
 
 import difflib
 import json
@@ -11,7 +11,7 @@ from opd.errors import UserError
 
 
 def validate(kind: type, values: Any, key: str, owner: str) -> Any:
-    """`values`, found at `key`, as a `kind`; `owner` is what has its fields, in words.
+    """Return the `values` at `key` as a `kind`; `owner` names it in messages.
 
     Raises:
         UserError: for the first field that is unknown, missing, of the wrong type or out of range.

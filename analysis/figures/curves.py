@@ -100,31 +100,13 @@ def many_evaluations(results: Results) -> bool:
     return bool(len(evaluations)) and float(evaluations.median()) >= SMOOTHED_FROM
 
 
-def learning_panels(results: Results, curves: Curves) -> list[Panel]:
-    """Scores over training, of the arms that the reader chose."""
+def score_panels(group: str, title: str, results: Results, curves: Curves, topic: str | None = None) -> list[Panel]:
+    """Scores over training: of the selected arms or, with `topic`, of those of a comparison."""
+    scale = layout(x="step", y="%", yaxis={"rangemode": "tozero"})
     return [
-        Panel(f"learning-{score}", "learning", results.label(score), SCORES[score], curves[score], _SCORE_LAYOUT)
-        for score in curves
+        Panel(f"{group}-{score}", group, title.format(results.label(score)), SCORES[score], traces, scale, topic=topic)
+        for score, traces in curves.items()
     ]
-
-
-def ensemble_panels(results: Results, curves: Curves) -> list[Panel]:
-    """Figure 8 of the adventures post: the ensembles' scores over training."""
-    return [
-        Panel(
-            f"ensemble-{score}",
-            "ensemble",
-            f"{results.label(score)} over training",
-            SCORES[score],
-            curves[score],
-            _SCORE_LAYOUT,
-            topic="ensemble",
-        )
-        for score in curves
-    ]
-
-
-_SCORE_LAYOUT = layout(x="step", y="%", yaxis={"rangemode": "tozero"})
 
 
 def training_panels(curves: Curves) -> list[Panel]:

@@ -63,7 +63,7 @@ def explorer(results: Results, members: Mapping[str, list[str]]) -> Panel:
         "explorer",
         "explorer",
         "Hyper-parameters, one at a time",
-        "All else as in the default, with 95 % intervals",
+        "The others as in the default, with 95 % intervals",
         traces,
         {**layout(x="", y="%", xaxis={"type": "category"}), "showlegend": len(benchmarks) > 1},
         (

@@ -1,7 +1,7 @@
 """A figure as plotly data, and the style that an arm has in every figure.
 
 The `meta` of a trace names the arm, benchmark, smoothing or other choice that it belongs to. The page shows the traces
-that match the reader's choices, in the colours of the reader's theme; a trace without an arm is always shown.
+that match the selected options, in the colours of the reader's theme; a trace without an arm is always shown.
 """
 
 import math
@@ -40,8 +40,8 @@ class Panel:
     """One figure of the page; `plotly.graph_objects.Figure(traces, layout)` draws it.
 
     Attributes:
-        group: the section of the page that it stands in.
-        topic: the comparison whose arms it shows; None for the arms that the reader chose.
+        group: its section of the page.
+        topic: the comparison whose arms it shows; None for the selected arms.
         titles: value of a control → title of the y axis under it.
         tall: one row an arm, so that its height depends on the number of arms.
     """

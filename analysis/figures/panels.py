@@ -3,14 +3,7 @@
 from collections.abc import Mapping
 
 from analysis.costs import Cost
-from analysis.figures.curves import (
-    ensemble_panels,
-    learning_curves,
-    learning_panels,
-    stability_panels,
-    training_curves,
-    training_panels,
-)
+from analysis.figures.curves import learning_curves, score_panels, stability_panels, training_curves, training_panels
 from analysis.figures.explorer import explorer
 from analysis.figures.panel import Panel, arm_styles
 from analysis.figures.ratios import ratios
@@ -37,10 +30,11 @@ def all_panels(
         explorer(results, members),
         ratios(results),
         *([divergence_bars(results, styles)] if "divergence" in members else []),
-        *(ensemble_panels(results, learning) if "ensemble" in members else []),
+        # Figure 8 of the adventures post.
+        *(score_panels("ensemble", "{} over training", results, learning, "ensemble") if "ensemble" in members else []),
         *([differences(results, styles, score) for score in ("mean", "best")] if len(results.differences) else []),
         *([cost(results, styles, costs), seeds(results, styles)] if len(results.by_step) else []),
-        *learning_panels(results, learning),
+        *score_panels("learning", "{}", results, learning),
         *training_panels(training),
     ]
     return [panel for panel in panels if panel and panel.traces]

@@ -107,7 +107,7 @@ def divergence_bars(results: Results, styles: Styles) -> Panel:
 
 
 def seeds(results: Results, styles: Styles) -> Panel:
-    """Each run's score beside the mean of its arm, which shows how far seeds alone differ."""
+    """Each run's score and the mean of its arm, which shows how much seeds alone differ."""
     traces: list[Trace] = []
     number = dict(zip(results.records.runs["run"], results.records.runs["seed"], strict=True))
     frame = results.outcomes[results.outcomes["score"].isin(["mean", "best"])]

@@ -1,4 +1,4 @@
-"""Figures for print, as SVG and PNG, drawn by matplotlib from the panels of the page. Same panels, same bytes.
+"""Figures for print, as SVG and PNG, drawn by matplotlib from the page's panels; the same panels give the same bytes.
 
 Plotly itself exports images only through a browser.
 """
@@ -87,7 +87,7 @@ def _variants(panel: Panel) -> Iterator[tuple[str, dict[str, str]]]:
     """(name, choices): one for each option of the first control, with the first option of the others."""
     first, *others = panel.controls or (None,)
     choices = {control.key: control.options[0][0] for control in others}
-    if first is None or first.key == "run":  # of a choice among runs the first stands for all
+    if first is None or first.key == "run":  # one run represents all
         yield panel.id, choices | ({first.key: first.options[0][0]} if first else {})
         return
     for position, (value, _) in enumerate(first.options):

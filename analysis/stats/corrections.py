@@ -46,6 +46,6 @@ def _order(p: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 def _put_back(p: np.ndarray, order: np.ndarray, values: np.ndarray) -> np.ndarray:
-    found = np.full(len(p), np.nan)
-    found[order] = np.minimum(values, 1)
-    return found
+    result = np.full(len(p), np.nan)
+    result[order] = np.minimum(values, 1)
+    return result

@@ -40,17 +40,17 @@ class Estimate:
 
     def p_above(self, bound: float) -> Float[np.ndarray, " metric"]:
         """The chance of a mean this high if the true one is at most `bound`; NaN without an error."""
-        return _tail(self.df, -self._away(bound))
+        return _tail(self.df, -self._standardized(bound))
 
     def p_below(self, bound: float) -> Float[np.ndarray, " metric"]:
         """The chance of a mean this low if the true one is at least `bound`; NaN without an error."""
-        return _tail(self.df, self._away(bound))
+        return _tail(self.df, self._standardized(bound))
 
     def p_two_sided(self) -> Float[np.ndarray, " metric"]:
         """The chance of a mean this far from 0 if the true one is 0."""
-        return 2 * _tail(self.df, -np.abs(self._away(0)))
+        return 2 * _tail(self.df, -np.abs(self._standardized(0)))
 
-    def _away(self, bound: float) -> np.ndarray:
+    def _standardized(self, bound: float) -> np.ndarray:
         """The distance in standard errors; where nothing varies, infinite unless it is 0."""
         away = np.round(self.value - bound, _EXACT)
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -159,12 +159,12 @@ def _quantile(df: np.ndarray | float, probability: float) -> np.ndarray:
 
 
 @lru_cache(maxsize=1)
-def _table() -> tuple[np.ndarray, np.ndarray]:
+def _quantile_grid() -> tuple[np.ndarray, np.ndarray]:
     """Degrees of freedom from many to one, and their 97.5 % quantiles, which rise."""
     df = np.geomspace(1e6, 1, 2000)
     return df, _quantile(df, 0.975)
 
 
 def _df_of(quantile: np.ndarray) -> np.ndarray:
-    df, quantiles = _table()
+    df, quantiles = _quantile_grid()
     return np.exp(np.interp(quantile, quantiles, np.log(df)))

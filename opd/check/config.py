@@ -147,7 +147,7 @@ def resolve(group: str, target: str) -> Callable[..., Any]:
 
 def _refuse_target(group: str, target: str, at: str) -> None:
     allowed = targets(group)
-    if plugins.holds(target):
+    if plugins.contains(target):
         if not signatures.exists(target):
             raise UserError(f"{at}._target_={target}: the plug-in has no such function")
     elif target not in allowed:

@@ -1,11 +1,11 @@
-"""What makes a run the same run, through whatever later versions move, rename or add. Plain data: no schema here.
+"""The identity of a run, kept through later moves, renames and additions. Plain data: no schema here.
 
-A run's hash is of its resolved config as that version would have written it in which each part of it first came. Three
-tables tell what has changed since; whoever changes something adds a line, and none ever goes, so that a run of any
-earlier version keeps its id, and its `config.yaml` is read as today's.
+A run's hash is that of its resolved config with each part as the version that introduced it wrote it. Three mappings
+record what has changed since; a change adds a line and none is ever removed, so that a run of any earlier version keeps
+its id and its `config.yaml` can be read.
 
-In a key `*` stands for any name, and `part:NAME` for `part` where its method, or its kind, is NAME: the last part of
-its `_target_` at first, or its `kind`.
+In a key `*` matches any name, and `part:NAME` matches `part` where its method or kind is NAME: the last part of its
+first `_target_`, or its `kind`.
 """
 
 import hashlib
@@ -14,21 +14,21 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-# A method's import path when it first came → today's.
+# A method's first import path → today's.
 MOVED: dict[str, str] = {
     "opd.engine.rollout.TransformersSampler": "opd.rollout.sampler.TransformersSampler",
     "opd.engine.vllm.VllmSampler": "opd.rollout.vllm.VllmSampler",
 }
 
-# A key when it first came → today's. One that leaves its section has no `*` and no `:`.
+# A key's first name → today's. A key that leaves its section has no `*` and no `:`.
 RENAMED: dict[str, str] = {
     "entropy_coef": "signal.entropy",
     "shaping.kl_coef": "signal.near_start",
     "shaping.reward_weight": "signal.reward",
 }
 
-# A key that came after the first version, by its name when it came → its neutral value, at which it is not hashed and
-# with which an older record is read: what a run did before there was such a key. Sections before what is in them.
+# A key added after the first version, by its first name → its neutral value: what runs did before it was added. It is
+# not hashed at this value, which older records get when read. Sections come before their keys.
 LATER: dict[str, Any] = {
     "plugins": [],
     "signal": {"divergence": 1.0},
@@ -47,7 +47,7 @@ LATER: dict[str, Any] = {
 
 
 def _one(weight: Any) -> Any:
-    """A weight that is the same at the start and the end of training, as one number."""
+    """A constant weight as one number."""
     return weight[0] if isinstance(weight, list) and len(weight) == 2 and weight[0] == weight[1] else weight
 
 
@@ -55,14 +55,14 @@ def _pair(weight: Any) -> Any:
     return weight if isinstance(weight, list) else [weight, weight]
 
 
-# A renamed key, by its first name, whose value is written in another form now: its first form, and today's.
+# A renamed key, by its first name, whose value has another form now: conversions to its first form and to today's.
 REWRITTEN: dict[str, tuple[Callable[[Any], Any], Callable[[Any], Any]]] = {
     "entropy_coef": (_one, _one),
     "shaping.kl_coef": (_one, _one),
     "shaping.reward_weight": (_pair, _one),
 }
 
-# Keys that change where and how much of a run is kept, how it is observed, or which servers it asks, but no result.
+# Keys that change where and how much of a run is saved, how it is observed, or which servers it uses, but no result.
 NOT_HASHED = (
     "paths",
     "study",
@@ -79,7 +79,7 @@ NOT_HASHED = (
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """SHA-256 over the resolved config as sorted JSON, as it would have been at first, without `NOT_HASHED`."""
+    """SHA-256 over the resolved config as sorted JSON in its first form, without `NOT_HASHED`."""
     return hashlib.sha256(json.dumps(as_first(_hashed(config)), sort_keys=True).encode()).hexdigest()
 
 
@@ -94,32 +94,32 @@ def is_hashed(key: str) -> bool:
 
 
 def as_first(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of any version, whole or in part, as it would have been at first: what is hashed."""
-    found = _named_as_first(config)
+    """A full or partial config of any version in its first form, which is hashed."""
+    first = _named_as_first(config)
     for key, neutral in reversed(LATER.items()):
         *path, name = key.split(".")
-        for section in _sections(found, path):
+        for section in _sections(first, path):
             if name in section and section[name] == neutral:
                 del section[name]
-    return found
+    return first
 
 
 def as_today(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A config of any version, whole or in part, as today's version writes it."""
-    found = _named_as_first(config)
+    """A full or partial config of any version in today's form."""
+    current = _named_as_first(config)
     for key, neutral in LATER.items():
         *path, name = key.split(".")
-        for section in _sections(found, path):
+        for section in _sections(current, path):
             section.setdefault(name, _copied(neutral))
     for first, now in RENAMED.items():
-        _rewrite(found, first, form=1)
-        _rename(found, first, now)
-    _retarget(found, MOVED)
-    return found
+        _rewrite(current, first, form=1)
+        _rename(current, first, now)
+    _retarget(current, MOVED)
+    return current
 
 
 def override_as_today(text: str) -> str:
-    """An override with the keys, groups and import paths of an earlier version, with today's."""
+    """An override of any version with today's keys, groups and import paths."""
     match = re.fullmatch(r"([+~]*)([^=@-][^=@]*)(@[^=]*)?(=?)(.*)", text, re.DOTALL)
     if match is None:
         return text
@@ -140,12 +140,12 @@ def _hashed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _named_as_first(config: Mapping[str, Any]) -> dict[str, Any]:
-    found = _copied(config)
-    _retarget(found, {now: first for first, now in MOVED.items()})
+    renamed = _copied(config)
+    _retarget(renamed, {now: first for first, now in MOVED.items()})
     for first, now in reversed(RENAMED.items()):
-        _rename(found, now, first)
-        _rewrite(found, first, form=0)
-    return found
+        _rename(renamed, now, first)
+        _rewrite(renamed, first, form=0)
+    return renamed
 
 
 def _copied(value: Any) -> Any:
@@ -155,9 +155,7 @@ def _copied(value: Any) -> Any:
 
 
 def _retarget(value: Any, paths: Mapping[str, str]) -> None:
-    """Replaces the import paths of methods, in place."""
-    if not paths:
-        return
+    """Replace the import paths of methods, in place."""
     if isinstance(value, dict):
         if isinstance(target := value.get("_target_"), str):
             value["_target_"] = paths.get(target, target)
@@ -169,7 +167,7 @@ def _retarget(value: Any, paths: Mapping[str, str]) -> None:
 
 
 def _rename(config: dict[str, Any], old: str, new: str) -> None:
-    """Moves what is under `old`, in place, unless something is under `new` already."""
+    """Move the value at `old` to `new`, in place, unless `new` exists."""
     *path, name = old.split(".")
     *new_path, new_name = new.split(".")
     for section in _sections(config, path):
@@ -187,7 +185,7 @@ def _rename(config: dict[str, Any], old: str, new: str) -> None:
 
 
 def _rewrite(config: dict[str, Any], first: str, form: int) -> None:
-    """Writes the value under a key's first name, in place, in its first form (0) or today's (1)."""
+    """Convert the value at a key's first name, in place, to its first form (0) or today's (1)."""
     if first in REWRITTEN:
         *path, name = first.split(".")
         for section in _sections(config, path):
@@ -196,7 +194,7 @@ def _rewrite(config: dict[str, Any], first: str, form: int) -> None:
 
 
 def _renamed(key: str, first: str, now: str) -> str:
-    """A dotted key with its first parts renamed where they are `first`."""
+    """A dotted key with the prefix `first` replaced by `now`."""
     given, old = key.split("."), first.split(".")
     if len(given) < len(old) or any(part not in ("*", own) for part, own in zip(old, given, strict=False)):
         return key
@@ -205,7 +203,7 @@ def _renamed(key: str, first: str, now: str) -> str:
 
 
 def _sections(config: Any, path: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """The mappings at a path."""
+    """Yield the mappings at a path."""
     if not isinstance(config, dict):
         return
     if not path:

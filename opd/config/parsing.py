@@ -1,4 +1,4 @@
-"""From a resolved config to the typed one, or to a sentence on what is wrong with it."""
+"""Parsing of a resolved config into the typed one; errors are one sentence with the key."""
 
 import difflib
 import json
@@ -19,7 +19,7 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
     """A resolved config → `RunConfig`.
 
     Raises:
-        UserError: for the first key that is unknown, missing, open, of the wrong type or out of range, by name.
+        UserError: for the first key that is unknown, missing, unresolved, of the wrong type or out of range, by name.
     """
     try:
         return _validated(config)
@@ -27,11 +27,11 @@ def parse(config: Mapping[str, Any]) -> RunConfig:
         raise UserError(_sentence(error.errors(include_url=False)[0], config)) from None
 
 
-def refuse_wrong(config: Mapping[str, Any]) -> None:
-    """`parse` of a config of which some keys are still to come.
+def check_partial(config: Mapping[str, Any]) -> None:
+    """Check a partial config: as `parse`, but keys may be missing.
 
     Raises:
-        UserError: for the first key that is unknown, open, of the wrong type or out of range, by name.
+        UserError: for the first key that is unknown, unresolved, of the wrong type or out of range, by name.
     """
     try:
         _validated(config)
@@ -42,39 +42,38 @@ def refuse_wrong(config: Mapping[str, Any]) -> None:
 
 
 def _validated(config: Mapping[str, Any]) -> RunConfig:
-    refuse_open(config)
-    # Through JSON, because strict mode takes mappings for dataclasses only from there.
+    refuse_unresolved(config)
+    # Strict mode accepts mappings for dataclasses only from JSON.
     return TypeAdapter(RunConfig).validate_json(json.dumps(dict(config)))
 
 
-def refuse_open(value: Any, key: str = "") -> None:
-    """Holds that a config has values alone: none is left open or taken from elsewhere, for it is recorded as it is and
-    read again as data.
+def refuse_unresolved(value: Any, key: str = "") -> None:
+    """Refuse interpolations and missing values: a config is recorded as it is and read again as data.
 
     Raises:
-        UserError: for the first that is, or that is of a type that no config has.
+        UserError: for the first of them, or the first value of a type that configs cannot have.
     """
     if isinstance(value, Mapping):
         for name, inner in value.items():
             path = f"{key}.{name}" if key else str(name)
-            refuse_open(str(name), path)
-            refuse_open(inner, path)
+            refuse_unresolved(str(name), path)
+            refuse_unresolved(inner, path)
     elif isinstance(value, list):
         for place, inner in enumerate(value):
-            refuse_open(inner, f"{key}.{place}")
+            refuse_unresolved(inner, f"{key}.{place}")
     elif isinstance(value, str) and ("${" in value or value == "???"):
         raise UserError(
-            f"{key}={reprlib.repr(value)}: is to be filled in from elsewhere; a run's config has values alone"
+            f"{key}={reprlib.repr(value)}: is an interpolation or missing; a run's config contains only values"
         )
     elif not isinstance(value, str | int | float | None):
-        raise UserError(f"{key}: is of a type that no config has, {type(value).__name__}")
+        raise UserError(f"{key}: has a type that configs cannot have, {type(value).__name__}")
 
 
 _MISSING = ("missing", "missing_argument")
 
 
 def _sentence(first: Any, config: Mapping[str, Any]) -> str:
-    """A problem of a failed validation in one sentence: the key, its value, what would be right."""
+    """Return a validation error as one sentence: the key, its value, what would be right."""
     key = ".".join(_keys(first["loc"], config))
     if first["type"] == "unexpected_keyword_argument":
         return no_such_key(key)
@@ -86,21 +85,21 @@ def _sentence(first: Any, config: Mapping[str, Any]) -> str:
 
 
 def no_such_key(key: str) -> str:
-    """The sentence on a key that the schema does not have, with the nearest that it has."""
+    """Return the sentence for an unknown key, with the nearest known one."""
     if (now := override_as_today(key)) != key:
-        return f"{key}: there is no such key; it is {now} now"
+        return f"{key}: there is no such key; it is now {now}"
     near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
     return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
 
 
 def known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key that the schema names."""
-    found = []
+    """Every dotted key of the schema."""
+    keys = []
     for entry in fields(kind):
-        found.append(prefix + entry.name)
+        keys.append(prefix + entry.name)
         for inner in get_args(entry.type) if isinstance(entry.type, UnionType) else (entry.type,):
-            found += known_keys(inner, f"{prefix}{entry.name}.") if is_dataclass(inner) else []
-    return found
+            keys += known_keys(inner, f"{prefix}{entry.name}.") if is_dataclass(inner) else []
+    return keys
 
 
 def _keys(location: tuple[int | str, ...], config: Any) -> list[str]:

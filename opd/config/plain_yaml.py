@@ -1,4 +1,4 @@
-"""YAML as OmegaConf reads it, on libyaml's parser, which is ten times as fast; as data alone, with nothing resolved."""
+"""YAML as OmegaConf reads it, by libyaml's parser, which is ten times as fast; plain data, nothing resolved."""
 
 from functools import lru_cache
 from typing import Any
@@ -6,14 +6,14 @@ from typing import Any
 # Older libyaml does not limit how deep it recurses: what could be deeper than this is left to Python's parser.
 MOST_BYTES, MOST_BRANCHES = 1 << 20, 5_000
 
-MOST_VALUES = 100_000  # that a file may unfold to
+MOST_VALUES = 100_000  # in a file with its aliases expanded
 
 
 def load_yaml(text: str) -> Any:
     """The document in `text`: mappings, lists and JSON's scalars.
 
     Raises:
-        ValueError: for aliases that unfold to more than `MOST_VALUES` values, and for values of other types.
+        ValueError: for aliases that expand to more than `MOST_VALUES` values, and for values of other types.
         yaml.YAMLError, RecursionError: for a text that is broken or too deep.
     """
     import yaml
@@ -27,7 +27,7 @@ def load_yaml(text: str) -> Any:
 
 @lru_cache
 def _loader(*, fast: bool) -> Any:
-    """OmegaConf's loader, on libyaml's parser where `fast` is asked for and PyYAML was built with that."""
+    """OmegaConf's loader; `fast`: on libyaml's parser, where PyYAML was built with it."""
     import yaml
     from omegaconf._utils import get_yaml_loader
     from yaml.constructor import SafeConstructor
@@ -49,7 +49,7 @@ def _loader(*, fast: bool) -> Any:
 
 
 def _refuse_endless(text: str) -> None:
-    """Refuses a few lines that name each other and so unfold to more than `MOST_VALUES`."""
+    """Refuse aliases that expand to more than `MOST_VALUES` values."""
     import yaml
 
     if "*" not in text:
@@ -58,7 +58,7 @@ def _refuse_endless(text: str) -> None:
 
     def size(node: Any) -> float:
         if id(node) not in sizes:
-            sizes[id(node)] = float("inf")  # while it is counted: one that holds itself never ends
+            sizes[id(node)] = float("inf")  # while it is counted: an alias of itself has no end
             parts = node.value if isinstance(node.value, list) else []
             sizes[id(node)] = 1.0 + sum(
                 size(one) for part in parts for one in (part if type(part) is tuple else (part,))
@@ -66,7 +66,7 @@ def _refuse_endless(text: str) -> None:
         return sizes[id(node)]
 
     if (root := yaml.compose(text, Loader=yaml.SafeLoader)) is not None and size(root) > MOST_VALUES:
-        raise ValueError(f"unfolds to more than {MOST_VALUES} values")
+        raise ValueError(f"expands to more than {MOST_VALUES} values")
 
 
 def _refuse_foreign(value: Any) -> None:
@@ -74,4 +74,4 @@ def _refuse_foreign(value: Any) -> None:
         for part in (*value, *value.values()) if isinstance(value, dict) else value:
             _refuse_foreign(part)
     elif type(value) not in (str, bool, int, float, type(None)):
-        raise ValueError(f"holds a value of type {type(value).__name__}")
+        raise ValueError(f"contains a value of type {type(value).__name__}")

@@ -1,8 +1,8 @@
-"""Packages of a user's own: `plugins=[my_package]` on a command line adds what they have to what a config may name.
+"""Plug-ins: `plugins=[my_package]` on a command line makes a user's packages available to configs.
 
-Their functions may then stand as a `_target_`, the files of their `conf/` are choices of the groups, and their terms
-are terms of `signal`. Naming one permits to run its code, so only a command line does: a recorded config that was made
-with one is refused until the command line names it too. Nothing here imports torch.
+Their functions may then be a `_target_`, the files of their `conf/` are choices of the groups, and their terms are
+terms of `signal`. Naming a package permits running its code, so only a command line can: a recorded config that needs
+one is refused until the command line names it too. Nothing here imports torch.
 """
 
 import hashlib
@@ -21,7 +21,7 @@ KEY = "plugins"
 
 @dataclass(frozen=True)
 class Plugin:
-    """A package: where it lies, and the SHA-256 of its Python and YAML files, names included."""
+    """A package: its folder, and the SHA-256 of its Python and YAML files, names included."""
 
     name: str
     folder: Path
@@ -59,14 +59,14 @@ def named(words: Sequence[str]) -> list[str]:
 
 
 def use(names: Iterable[str]) -> None:
-    """Lets configs of this process name what these packages have.
+    """Make these packages available to the configs of this process.
 
     Raises:
         UserError: for one that cannot be found.
     """
     for name in names:
         if name not in _used:
-            _used[name] = _found(name)
+            _used[name] = _find(name)
 
 
 def used() -> dict[str, Plugin]:
@@ -75,21 +75,21 @@ def used() -> dict[str, Plugin]:
 
 
 def refuse_missing(names: Iterable[str], where: str) -> None:
-    """Holds that what a recorded config was made with is in use; `where` says which config.
+    """Refuse a recorded config whose plug-ins are not in use; `where` names the config.
 
     Raises:
-        UserError: with what to give.
+        UserError: with the argument to give.
     """
     wanted = list(names)
     if missing := [name for name in wanted if name not in _used]:
         raise UserError(
-            f"{where}: was made with the plug-in {missing[0]}, whose code is only run where the command line names it; "
+            f"{where}: needs the plug-in {missing[0]}, whose code runs only if the command line names it; "
             f"give {KEY}=[{','.join(wanted)}] too"
         )
 
 
-def holds(target: str) -> bool:
-    """Whether an import path lies in a package in use."""
+def contains(target: str) -> bool:
+    """Whether an import path is in a package in use."""
     return any(target.startswith(f"{name}.") for name in _used)
 
 
@@ -109,16 +109,16 @@ def is_group(name: str) -> bool:
 
 
 def overrides() -> list[str]:
-    """What tells Hydra of the plug-ins' folders of configs."""
-    found = [f"'file://{folder}'" for folder in conf_folders()[1:]]
-    return [f"hydra.searchpath=[{','.join(found)}]"] if found else []
+    """The overrides by which Hydra finds the plug-ins' folders of configs."""
+    folders = [f"'file://{folder}'" for folder in conf_folders()[1:]]
+    return [f"hydra.searchpath=[{','.join(folders)}]"] if folders else []
 
 
 def _names_packages(word: str) -> bool:
     return word.lstrip("+").partition("=")[0] == KEY
 
 
-def _found(name: str) -> Plugin:
+def _find(name: str) -> Plugin:
     try:
         spec = importlib.util.find_spec(name)
     except (ImportError, ValueError):

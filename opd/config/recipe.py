@@ -1,4 +1,4 @@
-"""What a recipe for a supervised model says, and where that model lies. Types; the values are in `conf/recipe`."""
+"""Recipes of supervised models, and where those models are. Types; the values are in `conf/recipe`."""
 
 import hashlib
 import json
@@ -14,8 +14,8 @@ from opd.config import worlds
 from opd.config.identity import as_first
 from opd.errors import UserError
 
-# Whoever changes what a recipe trains to (tokenizer, initial weights, loss, optimizer) changes this: cached models of
-# the old form are then built anew.
+# Increase this when a recipe trains to another model (tokenizer, initial weights, loss, optimizer): cached models are
+# then trained again.
 VERSION = 1
 
 STRICT = ConfigDict(strict=True, extra="forbid")
@@ -53,7 +53,7 @@ class Recipe:
     """How one model is made by supervised training.
 
     It begins as `architecture` (fresh) or `start` (a directory or hub id), and learns from `mix` (worked arithmetic,
-    domain → difficulties, by a solver whose chance to slip goes evenly from `slip[0]` to `slip[1]` over the training)
+    domain → difficulties, by a solver whose error rate goes linearly from `slip[0]` to `slip[1]` over the training)
     or from `file` (JSONL with "problem" and "response"). Examples longer than `max_length` tokens are left out. `lr`
     rises linearly over `warmup_steps`, then follows `schedule` down to `lr * final_lr`.
     """
@@ -100,13 +100,13 @@ def _refused(reason: str) -> PydanticCustomError:
 
 
 def model_path(name: str, recipe: Recipe, models_dir: Path) -> Path:
-    """`<models_dir>/<name>-<8 hex>`: where the model of a recipe lies, or will.
+    """`<models_dir>/<name>-<8 hex>`: where the model of a recipe is, or will be.
 
     The hash covers the recipe, the versions of the code that makes data and weights, and the content (not the place)
     of a data file or of a directory to start from.
 
     Raises:
-        UserError: where the recipe's file is not there.
+        UserError: where the recipe's file does not exist.
     """
     content = as_first({"recipes": {name: asdict(recipe)}})["recipes"][name]
     content |= {"version": [VERSION, worlds.VERSION]}

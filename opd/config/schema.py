@@ -72,9 +72,7 @@ class Dataset:
 
 @dataclass(config=STRICT, frozen=True)
 class Called:
-    """Problems that a plug-in's function gives: `function` is its node, and it returns a list of
-    `opd.data.arithmetic.Problem`.
-    """
+    """Problems from a plug-in: `function` is the node of a function that returns `opd.data.arithmetic.Problem`s."""
 
     kind: Literal["function"]
     function: Node
@@ -86,9 +84,9 @@ Source = Annotated[Arithmetic | Dataset | Called, Field(discriminator="kind")]
 
 @dataclass(config=STRICT, frozen=True)
 class DataMixture:
-    """Several sets as one, each with its share of `weights` (null: all of each); see `opd.data.mixture`.
+    """Several sets mixed in proportion to `weights` (null: all of each); see `opd.data.mixture`.
 
-    `num` problems in all; null: as many as the sets give.
+    `num` problems in total; null: as many as the sets give.
     """
 
     kind: Literal["mixture"]
@@ -103,7 +101,7 @@ AnySource = Arithmetic | Dataset | Called | DataMixture
 
 @dataclass(config=STRICT, frozen=True)
 class Prompts:
-    """Training prompts, and how any problem is shown to the models (benchmarks too)."""
+    """Training prompts, and how any problem is presented to the models (benchmarks too)."""
 
     source: Annotated[AnySource, Field(discriminator="kind")]
     template: Literal["raw", "chat"]
@@ -115,7 +113,7 @@ class Prompts:
 
 @dataclass(config=STRICT, frozen=True)
 class Lora:
-    """Low-rank adapters, which learn in the place of the weights; see `opd.model.lora`.
+    """Low-rank adapters, trained in place of the weights; see `opd.model.lora`.
 
     `target_modules` names linear layers by the last part of their names, or is all-linear: all but the output head.
     """
@@ -127,9 +125,9 @@ class Lora:
 
 @dataclass(config=STRICT, frozen=True)
 class Student:
-    """The model that learns: a directory, a hub id, or `sft:NAME` for one that `recipes.NAME` makes.
+    """The model that is trained: a directory, a hub id, or `sft:NAME` for the model of `recipes.NAME`.
 
-    `stop_tokens` (texts) end a response, beside the tokenizer's own end of text; null: those of the model's generation
+    `stop_tokens` (texts) end a response, as the tokenizer's end of text does; null: those of the model's generation
     config, and then a teacher that ends its texts with another is refused.
     """
 
@@ -141,11 +139,11 @@ class Student:
 
 @dataclass(config=STRICT, frozen=True)
 class TeacherServer:
-    """How teachers on vLLM's OpenAI-compatible servers are asked; it changes no number. Times are in seconds.
+    """Access to teachers on vLLM's OpenAI-compatible servers; it changes no number. Times are in seconds.
 
-    `urls` has those of each teacher in turn, one or several that serve the same. Each rank has `concurrency` requests a
-    teacher under way, of `responses_per_request` responses each. A request that fails is tried again, here and there,
-    for `patience`. `api_key_env` names the environment variable that holds the key.
+    `urls` lists for each teacher one or several servers of it. Each rank has `concurrency` requests per teacher in
+    flight, of `responses_per_request` responses each. A failed request is retried, on any of its servers, for
+    `patience`. `api_key_env` names the environment variable with the key.
     """
 
     urls: list[Annotated[list[Text], Field(min_length=1)]]
@@ -177,9 +175,8 @@ class TeacherVllm:
 class Teacher:
     """The models that score, smallest first: as `student.model`, or `self` for the student's own starting weights.
 
-    `dtype` is of models that this process loads; `int8` holds the weights of their layers in 8 bits, whole on every
-    rank, and makes products in bfloat16. `server` and `vllm` are for the engines of these names, and null for
-    another.
+    `dtype` applies to models that this process loads; `int8` stores the weights of their layers in 8 bits, unsharded on
+    every rank, and computes products in bfloat16. `server` and `vllm` are settings of these engines, null for others.
     """
 
     models: Annotated[list[Text], Field(min_length=1)]
@@ -192,9 +189,9 @@ class Teacher:
 
 @dataclass(config=STRICT, frozen=True)
 class Evaluate:
-    """When and how the student is examined: every `every` steps (0: only at the end), `k` answers a problem.
+    """When and how the student is evaluated: every `every` steps (0: only at the end), `k` answers per problem.
 
-    `texts`: of how many of a problem's answers the text is kept, the first ones; null for all.
+    `texts`: number of answers per problem whose text is saved, the first ones; null for all.
     """
 
     k: Count
@@ -212,7 +209,7 @@ class Evaluate:
 
 @dataclass(config=STRICT, frozen=True)
 class Optim:
-    """AdamW, its learning rate (with linear warm-up over `warmup_steps`) and the clip of the gradient's norm."""
+    """AdamW, its learning rate (with linear warm-up over `warmup_steps`) and gradient clipping by norm."""
 
     lr: Positive
     schedule: Literal["constant", "linear", "cosine"]
@@ -225,7 +222,7 @@ class Optim:
 
 @dataclass(config=STRICT, frozen=True)
 class Clip:
-    """PPO's range of the ratio to the policy that sampled, [1 - low, 1 + high], where a batch is several updates."""
+    """PPO's clip range of the ratio to the sampling policy, [1 - low, 1 + high], for several updates per batch."""
 
     low: Fraction | None
     high: NonNegative | None
@@ -233,10 +230,10 @@ class Clip:
 
 @dataclass(config=STRICT, frozen=True)
 class Shaping:
-    """What is done to the signal between divergence and loss; see `opd.objective.shaping`.
+    """Changes to the signal between divergence and loss; see `opd.objective.shaping`.
 
-    `anchor` (a model, or `self` for the student's own starting weights) is what `signal.near_start` keeps the student
-    near and what `extrapolation` leads away from.
+    `anchor` (a model, or `self` for the student's own starting weights) is the model that `signal.near_start` keeps the
+    student near and that `extrapolation` leads away from.
     """
 
     log_ratio_clamp: Positive | None
@@ -251,7 +248,7 @@ class Shaping:
 
 @dataclass(config=STRICT, frozen=True)
 class Memory:
-    """What bounds memory, not results: padded tokens a micro-batch, tokens whose logits exist at once."""
+    """Bounds on memory, without effect on results: padded tokens per micro-batch, tokens whose logits exist at once."""
 
     micro_batch_tokens: Count
     logit_chunk: Count
@@ -259,9 +256,8 @@ class Memory:
 
 @dataclass(config=STRICT, frozen=True)
 class Compute:
-    """How the models compute: the precision of products (weights and sums of gradients stay in float32), whether
-    activations are made anew in the backward pass, weights rest on the CPU, layers are compiled, and how many seconds
-    a rank waits for another.
+    """How the models compute: the precision of products (weights and sums of gradients stay in float32), activation
+    checkpointing, offloading of weights to the CPU, compilation, and how many seconds a rank waits for another.
     """
 
     dtype: Literal["float32", "bfloat16"]
@@ -272,7 +268,7 @@ class Compute:
 
     @property
     def grouped(self) -> bool:
-        """Whether even a single process wants FSDP, for its precision or its offloading."""
+        """Whether even a single process uses FSDP, for its precision or its offloading."""
         return self.dtype != "float32" or self.offload
 
 
@@ -280,7 +276,7 @@ class Compute:
 class Checkpoint:
     """A checkpoint every `every` steps (0: only at the end); the newest `keep` and the best by evaluation stay.
 
-    `asynchronous`: it is copied into the host's memory, and written while training goes on.
+    `asynchronous`: it is copied to host memory and written while training continues.
     """
 
     every: Annotated[int, Field(ge=0)]
@@ -290,9 +286,7 @@ class Checkpoint:
 
 @dataclass(config=STRICT, frozen=True)
 class Scale:
-    """What a scale offers to the rest of the config. `num_prompts` bounds the training prompts (null: all), `support_k`
-    is a number of tokens that is few beside the vocabulary.
-    """
+    """Values of a scale that the config refers to. `num_prompts` limits the training prompts (null: all)."""
 
     name: Name
     ladder: list[Text]
@@ -331,7 +325,7 @@ class Rollouts:
 
 @dataclass(config=STRICT, frozen=True)
 class Paths:
-    """Where things lie on this machine. Not part of a run's identity."""
+    """Folders on this machine. Not part of a run's identity."""
 
     outputs: Text
     models: Text
@@ -348,21 +342,21 @@ class MachinePlan:
 
 @dataclass(config=STRICT, frozen=True)
 class RunConfig:
-    """One run, whole. `num_steps` stops it before the end of `epochs`; null runs them all.
+    """One run. `num_steps` stops it before the end of `epochs`; null runs them all.
 
-    `signal` gives each term of what is learned its weight; see `opd.step.terms`. A batch is learned in updates of
-    `mini_batch_size` prompts. `credit` says which tokens answer for a token's signal:
-    it and, discounted by `gamma`, those before it (reward_to_go), or all of the response (sequence).
-    `allow_heuristic` lets through what is no gradient of anything, with a warning.
+    `signal` gives each term of the objective its weight; see `opd.step.terms`. A batch is learned in updates of
+    `mini_batch_size` prompts. `credit` decides which tokens get a token's signal: it and, discounted by `gamma`, those
+    before it (reward_to_go), or the entire response (sequence). `allow_heuristic` allows, with a warning, what is not
+    the gradient of any objective.
 
-    `preflight` checks the run, shows what it will take, and ends before it trains.
+    `preflight` checks the run, reports what it needs, and exits before it trains.
 
-    `threads` bounds the CPU's: small models are faster on one, and then give the same numbers on any number of cores;
+    `threads` limits CPU threads: small models are faster on one, and then give the same numbers on any number of cores;
     null leaves it to torch. `profile` traces a few steps; see `opd.watch.profile`. `plugins` are the packages that the
     command line named; see `opd.config.plugins`.
     """
 
-    recipes: dict[Name, Recipe]  # first: other keys quote it, and what is wrong with it is to be said of it
+    recipes: dict[Name, Recipe]  # first: other keys refer to it, and an error in it should be reported here
     name: Name
     study: Name
     seed: Annotated[int, Field(ge=0)]
@@ -410,7 +404,7 @@ class RunConfig:
 
     @property
     def uses_vocabulary(self) -> bool:
-        """Whether something beside the support asks for whole distributions of student and teachers."""
+        """Whether something besides the support needs full distributions of student and teachers."""
         return self.filter.get("score") == "exact_kl" or bool(self.ensemble.get("normalize"))
 
     def method(self, group: str) -> str:

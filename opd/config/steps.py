@@ -1,4 +1,4 @@
-"""How many steps a run makes, before anything is loaded where that can be told."""
+"""The number of steps of a run, known before anything is loaded where possible."""
 
 import math
 
@@ -11,25 +11,27 @@ def steps(config: RunConfig, num_prompts: int) -> int:
 
     Raises:
         UserError: where a batch is larger than the prompt set, `num_steps` more than the epochs give, or the warm-up
-            takes them all.
+            takes all steps.
     """
     if config.batch_size > num_prompts:
         raise UserError(f"batch_size={config.batch_size}: the prompt set has only {num_prompts} prompts")
-    whole = config.epochs * num_prompts // config.batch_size
-    if config.num_steps is not None and config.num_steps > whole:
+    available = config.epochs * num_prompts // config.batch_size
+    if config.num_steps is not None and config.num_steps > available:
         needed = math.ceil(config.num_steps * config.batch_size / num_prompts)
         raise UserError(
-            f"num_steps={config.num_steps}: epochs={config.epochs} over {num_prompts} prompts is {whole} steps; "
+            f"num_steps={config.num_steps}: epochs={config.epochs} over {num_prompts} prompts gives {available} steps; "
             f"set epochs={needed} for that many"
         )
-    made = whole if config.num_steps is None else config.num_steps
-    if config.optim.warmup_steps >= made:
-        raise UserError(f"optim.warmup_steps={config.optim.warmup_steps}: must be fewer than the run's {made} steps")
-    return made
+    num_steps = available if config.num_steps is None else config.num_steps
+    if config.optim.warmup_steps >= num_steps:
+        raise UserError(
+            f"optim.warmup_steps={config.optim.warmup_steps}: must be fewer than the run's {num_steps} steps"
+        )
+    return num_steps
 
 
 def most_prompts(source: AnySource) -> int | None:
-    """How many prompts the source can give at the most; None where only loading it can tell."""
+    """The maximum number of prompts of a source; None where only loading it shows that."""
     match source:
         case Arithmetic():
             return source.num

@@ -1,4 +1,4 @@
-"""What the worlds of made-up problems have: names and ranges, which the schema holds configs against."""
+"""The worlds of generated problems: names and ranges, against which the schema checks configs."""
 
 from collections.abc import Mapping, Sequence
 from typing import Literal
@@ -7,10 +7,10 @@ from opd.errors import UserError
 
 Domain = Literal["addition", "subtraction", "multiplication", "chain"]
 
-# Whoever changes what a problem or its trace looks like changes this: cached models of the old form are then stale.
+# Increase this when the form of a problem or its trace changes: cached models of the old form are then stale.
 VERSION = 2
 
-# Of the operands their digits, in a multiplication of the first; of a chain its terms.
+# Digits of the operands (of the first factor in a multiplication), or terms of a chain.
 DIFFICULTIES: Mapping[Domain, range] = {
     "addition": range(2, 7),
     "subtraction": range(2, 7),
@@ -23,7 +23,7 @@ def check_mix(mix: Mapping[Domain, Sequence[int]]) -> list[tuple[Domain, int]]:
     """The (domain, difficulty) cells of a mix, in its order.
 
     Raises:
-        UserError: naming a difficulty that its domain does not have.
+        UserError: for a difficulty that its domain does not have, or an empty mix.
     """
     cells = []
     for domain, difficulties in mix.items():

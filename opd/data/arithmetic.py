@@ -23,13 +23,13 @@ ANSWER_MARK = "#### "
 # One problem in this many is held out for evaluation.
 _HELD_OUT = 8
 
-# A cell is given up as used up after this many draws in a row that were all seen before.
+# A cell counts as exhausted after this many draws in a row that were all seen before.
 _MISSES = 2000
 
 
 @dataclass(frozen=True)
 class Problem:
-    """`problem` is what a model continues, `answer` the one right answer; the id is made of the operands."""
+    """`problem` is the text that a model continues, `answer` the right answer; the id contains the operands."""
 
     id: str
     problem: str
@@ -42,10 +42,10 @@ def load(split: Split, *, num: int, seed: int, mix: Mapping[Domain, Sequence[int
     """`num` different problems of one split, spread evenly over the (domain, difficulty) cells of `mix`.
 
     A difficulty is the number of digits of the operands (of the first factor in a multiplication), or the number of
-    terms of a chain. A cell that has no problem left leaves its share to the others.
+    terms of a chain. The share of an exhausted cell goes to the others.
 
     Raises:
-        UserError: where `mix` is no mix, or holds fewer than `num` different problems.
+        UserError: where `mix` is invalid, or has fewer than `num` different problems.
     """
     cells = check_mix(mix)
     rng = random.Random(f"{split}-{seed}")
@@ -63,7 +63,7 @@ def load(split: Split, *, num: int, seed: int, mix: Mapping[Domain, Sequence[int
                 break
     if len(problems) < num:
         raise UserError(
-            f"arithmetic: {num} different {split} problems were asked for, but the mix {_describe(mix)} has only"
+            f"arithmetic: {num} different {split} problems were requested, but the mix {_describe(mix)} has only"
             f" {len(problems)}; ask for fewer, or add difficulties"
         )
     return list(problems.values())
@@ -97,15 +97,15 @@ def solution(problem: str) -> str:
     """The solver's trace for a problem's text: scratchpad, then `#### <answer>`.
 
     Raises:
-        ValueError: where the text is no problem of this world.
+        ValueError: where the text is not a problem of this world.
     """
     return _trace(problem, lambda: False)
 
 
 def careless_solution(problem: str, *, slip: float, rng: random.Random) -> str:
-    """As `solution`, by a solver who, each time with probability `slip`, forgets a carry or takes a minus for a plus.
+    """As `solution`, by a solver that with probability `slip` each forgets a carry or mistakes a minus for a plus.
 
-    It goes on from what it wrote: wherever a trace went wrong, it agrees with itself.
+    After a mistake it continues from what it wrote, so that the trace stays consistent.
     """
     return _trace(problem, lambda: rng.random() < slip)
 
@@ -117,7 +117,7 @@ def _trace(problem: str, slips: "Slips") -> str:
 
 
 def split_of(expression: str) -> Split:
-    """Which split an expression belongs to: SHA-256 of its operands, a sum's and a product's in sorted order."""
+    """The split of an expression, by SHA-256 of its operands, sorted for sums and products."""
     terms, signs = _parse(expression)
     if signs in ("+", "*"):
         terms = sorted(terms)
@@ -146,7 +146,7 @@ def _product(rng: random.Random, digits: int) -> str:
 
 
 def _left_to_right(rng: random.Random, terms: int) -> str:
-    """Single digits added and taken away, never below zero or above 20 on the way."""
+    """Single digits added and subtracted, never below zero or above 20 on the way."""
     total = rng.randrange(10)
     expression = str(total)
     for _ in range(terms - 1):
@@ -167,7 +167,7 @@ _EXPRESSIONS = {
 
 # ---- traces
 
-# Whether the solver slips here; asked only where there is something to forget.
+# Whether the solver makes a mistake here; called only where it can make one.
 Slips = Callable[[], bool]
 
 
@@ -177,7 +177,7 @@ def _parse(expression: str) -> tuple[list[str], str]:
     signs = "".join(character for character in body if character in "+-*")
     terms = body.replace("-", "+").replace("*", "+").split("+")
     if not signs or not all(term.isascii() and term.isdigit() for term in terms) or ("*" in signs and signs != "*"):
-        raise ValueError(f"{expression!r} is no problem of the arithmetic world")
+        raise ValueError(f"{expression!r} is not a problem of the arithmetic world")
     return terms, signs
 
 

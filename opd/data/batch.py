@@ -1,4 +1,4 @@
-"""What flows through a step. A `Rollout` row is one response; the `num_samples` responses to a prompt are neighbours.
+"""The data of a step. A `Rollout` row is one response; the `num_samples` responses to a prompt are adjacent.
 
 Index t of a response is the t-th *sampled* token everywhere: the shift from logits to tokens is done once, in
 `opd.model.policy`.
@@ -16,7 +16,7 @@ from opd.grading.grader import MATHEMATICS
 
 @dataclass(frozen=True)
 class Prompt:
-    """One problem, ready to be continued: `token_ids` is what the student sees, `problem` the text a person reads."""
+    """One tokenised problem: `token_ids` is what the student sees, `problem` the text for people."""
 
     id: str
     problem: str
@@ -41,11 +41,10 @@ class Sampling:
 class Rollout:
     """Responses sampled from the student.
 
-    `prompt` is padded on the left, `tokens` on the right (both with the pad id, which the masks mark as absent). `mask`
-    is the response, with the token that ends it; `learned` are its tokens that get a signal: not what an environment
-    wrote, nor what `responses` gave it to begin with. `rollout_logp` is the log-probability,
-    under the distribution really sampled from (after temperature, top-p and top-k, by the engine that sampled), of
-    each sampled token; 0 where it was not sampled.
+    `prompt` is padded on the left, `tokens` on the right, both with the pad id; the masks exclude padding. `mask` is
+    the response, with the token that ends it; `learned` its tokens that get a signal: neither what an environment
+    wrote, nor a prefix given by `responses`. `rollout_logp` is the log-probability of each sampled token under the
+    distribution that it was sampled from (after temperature, top-p and top-k, by the engine that sampled); 0 elsewhere.
     """
 
     prompt: Int[Tensor, "batch prompt_time"]
@@ -73,17 +72,17 @@ class Rollout:
 
 @dataclass(frozen=True)
 class TokenScores:
-    """What one model says of the sampled tokens of a rollout; 0 where the response mask is False."""
+    """One model's scores of the sampled tokens of a rollout; 0 where the response mask is False."""
 
     logp: Float[Tensor, "batch time"]
-    entropy: Float[Tensor, "batch time"]  # nats, of the whole next-token distribution
+    entropy: Float[Tensor, "batch time"]  # nats, of the full next-token distribution
 
 
 @dataclass(frozen=True)
 class TopTokens:
-    """A teacher's likeliest tokens and the sampled one: a row for each response token, response by response.
+    """A teacher's most likely tokens and the sampled one: one row per response token, response by response.
 
-    The first of a row is the sampled token; where it is among the likeliest, it is there twice.
+    The first of a row is the sampled token, which is repeated if it is among the most likely.
     """
 
     ids: Int[Tensor, "response_token k_and_one"]
@@ -96,19 +95,19 @@ class TopTokens:
 
 @dataclass(frozen=True)
 class TeacherScores:
-    """What the teachers say, smallest teacher first. The row of a teacher that the step did not need is NaN."""
+    """The teachers' scores, smallest teacher first. The row of a teacher that the step did not need is NaN."""
 
     logp: Float[Tensor, "teacher batch time"]
     entropy: Float[Tensor, "teacher batch time"]
-    # Final hidden states of the needed teachers by index, where whole distributions are wanted: one row for each
-    # response token, response by response, in the teacher's precision, on the CPU.
+    # Final hidden states of the needed teachers by index, where full distributions are needed: one row per response
+    # token, response by response, in the teacher's precision, on the CPU.
     hidden: "dict[int, Float[Tensor, 'response_token width']]"
-    # The same of engines that give likeliest tokens instead.
+    # From engines that return the most likely tokens instead.
     top: dict[int, TopTokens] = field(default_factory=dict)
 
     @property
     def teachers_with_distributions(self) -> list[int]:
-        """The teachers whose distributions are known, wholly or in part."""
+        """The teachers whose distributions are known, in full or in part."""
         return sorted(self.hidden or self.top)
 
 

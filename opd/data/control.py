@@ -1,4 +1,4 @@
-"""Control tokens: a few tokens before a prompt that tell the student which teacher it will be held to."""
+"""Control tokens: a few tokens before a prompt that tell the student which teacher will score it."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Control:
-    """The tokens of each teacher (none, for most ensembles), whether teachers see them, and those at evaluation."""
+    """The tokens of each teacher (empty for most ensembles), whether teachers see them, and those for evaluation."""
 
     tokens: tuple[tuple[int, ...], ...]
     teacher_sees: bool
@@ -24,18 +24,18 @@ class Control:
     def longest(self) -> int:
         return max(map(len, self.tokens))
 
-    def shown(self, prompts: Sequence[Prompt], routed: Sequence[int] | None) -> Sequence[Prompt]:
-        """The prompts as the student sees them; `routed` is each one's teacher."""
+    def for_student(self, prompts: Sequence[Prompt], routed: Sequence[int] | None) -> Sequence[Prompt]:
+        """The prompts with the tokens of their teachers; `routed` is each one's teacher."""
         if routed is None or not self.longest:
             return prompts
         return [_after(self.tokens[teacher], prompt) for prompt, teacher in zip(prompts, routed, strict=True)]
 
-    def examined(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The problems of a benchmark as the student sees them."""
+    def for_evaluation(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """A benchmark's prompts with the tokens for evaluation."""
         return [_after(self.at_evaluation, prompt) for prompt in prompts]
 
-    def asked(self, rollout: Rollout, prompts: Sequence[Prompt]) -> Rollout:
-        """The rollout as the teachers see it: with the plain prompts, where the tokens are the student's alone."""
+    def for_teachers(self, rollout: Rollout, prompts: Sequence[Prompt]) -> Rollout:
+        """The rollout for the teachers: with the plain prompts, unless teachers see the tokens."""
         if self.teacher_sees or not self.longest:
             return rollout
         rows = [list(prompts[index].token_ids) for index in rollout.group.tolist()]
@@ -44,10 +44,10 @@ class Control:
 
 
 def encode(prefixes: Prefixes, tokenizer: "PreTrainedTokenizerBase") -> Control:
-    """The texts as tokens.
+    """Tokenise the texts.
 
     Raises:
-        UserError: where the tokenizer cannot tell two teachers apart, or does not know a text.
+        UserError: where the tokenizer cannot distinguish two teachers, or does not know a text.
     """
 
     def tokens(text: str) -> tuple[int, ...]:
@@ -58,8 +58,8 @@ def encode(prefixes: Prefixes, tokenizer: "PreTrainedTokenizerBase") -> Control:
     for text, ids in zip(prefixes.texts, encoded, strict=True):
         if text and (not ids or tokenizer.unk_token_id in ids or encoded.count(ids) > 1):
             raise UserError(
-                f"ensemble.token: the student's tokenizer does not tell {text!r} from other text; give a text that it "
-                f"has tokens for (it made {encoded} of {named})"
+                f"ensemble.token: the student's tokenizer does not distinguish {text!r} from other text; give a text "
+                f"that it has tokens for (it made {encoded} of {named})"
             )
     return Control(encoded, prefixes.teacher_sees, tokens(prefixes.at_evaluation))
 

@@ -1,4 +1,4 @@
-"""Who answers within a response: what a conversation begins with, and what is said after each turn of the model's.
+"""Environments: the first messages of a conversation, and the reply to each turn of the model.
 
 An environment never grades. Nothing here imports torch.
 """
@@ -15,8 +15,8 @@ class Message(TypedDict):
 
 
 @runtime_checkable
-class Posed(Protocol):
-    """A problem or a prompt: what a conversation begins from."""
+class HasProblem(Protocol):
+    """A problem or a prompt."""
 
     @property
     def problem(self) -> str: ...
@@ -26,14 +26,14 @@ class Posed(Protocol):
 class Environment(Protocol):
     """The other side of a conversation."""
 
-    max_turns: int  # turns of the model in one response; after the last nobody answers
+    max_turns: int  # turns of the model in one response; the last gets no reply
 
-    def start(self, prompts: Sequence[Posed]) -> list[list[Message]]:
-        """The messages that each problem begins with."""
+    def start(self, prompts: Sequence[HasProblem]) -> list[list[Message]]:
+        """Return the first messages of each problem."""
         ...
 
     def reply(self, messages: Sequence[Message], turn: int) -> list[Message] | None:
-        """What is said after the model's `turn`-th turn (from 1), the last of `messages`; None: the response is over.
+        """Return the reply to the model's `turn`-th turn (from 1), the last of `messages`; None ends the response.
 
         Only the reply's text is tokenised: sampled tokens stay as they are.
         """
@@ -41,11 +41,11 @@ class Environment(Protocol):
 
 
 class SingleTurn:
-    """The problem, and one answer to it."""
+    """The problem, then one turn of the model."""
 
     max_turns = 1
 
-    def start(self, prompts: Sequence[Posed]) -> list[list[Message]]:
+    def start(self, prompts: Sequence[HasProblem]) -> list[list[Message]]:
         return [[{"role": "user", "content": prompt.problem}] for prompt in prompts]
 
     def reply(self, messages: Sequence[Message], turn: int) -> None:
@@ -53,5 +53,5 @@ class SingleTurn:
 
 
 def single_turn() -> SingleTurn:
-    """Nobody answers: a response is over when its first turn is."""
+    """No replies: a response is one turn."""
     return SingleTurn()

@@ -12,14 +12,13 @@ from opd.errors import UserError
 def mix(
     sets: Mapping[str, Sequence[Problem]], *, weights: Mapping[str, float | int] | None, num: int | None, seed: int
 ) -> list[Problem]:
-    """One list of problems, each set's share of it its weight; ids become `set/id`, domains stay.
+    """Mix sets in proportion to `weights` (None: all problems) into one list; ids become `set/id`, domains stay.
 
-    Nothing is taken twice. `num` problems, or as many as the sets give: the whole of the set that is scarcest. Shares
-    are exact up to the rounding of one problem (largest remainders, the first set first). Which problems of a set are
-    taken, and their order, follow `seed`; `weights` null takes all there are.
+    No problem is taken twice. `num` problems, or as many as use up the scarcest set. Shares are exact up to rounding by
+    one problem (largest remainders, the first set first). `seed` decides which problems of a set are taken.
 
     Raises:
-        UserError: for a set that is too small for its share of `num`, or weights so unlike that one set gets nothing.
+        UserError: for a set that is too small for its share of `num`, or a share that rounds to nothing.
     """
     sizes = {name: len(problems) for name, problems in sets.items()}
     counts = shares(sizes, weights or sizes, num)
@@ -31,7 +30,7 @@ def mix(
 
 
 def shares(sizes: Mapping[str, int], weights: Mapping[str, float | int], num: int | None) -> dict[str, int]:
-    """How many problems of each set."""
+    """The number of problems of each set."""
     total = sum(Fraction(str(weights[name])) for name in sizes)
     share = {name: Fraction(str(weights[name])) / total for name in sizes}
     if num is None:
@@ -43,11 +42,11 @@ def shares(sizes: Mapping[str, int], weights: Mapping[str, float | int], num: in
     for name, count in counts.items():
         if count > sizes[name]:
             raise UserError(
-                f"sources.{name}: has {sizes[name]} problems, and its share of num={num} is {count}; set num to at "
+                f"sources.{name}: has {sizes[name]} problems, but its share of num={num} is {count}; set num to at "
                 f"most {min(int(size / share[each]) for each, size in sizes.items())}, or a smaller weight"
             )
         if not count:
             raise UserError(
-                f"weights.{name}={weights[name]}: of {num} problems its share is none; give it more, or leave it out"
+                f"weights.{name}={weights[name]}: its share of {num} problems is zero; give it more, or leave it out"
             )
     return counts

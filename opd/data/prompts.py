@@ -39,11 +39,11 @@ def load_problems(source: Dataset, *, data_dir: Path | None) -> list[Problem]:
     """The problems of `source`: of its `file` where that exists (as given, or under `data_dir`), else of its `hub`.
 
     A line of a file names its fields as `source` does, or `id`, `problem` and `answer`. A problem without an id gets
-    one from the set's name and its place. Of an answer that is a worked solution ending in "#### 72", the 72 counts.
+    one from the set's name and its place. Of a worked solution ending in "#### 72", the 72 is the answer.
 
     Raises:
         UserError: where there is neither file nor hub, the set cannot be loaded or is empty, or a line or row is
-            damaged: not JSON, a field missing, empty or of another kind than text, an id given twice.
+            damaged: not JSON, a field missing, empty or not text, an id given twice.
     """
     file = _find(source, data_dir)
     name = file.stem if file else f"{str(source.hub).rpartition('/')[2]}-{source.split}"
@@ -92,8 +92,10 @@ def encode(
     """
     from opd.data.batch import Prompt
 
-    begun = environment.start(problems)
-    begun = [[*turns[:-1], {**turns[-1], "content": prefix + turns[-1]["content"] + suffix}] for turns in begun]
+    begun = [
+        [*turns[:-1], {**turns[-1], "content": prefix + turns[-1]["content"] + suffix}]
+        for turns in environment.start(problems)
+    ]
     if template == "chat":
         encoded = _chat(begun, tokenizer, system)
     elif system is not None:
@@ -103,7 +105,7 @@ def encode(
     prompts, dropped = [], []
     for problem, token_ids in zip(problems, encoded, strict=True):
         if not token_ids:
-            raise UserError(f"problem {problem.id!r}: the tokenizer makes no token of it")
+            raise UserError(f"problem {problem.id!r}: the tokenizer produces no tokens for it")
         if len(token_ids) > max_prompt_length:
             dropped.append(problem.id)
         else:
@@ -164,15 +166,16 @@ def _order(num_prompts: int, batch_size: int, seed: int, epoch: int) -> np.ndarr
 
 
 def _find(source: Dataset, data_dir: Path | None) -> Path | None:
-    looked = [] if source.file is None else [Path(source.file), *([data_dir / source.file] if data_dir else [])]
-    for file in looked:
+    candidates = [] if source.file is None else [Path(source.file), *([data_dir / source.file] if data_dir else [])]
+    for file in candidates:
         if file.is_file():
             return file
     if source.hub is None:
-        if not looked:
+        if not candidates:
             raise UserError("a prompt set needs a file= (JSONL) or a hub= (dataset on the Hugging Face Hub)")
-        where = " nor ".join(map(str, looked))
-        raise UserError(f"file={source.file}: there is no {where}, and no hub= to load the set from instead")
+        where = " nor ".join(map(str, candidates))
+        where = f"neither {where} exists" if candidates[1:] else f"{where} does not exist"
+        raise UserError(f"file={source.file}: {where}, and there is no hub= to load the set from")
     return None
 
 
@@ -201,13 +204,13 @@ def _rows(source: Dataset) -> Iterator[tuple[str, int, dict[str, Any]]]:
         for key, value in (("config", source.config), ("split", source.split), ("revision", source.revision))
         if value is not None
     )
-    table = _download(source, part)
+    dataset = _download(source, part)
     wanted = [field for field in (source.problem_field, source.answer_field, source.id_field) if field is not None]
-    names = table.column_names  # a stream may not know them before its first row
+    names = dataset.column_names  # a stream may not know them before its first row
     for field in wanted if names else []:
         if field not in names:
             raise UserError(f"{source.hub} ({part}): has no field {field!r}; its fields are {', '.join(names)}")
-    rows = iter(table.select_columns(list(dict.fromkeys(wanted))) if names else table)
+    rows = iter(dataset.select_columns(list(dict.fromkeys(wanted))) if names else dataset)
     for number in itertools.count(1):
         try:
             row = next(rows)
@@ -228,8 +231,8 @@ def _download(source: Dataset, part: str) -> Any:
     # The library takes other names for local paths: a folder to read, or a script that reads one.
     if source.hub in LOADERS or not _HUB_ID.fullmatch(str(source.hub)):
         raise UserError(
-            f"hub={source.hub}: is no dataset of the Hugging Face Hub, which are called OWNER/NAME; a file of your own "
-            "is given as file= (JSONL)"
+            f"hub={source.hub}: is not the name of a Hugging Face Hub dataset (OWNER/NAME); give a file of your own as "
+            "file= (JSONL)"
         )
     client = logging.getLogger("huggingface_hub")
     level = client.level
@@ -240,16 +243,17 @@ def _download(source: Dataset, part: str) -> Any:
             str(source.hub), source.config, split=source.split, revision=source.revision, streaming=source.streaming
         )
     except DatasetNotFoundError as error:
-        why, cause = "is not there, or not for you", error
+        why, cause = "does not exist or is private", error
     except (ConnectionError, TimeoutError) as error:
         why, cause = "cannot be reached", error
     except Exception as error:  # the client raises many kinds for a split, subset or file that is not there
         why, cause = f"cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}", error
     finally:
         client.setLevel(level)
-    looked = f"; nor is there a file {source.file}" if source.file else ""
+    no_file = f", and there is no file {source.file}" if source.file else ""
     raise UserError(
-        f"hub={source.hub} ({part}) {why} on the Hugging Face Hub{looked}; a JSONL file given as file= needs no network"
+        f"hub={source.hub} ({part}) {why} on the Hugging Face Hub{no_file}; a JSONL file given as "
+        "file= needs no network"
     ) from cause
 
 
@@ -261,7 +265,7 @@ def _text(row: dict[str, Any], place: str, key: str, source: Dataset, *, own: bo
         raise UserError(f"{place}: has no field {field!r} ({key}); its fields are {', '.join(map(repr, row))}")
     value = row[field]
     if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise UserError(f"{place}: the field {field!r} holds {type(value).__name__}, not text")
+        raise UserError(f"{place}: the field {field!r} contains {type(value).__name__}, not text")
     text = str(value) if key == "problem_field" else str(value).strip()
     if not text.strip():
         raise UserError(f"{place}: the field {field!r} is empty")
@@ -288,7 +292,7 @@ def reply_ids(
     closed = str(text([*before])).rstrip()
     everything = str(text([*before, *reply], add_generation_prompt=True))
     if not everything.startswith(closed):
-        raise UserError("prompts.template=chat: the chat template changes earlier turns when a reply is added")
+        raise UserError("prompts.template=chat: the chat template rewrites earlier turns when a reply is added")
     return tokenizer(everything[len(closed) :], add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
 
 

@@ -1,17 +1,17 @@
-r"""Where the answer stands in a response, and the comparisons that need no computer algebra.
+r"""Extract the answer of a response, and compare answers where that needs no computer algebra.
 
-Everything runs in time linear in the text that is looked at: responses are hostile.
+Everything runs in time linear in the text: responses are hostile.
 """
 
 import re
 from dataclasses import dataclass
 from fractions import Fraction
 
-# An answer is looked for in this many last characters: about 2,500 tokens, more than any closing part of a solution in
-# the public graders' suites, and little enough that the quadratic patterns of math-verify end within its time limit.
+# The answer is extracted from this many last characters: about 2,500 tokens, more than any conclusion in the public
+# graders' test suites, and few enough that the quadratic patterns of math-verify end within its time limit.
 TAIL = 8192
 
-# A longer text is no answer to anything: the longest gold of the public sets has 80 characters.
+# Longer texts are no answers: the longest gold answer of the public sets has 80 characters.
 LONGEST_ANSWER = 1000
 
 # Longer numerals are left to math-verify: Python refuses to read those of more than 4,300 digits.
@@ -20,46 +20,46 @@ LONGEST_NUMBER = 40
 # "and", "or" or a comma between two boxes, with the dollars and spaces around it, is shorter than this.
 LONGEST_JOINT = 40
 
-# How many layers of delimiters an answer may wear, as in `$\\text{$5$}$`.
+# Layers of delimiters around an answer, as in `$\\text{$5$}$`.
 DEEPEST_WRAP = 4
 
-# math-verify rounds floats to six digits after the point: two decimals that are this far apart are different to it.
+# math-verify rounds floats to six decimals: it takes two decimals this far apart as different.
 FLOAT_GAP = Fraction(11, 10_000_000)
 
 
 @dataclass(frozen=True)
-class Found:
-    """An answer. `bare`: `text` is the answer itself; otherwise it is prose in which math-verify has to find it."""
+class Extracted:
+    """An extracted answer. `bare`: `text` is the answer itself; otherwise prose from which math-verify extracts it."""
 
     text: str
     bare: bool
 
 
-def find_answer(response: str) -> Found | None:
-    r"""The answer of a response, looked for in its last `TAIL` characters, after `</think>` where there is one.
+def find_answer(response: str) -> Extracted | None:
+    r"""Extract the answer from the last `TAIL` characters of a response, after `</think>` where there is one.
 
-    In this order: the last complete `\boxed{…}` (with those that "and", "or" or a comma join to it) unless a "final
-    answer is …" follows it; the last `#### …` that is a number or ends the response; the last `<answer>…</answer>`; a
-    last "answer is …" or "answer: …" that is a number and ends its line; a response that is nothing but an answer;
-    the prose as a whole. None where there is no text.
+    In order of precedence: the last complete `\boxed{…}` (with those that "and", "or" or a comma join to it) unless a
+    "final answer is …" follows it; the last `#### …` that is a number or ends the response; the last
+    `<answer>…</answer>`; a last "answer is …" or "answer: …" that is a number and ends its line; a response that is
+    only an answer; all of the prose. None where there is no text.
     """
     tail = clean(response[-TAIL:].rpartition("</think>")[2])
     return _marked(tail) or _unmarked(tail)
 
 
-def find_gold(gold: str) -> Found | None:
-    """The answer of a gold: found by its marker as in a response, otherwise all of it, if not prose around `$…$`."""
+def find_gold(gold: str) -> Extracted | None:
+    """Extract a gold answer: by its marker as in a response, otherwise all of it, unless it is prose around `$…$`."""
     tail = clean(gold[-TAIL:])
     if marked := _marked(tail):
         return marked
     bare = strip(tail)
     if number(bare) is None and (_DELIMITER.search(bare) or _ANSWER_WORD.search(bare)):
-        return Found(tail.strip(), bare=False)
-    return Found(bare, bare=True) if bare else None
+        return Extracted(tail.strip(), bare=False)
+    return Extracted(bare, bare=True) if bare else None
 
 
-def same(answer: Found, gold: Found) -> bool | None:
-    """Whether two answers are equal where that is plain to see: same text, or plain numbers. None: ask math-verify."""
+def same(answer: Extracted, gold: Extracted) -> bool | None:
+    """Whether two answers are equal, where text or plain numbers decide; None where math-verify has to."""
     if not (answer.bare and gold.bare):
         return None
     one, other = number(answer.text), number(gold.text)
@@ -73,13 +73,13 @@ def same(answer: Found, gold: Found) -> bool | None:
 
 
 def number(text: str) -> Fraction | None:
-    """The value of a plain integer or decimal, exactly: "1,234", "-0.50", "$4."; None for anything else."""
+    """The exact value of a plain integer or decimal: "1,234", "-0.50", "$4."; None for anything else."""
     match = _NUMBER.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
     return Fraction(match["sign"] + match["digits"].replace(",", "")) if match else None
 
 
 def plain(text: str) -> str:
-    """The text of an answer as it is recorded and voted on: a plain number without commas and idle zeros."""
+    """The text of an answer for records and votes: plain numbers without commas and redundant zeros."""
     value = number(text)
     if value is None:
         return text[:LONGEST_ANSWER]
@@ -91,14 +91,14 @@ def plain(text: str) -> str:
 
 
 def clean(text: str) -> str:
-    """Text without control characters and lone surrogates, with one kind of line end and of minus sign."""
+    """Remove control characters and lone surrogates; normalise line ends and minus signs."""
     return (
         _CONTROL.sub(" ", text.replace("\r\n", "\n").replace("\N{MINUS SIGN}", "-")).encode(errors="replace").decode()
     )
 
 
 def strip(text: str) -> str:
-    r"""An answer without what surrounds it: blanks, math delimiters, `\text{…}`, thin spaces, a full stop."""
+    r"""Strip blanks, math delimiters, `\text{…}`, thin spaces and a full stop around an answer."""
     text = " ".join(_SPACE.sub(" ", _THIN.sub("", text)).split())
     for _ in range(DEEPEST_WRAP):
         if match := _WRAPPED.fullmatch(text):
@@ -109,13 +109,13 @@ def strip(text: str) -> str:
 # ---- finding
 
 
-def _marked(text: str) -> Found | None:
+def _marked(text: str) -> Extracted | None:
     box = _last_box(text)
     if box:
         content, end = box
         if _FINAL_ANSWER.search(text, end):
-            return Found(text[end:], bare=False)
-        return Found(content, bare=True)
+            return Extracted(text[end:], bare=False)
+        return Extracted(content, bare=True)
     at = text.rfind("####")
     if at >= 0:
         rest = text[at + 4 :].lstrip(":").strip()
@@ -127,21 +127,21 @@ def _marked(text: str) -> Found | None:
         return _unmarked(text[start + 8 : end])
     at = max((match.end() for match in _ANSWER_WORD.finditer(text)), default=-1)
     if at >= 0 and (match := _SAYS.match(text, at)) and number(content := strip(match["number"])) is not None:
-        return Found(content, bare=True)
+        return Extracted(content, bare=True)
     return None
 
 
-def _unmarked(text: str) -> Found | None:
+def _unmarked(text: str) -> Extracted | None:
     text = text.strip()
     bare = strip(text)
     if not bare:
         return None
     prose = "\n" in text or _DELIMITER.search(bare) or _WORD.search(_COMMAND.sub(" ", text))
     if number(bare) is not None or not prose:
-        return Found(bare, bare=True)
+        return Extracted(bare, bare=True)
     if _PROGRAM.search(text.rpartition("\n")[2]):
         return None  # the last number of program text is a literal, not an answer
-    return Found(text, bare=False)
+    return Extracted(text, bare=False)
 
 
 def _last_box(text: str) -> tuple[str, int] | None:
@@ -168,7 +168,7 @@ def _last_box(text: str) -> tuple[str, int] | None:
 
 
 def _closing_braces(text: str) -> dict[int, int]:
-    """Where each opened brace is closed; escaped braces do not count, unclosed ones are absent."""
+    """Opening brace → its closing one; without escaped and unclosed braces."""
     closing, opened = {}, []
     for match in _BRACE.finditer(text):
         if match[0] == "{":

@@ -1,4 +1,4 @@
-r"""Grading of mathematics: does the answer of a response equal the gold answer? Responses are hostile text.
+r"""Grade mathematics: whether the answer of a response equals the gold answer. Responses are hostile text.
 
 Plain text and plain numbers are compared here; the rest goes to math-verify in worker processes
 (`opd/grading/worker.py`), started when first needed and kept for the next call. A worker that takes longer than
@@ -23,17 +23,17 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import UserError
-from opd.grading.answer import Found, find_answer, find_gold, plain, same
+from opd.grading.answer import Extracted, find_answer, find_gold, plain, same
 
-_Question = tuple[Found, Found]  # answer, gold
+_AnswerPair = tuple[Extracted, Extracted]  # answer, gold
 
-# A worker ends itself at the time limit; one that has not, this much later, is ended from here.
+# A worker ends itself at the time limit; this many seconds later it is killed from here.
 GRACE = 1.0
 
-# Importing sympy and building math-verify's parsers takes a second, and many on a machine that is busy.
+# Seconds. Importing sympy and building math-verify's parsers takes one, and many on a busy machine.
 START_LIMIT = 120.0
 
-# More processes than this gain little: nearly every answer is settled without one.
+# More processes gain little: nearly every answer is decided without one.
 MOST_WORKERS = 4
 
 
@@ -41,9 +41,8 @@ MOST_WORKERS = 4
 class Grade:
     """The verdict on one response.
 
-    `answer` is what was found in it, as text; None where nothing was. `reason` is equal, different, no answer, timeout,
-    error, or what a grader of its own says. `score` in [0, 1] says how much of it is right: 1 or 0, as `correct` is,
-    unless it is given.
+    `answer` is the extracted text, None without one. `reason` is equal, different, no answer, timeout, error, or the
+    text of a plug-in's grader. `score` in [0, 1] is 1 or 0, as `correct` is, unless given.
     """
 
     correct: bool
@@ -59,13 +58,13 @@ class Grade:
 def grade_many(
     predictions: Sequence[str], golds: Sequence[str], *, timeout: float, workers: int | None = None
 ) -> list[Grade]:
-    """Grades each response against its gold. No response, whatever it holds, raises, hangs or disturbs another's grade.
+    """Grade each response against its gold answer. No response can raise, hang or affect another's grade.
 
     Args:
-        predictions: responses, whole; `opd.grading.answer.find_answer` says where the answer is looked for.
-        golds: the right answers, one for each response.
-        timeout: seconds that math-verify may take for one answer; more is graded as wrong, with reason "timeout".
-        workers: the most processes to use; None for one a core, `MOST_WORKERS` at most.
+        predictions: full responses, from which `opd.grading.answer.find_answer` extracts the answers.
+        golds: the right answers, one per response.
+        timeout: seconds per answer for math-verify; an answer that takes longer is wrong, with reason "timeout".
+        workers: the maximum number of processes; None for one per core, `MOST_WORKERS` at most.
 
     Raises:
         ValueError: where the two sequences differ in length, or `timeout` or `workers` is not positive.
@@ -75,23 +74,23 @@ def grade_many(
         raise ValueError(f"timeout and workers must be positive, not {timeout} and {workers}")
     pairs = list(zip(predictions, golds, strict=True))
     grades: dict[tuple[str, str], Grade] = {}
-    asked: dict[_Question, list[tuple[str, str]]] = {}
+    pending: dict[_AnswerPair, list[tuple[str, str]]] = {}
     for pair in dict.fromkeys(pairs):
         answer, gold = find_answer(pair[0]), find_gold(pair[1])
         equal = same(answer, gold) if answer and gold else False
         if equal is None and answer and gold:
-            asked.setdefault((answer, gold), []).append(pair)
+            pending.setdefault((answer, gold), []).append(pair)
         else:
             grades[pair] = _grade(equal, answer.text if answer else None)
-    requests = {json.dumps({"answer": vars(answer), "gold": vars(gold)}): (answer, gold) for answer, gold in asked}
+    requests = {json.dumps({"answer": vars(answer), "gold": vars(gold)}): (answer, gold) for answer, gold in pending}
     texts = {request: answer.text if answer.bare else None for request, (answer, _) in requests.items()}
     for request, grade in _ask(texts, timeout, workers).items():
-        grades |= dict.fromkeys(asked[requests[request]], grade)
+        grades |= dict.fromkeys(pending[requests[request]], grade)
     return [grades[pair] for pair in pairs]
 
 
-def in_workers(requests: Sequence[str], timeout: float) -> dict[str, Grade]:
-    """The grades of requests that `opd.grading.worker` takes, as JSON; `timeout` is in seconds, of each.
+def grade_in_workers(requests: Sequence[str], timeout: float) -> dict[str, Grade]:
+    """The grades of requests to `opd.grading.worker`, as JSON; `timeout` is in seconds per request.
 
     Raises:
         UserError: where no worker can be started.
@@ -100,7 +99,7 @@ def in_workers(requests: Sequence[str], timeout: float) -> dict[str, Grade]:
 
 
 def stop_workers() -> None:
-    """Ends the worker processes that wait; a later call starts new ones."""
+    """Stop the idle worker processes; a later call starts new ones."""
     while _idle:
         _idle.pop().stop()
 
@@ -114,14 +113,14 @@ def _grade(equal: bool | None, answer: str | None, reason: str | None = None) ->
 
 
 def _ask(requests: Mapping[str, str | None], timeout: float, workers: int | None) -> dict[str, Grade]:
-    """Each request's grade. The answer mapped to a request is that of the grade if no worker gives one."""
+    """Grade requests, each mapped to the answer that its grade has if its worker fails."""
     todo, grades, failures = deque(requests), {}, []
 
     def serve() -> None:
         worker = None
         try:
             while todo:
-                worker = worker or _hire()
+                worker = worker or _take_worker()
                 with suppress(IndexError):  # another thread took the last one
                     request = todo.popleft()
                     grades[request], worker = _judge(request, requests[request], worker, timeout)
@@ -146,24 +145,24 @@ def _ask(requests: Mapping[str, str | None], timeout: float, workers: int | None
 
 
 def _judge(request: str, answer: str | None, worker: "_Worker", timeout: float) -> tuple[Grade, "_Worker | None"]:
-    """The grade, and the worker if it can go on. A worker that died of anything but its time is replaced once."""
+    """The grade, and the worker if it is reusable. A worker that died, except by the time limit, is replaced once."""
     for last in (False, True):
         try:
             verdict = worker.ask(request, timeout)
-        except _Died as death:
+        except _WorkerDied as death:
             worker.stop()
             if death.timed_out or last:
                 return _grade(False, answer, "timeout" if death.timed_out else "error"), None
-            worker = _hire()
+            worker = _take_worker()
         else:
             if verdict["last"]:
                 worker.stop()
-            return _said(verdict), None if verdict["last"] else worker
+            return _parse_verdict(verdict), None if verdict["last"] else worker
     raise AssertionError  # the loop returns
 
 
-def _said(verdict: Mapping[str, Any]) -> Grade:
-    """A worker's verdict as a grade; a faulty grader may have put anything into it."""
+def _parse_verdict(verdict: Mapping[str, Any]) -> Grade:
+    """A worker's verdict as a grade; a faulty grader may have returned anything."""
     if "equal" in verdict:
         return _grade(verdict["equal"], verdict["answer"])
     score, answer, reason = verdict["score"], verdict["answer"], verdict["reason"]
@@ -172,22 +171,22 @@ def _said(verdict: Mapping[str, Any]) -> Grade:
     return Grade(verdict["correct"] is True, answer if isinstance(answer, str) else None, reason, float(score))
 
 
-def _hire() -> "_Worker":
+def _take_worker() -> "_Worker":
     try:
         return _idle.pop()
     except IndexError:
         return _Worker()
 
 
-class _Died(Exception):
-    """The worker ended before it answered; `timed_out`: because its time was up."""
+class _WorkerDied(Exception):
+    """The worker ended before it replied; `timed_out`: by the time limit."""
 
     def __init__(self, timed_out: bool):
         self.timed_out = timed_out
 
 
 class _Worker:
-    """One `opd.grading.worker` process, ready to be asked."""
+    """A running `opd.grading.worker` process."""
 
     def __init__(self) -> None:
         # By path and with -P: the worker needs no package of ours on its path, and no file beside it shadows a library.
@@ -208,7 +207,7 @@ class _Worker:
             raise UserError(f"the grading worker does not start: {why}")
 
     def ask(self, request: str, timeout: float) -> dict[str, Any]:
-        """The worker's verdict; raises `_Died`."""
+        """Return the worker's verdict; raises `_WorkerDied`."""
         started = time.monotonic()
         with self._killed_after(timeout + GRACE):
             try:
@@ -216,9 +215,9 @@ class _Worker:
                 line = self.replies.readline()
             except OSError:
                 line = ""
-        if not line.endswith("\n"):  # nothing, or what was written when it ended
+        if not line.endswith("\n"):  # nothing, or a partial line
             alarmed = self.process.wait() == -signal.SIGALRM
-            raise _Died(timed_out=alarmed or time.monotonic() - started > timeout)
+            raise _WorkerDied(timed_out=alarmed or time.monotonic() - started > timeout)
         return json.loads(line)
 
     def stop(self) -> None:

@@ -1,9 +1,9 @@
-r"""Judges answers for `opd.grading.grading`, in a process of its own: one JSON object a line in, one a line out.
+r"""Judge answers for `opd.grading.grading` in a separate process: JSON lines in, JSON lines out.
 
 Run as a file, it imports math-verify and nothing of opd, torch or transformers, except what another grader imports.
-It protects its parent: the kernel ends it by SIGALRM when a judgement exceeds its time limit, whatever the interpreter
-is doing; its address space is limited; it ends when its standard input does, so it does not outlive its parent; and it
-returns nothing but a verdict and strings.
+It protects its parent: the kernel ends it by SIGALRM when an answer exceeds its time limit, whatever the interpreter is
+doing; its address space is limited; it ends with its standard input, so it does not outlive its parent; and it returns
+only a verdict and strings.
 """
 
 import importlib
@@ -23,14 +23,14 @@ MEMORY_LIMIT = 1 << 30  # bytes of address space; about a third is taken once sy
 
 
 def judge(gold: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
-    """The verdict on one answer: {"equal": bool, "answer": its text, or null where prose holds none}."""
+    """The verdict on one answer: {"equal": bool, "answer": its text, or null where prose has none}."""
     from math_verify import verify
 
-    found = read(answer["text"], answer["bare"])
-    if not found:
+    parsed = read(answer["text"], answer["bare"])
+    if not parsed:
         return {"equal": False, "answer": answer["text"] if answer["bare"] else None}
-    text = answer["text"] if answer["bare"] else next((part for part in found if isinstance(part, str)), None)
-    return {"equal": verify(list(read(gold["text"], gold["bare"])), list(found), timeout_seconds=None), "answer": text}
+    text = answer["text"] if answer["bare"] else next((part for part in parsed if isinstance(part, str)), None)
+    return {"equal": verify(list(read(gold["text"], gold["bare"])), list(parsed), timeout_seconds=None), "answer": text}
 
 
 def judged_by(request: dict[str, Any]) -> dict[str, Any]:
@@ -54,42 +54,42 @@ def judged_by(request: dict[str, Any]) -> dict[str, Any]:
 
 @lru_cache(maxsize=512)
 def read(text: str, bare: bool) -> tuple[Any, ...]:
-    r"""What math-verify reads in `text`: expressions and, as its fallback, strings.
+    r"""Parse `text` by math-verify into expressions and, as its fallback, strings.
 
-    Prose goes through its own extraction. A bare answer is offered as `\boxed{text}`, in each of its `readings`.
+    Prose goes through its own extraction; a bare answer is passed as `\boxed{text}`, in each of its `readings`.
     """
     from math_verify import LatexExtractionConfig, parse
 
     if not bare:
         return tuple(parse(text, parsing_timeout=None))  # pyright: ignore[reportArgumentType]
     boxed = [LatexExtractionConfig(boxed_match_priority=0, try_extract_without_anchor=False)]
-    found = [
+    parsed = [
         part
         for reading in readings(text)
         for part in parse(rf"\boxed{{{reading}}}", boxed, parsing_timeout=None)  # pyright: ignore[reportArgumentType]
     ]
-    return tuple(turned(part) for part in found)
+    return tuple(symbol_first(part) for part in parsed)
 
 
 def readings(text: str) -> list[str]:
-    """The notations in which a bare answer may be meant, as LaTeX."""
+    """The possible meanings of a bare answer, as LaTeX."""
     text = _PERCENT.sub(r"\\%", text.replace("**", "^"))
-    found = [text]
+    meanings = [text]
     if text.endswith(r"\%"):
-        found.append(rf"\frac{{{text[:-2]}}}{{100}}")
+        meanings.append(rf"\frac{{{text[:-2]}}}{{100}}")
     exact, about, _ = text.partition(r"\approx")
     if about and not _NAME.fullmatch(exact):
-        found.append(exact)
+        meanings.append(exact)
     solutions = _AND.split(text)
     if len(solutions) > 1 and all("," in each and "=" in each for each in solutions):
-        found.append(";".join(solutions))  # x = 1, y = 2 and x = 3, y = 4: two pairs
+        meanings.append(";".join(solutions))  # x = 1, y = 2 and x = 3, y = 4: two pairs
     if _DECIMAL_COMMA.fullmatch(text):
-        found.append(text.replace(",", "."))
-    return found
+        meanings.append(text.replace(",", "."))
+    return meanings
 
 
-def turned(expression: Any) -> Any:
-    """`2 = x` as `x = 2`: math-verify takes only the latter for the statement of a value."""
+def symbol_first(expression: Any) -> Any:
+    """`2 = x` as `x = 2`: math-verify reads only the latter as the value of x."""
     from sympy import Eq, Symbol
 
     if isinstance(expression, Eq) and isinstance(expression.rhs, Symbol) and not expression.lhs.free_symbols:
@@ -104,10 +104,10 @@ _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 def main() -> None:
-    """Serves requests {"gold", "answer", "timeout"}, or those of `judged_by`, until standard input ends."""
+    """Serve requests {"gold", "answer", "timeout"}, or those of `judged_by`, until standard input ends."""
     replies = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 1)  # what a library prints is no reply
+    os.dup2(nowhere, 1)  # prints of libraries are not replies
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)  # meant for the run, which saves first and then closes our input
     signal.signal(signal.SIGALRM, signal.SIG_DFL)
@@ -129,7 +129,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_REAL, request["timeout"])
         verdict = judged_by(request) if "grader" in request else judge(request["gold"], request["answer"])
         signal.setitimer(signal.ITIMER_REAL, 0)
-        # math-verify takes running out of memory for "not equal": one that has grown must not judge the next answer.
+        # math-verify returns "not equal" when it runs out of memory: end before that can happen.
         last = peak_memory() > MEMORY_LIMIT // 2
         reply(verdict | {"last": last})
         if last:
@@ -137,7 +137,7 @@ def main() -> None:
 
 
 def peak_memory() -> int:
-    """The most memory this process has held, in bytes."""
+    """The peak memory of this process, in bytes."""
     try:  # not `ru_maxrss`: on Linux it starts at the peak of the process that started this one
         with open("/proc/self/status", encoding="ascii") as status:
             return next(int(line.split()[1]) << 10 for line in status if line.startswith("VmHWM:"))

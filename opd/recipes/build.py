@@ -1,4 +1,4 @@
-"""Builds the model and tokenizer that a recipe starts from, and saves them in Hugging Face format."""
+"""Build the model and tokenizer that a recipe starts from, and save them in Hugging Face format."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def build(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
-    """The model that a recipe starts from, in float32 on the CPU, and its tokenizer. New weights depend on the seed.
+    """Return the initial model of a recipe, in float32 on the CPU, and its tokenizer; the seed decides random weights.
 
     Raises:
         UserError: where `start` cannot be loaded.
@@ -29,7 +29,7 @@ def build(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
 
 
 def fresh(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", *, seed: int) -> "PreTrainedModel":
-    """A Qwen3 model with random weights; the global random state does not change."""
+    """Return a Qwen3 model with random weights; the global random state does not change."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
     pad_id, eos_id = (int(tokenizer.get_vocab()[token]) for token in (PAD, EOS))
@@ -55,7 +55,7 @@ def fresh(architecture: Architecture, tokenizer: "PreTrainedTokenizerBase", *, s
 
 
 def save(model: "PreTrainedModel", tokenizer: "PreTrainedTokenizerBase", folder: Path) -> None:
-    """Saves weights (safetensors), config, generation config and tokenizer, as `from_pretrained` reads them."""
+    """Save weights (safetensors), config, generation config and tokenizer, as `from_pretrained` reads them."""
     if model.generation_config is not None:
         model.generation_config.eos_token_id = model.generation_config.eos_token_id or tokenizer.eos_token_id
         model.generation_config.pad_token_id = tokenizer.pad_token_id

@@ -1,4 +1,4 @@
-"""Makes the models of recipes: each in a single-threaded process of its own, one per core, the longest first."""
+"""Train the models of recipes, each in a single-threaded process, one per core, the longest first."""
 
 import json
 import os
@@ -21,10 +21,10 @@ from opd.records.files import make_folder
 
 
 def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, Path]:
-    """Trains the models that are missing; returns the directory of each, in Hugging Face format, by the recipe's name.
+    """Train missing models; return recipe name → model directory, in Hugging Face format.
 
     Raises:
-        UserError: where a model cannot be made; the others in progress are then terminated.
+        UserError: where a model cannot be trained; the others in progress are then terminated.
         OSError: where `models_dir` cannot be created.
     """
     paths = {name: model_path(name, recipe, models_dir) for name, recipe in recipes.items()}
@@ -36,7 +36,7 @@ def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, 
 
 
 def _cost(recipe: Recipe) -> float:
-    """Roughly the multiplications of the training, to sort by."""
+    """An estimate of the training's multiplications, to sort by."""
     size = recipe.architecture
     if size is None:
         return float("inf")
@@ -98,7 +98,7 @@ def _start(recipe: Recipe, target: Path, errors: Any) -> subprocess.Popen[str]:
 
 
 def _relay(worker: subprocess.Popen[str], report: Callable[[dict[str, Any]], None]) -> str | None:
-    """Passes a worker's messages on until it ends; returns its error message, if it sent one."""
+    """Forward a worker's messages until it ends; return its error message, if any."""
     failure = None
     assert worker.stdout is not None
     for line in worker.stdout:
@@ -112,7 +112,7 @@ def _relay(worker: subprocess.Popen[str], report: Callable[[dict[str, Any]], Non
 
 
 def locate(model: str, config: RunConfig) -> tuple[str, str | None]:
-    """Path or hub id, and revision, of `model` (`self`: the student); makes the model if it is a recipe's."""
+    """Return path or hub id, and revision, of `model` (`self`: the student); a recipe's is trained if missing."""
     revision = config.student.revision if model == "self" else None
     model = config.student.model if model == "self" else model
     if model.startswith("sft:"):
@@ -121,7 +121,7 @@ def locate(model: str, config: RunConfig) -> tuple[str, str | None]:
 
 
 def make_models(config: RunConfig) -> None:
-    """Makes the models of the config's recipes that do not exist yet."""
+    """Train the missing models of the config's recipes."""
     if config.recipes:
         ensure_models(config.recipes, Path(config.paths.models))
 

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 PAD, EOS, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 
-# Spare tokens that no solution has: methods that tell the student which teacher to follow put one before the prompt.
+# Tokens that no solution has, for methods that put the name of the teacher before the prompt.
 CONTROL = tuple(f"<|teacher-{index}|>" for index in range(8))
 
 _VOCABULARY = (PAD, EOS, UNKNOWN, *CONTROL, *"0123456789", *"+-*=,;() ", ANSWER_MARK)

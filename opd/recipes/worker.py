@@ -1,4 +1,4 @@
-"""Trains the model of one recipe: `opd.sft` starts one such single-threaded process per model.
+"""Train the model of one recipe; `opd.sft` starts one such single-threaded process per model.
 
 Reads {"recipe", "target"} as JSON from stdin, writes JSON lines to stdout: {"step", "loss"} … {"done"} or {"error"}.
 """
@@ -32,10 +32,10 @@ from opd.recipes.build import build, save
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-# Reports per training, and seconds between two at most: the death of the parent is noticed at a report.
+# Reports per training, and the maximum seconds between two: a report fails once the parent has died.
 _REPORTS, _SECONDS = 200, 2.0
 
-# After this many draws in a row that are too long, `max_length` does not fit the mix.
+# After this many draws in a row that are too long, `max_length` is refused.
 _SKIPPED = 1000
 
 
@@ -48,26 +48,26 @@ class Example:
 
 
 def main() -> int:
-    """Makes one model, as the request on stdin says; returns 1 if that failed."""
+    """Train the model requested on stdin; return 1 on failure."""
     request = json.loads(sys.stdin.readline())
-    sys.stdout, lines = sys.stderr, sys.stdout  # libraries may print, which is not a message
+    sys.stdout, lines = sys.stderr, sys.stdout  # prints of libraries are not messages
 
-    def say(message: dict[str, Any]) -> None:
-        # If the parent has died, the pipe is broken, and this process ends.
+    def send(message: dict[str, Any]) -> None:
+        # If the parent has died, the pipe is broken and this process ends.
         print(json.dumps(message), file=lines, flush=True)
 
     recipe = TypeAdapter(Recipe).validate_json(json.dumps(request["recipe"]))
     try:
-        make(recipe, Path(request["target"]), say)
+        make(recipe, Path(request["target"]), send)
     except UserError as error:
-        say({"error": str(error)})
+        send({"error": str(error)})
         return 1
-    say({"done": True})
+    send({"done": True})
     return 0
 
 
 def make(recipe: Recipe, target: Path, report: Callable[[dict[str, Any]], None]) -> None:
-    """Trains and writes `target` atomically, unless it exists. A lock lets one process do so while others wait."""
+    """Train and write `target` atomically, unless it exists; of several processes one does so and the others wait."""
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(target.parent / f".{target.name}.lock"):
         if target.is_dir():
@@ -92,7 +92,7 @@ def train(
     recipe: Recipe,
     report: Callable[[dict[str, Any]], None],
 ) -> None:
-    """Trains in place by AdamW on the mean cross-entropy of the responses' tokens.
+    """Train in place by AdamW on the mean cross-entropy of the responses' tokens.
 
     Uses one thread and deterministic kernels, so that a recipe gives the same weights on any number of cores.
     """
@@ -176,7 +176,7 @@ def response_loss(
 
 
 def examples(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Example]:
-    """Yields examples without end: new draws of worked arithmetic, or a file's lines in a new order each epoch."""
+    """Yield examples endlessly: draws of worked arithmetic, or a file's lines in a new order each epoch."""
     rng = random.Random(recipe.seed)
     eos = _end(tokenizer)
     if recipe.mix is not None:
@@ -190,7 +190,7 @@ def examples(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[E
                 made, skipped = made + 1, 0
                 yield Example(prompt, [*response, eos])
             elif (skipped := skipped + 1) == _SKIPPED:
-                raise UserError(f"max_length={recipe.max_length}: almost no example of the mix is that short; raise it")
+                raise UserError(f"max_length={recipe.max_length}: almost no example of the mix is this short; raise it")
     assert recipe.file is not None
     rows = read_examples(Path(recipe.file), tokenizer, template=recipe.template, max_length=recipe.max_length)
     while True:
@@ -219,7 +219,7 @@ def read_examples(file: Path, tokenizer: "PreTrainedTokenizerBase", *, template:
 
 
 def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, template: str) -> list[int]:
-    """`chat`: one user message and the start of an answer; `raw`: the text as it stands."""
+    """`chat`: one user message and the start of an answer; `raw`: the text itself."""
     if template == "raw":
         return tokenizer.encode(text)
     if not tokenizer.chat_template:
@@ -232,7 +232,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, template: str
 
 def _end(tokenizer: "PreTrainedTokenizerBase") -> int:
     if not isinstance(tokenizer.eos_token_id, int):
-        raise UserError("start: its tokenizer has no end-of-text token (eos_token); choose a model that has one")
+        raise UserError("start: its tokenizer has no end-of-text token (eos_token); choose another model")
     return tokenizer.eos_token_id
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.config import plugins
-from opd.config.parsing import refuse_open, refuse_wrong
+from opd.config.parsing import check_partial, refuse_unresolved
 from opd.config.places import CONF
 from opd.errors import UserError
 from opd.records.files import RecordError, read_config
@@ -44,8 +44,8 @@ def read(file: Path) -> dict[str, Any]:
         config = read_config(file)
         for section in ("hydra", "defaults"):
             if section in config:
-                raise UserError(f"{section}: is a section that Hydra would act on; no run records one, remove it")
-        refuse_wrong(config)
+                raise UserError(f"{section}: is a section that Hydra would act on, and no run records it; remove it")
+        check_partial(config)
     except RecordError as error:
         raise UserError(f"config={error}; give a run's config.yaml") from None
     except UserError as error:
@@ -62,7 +62,7 @@ def store(config: Mapping[str, Any]) -> list[str]:
     from hydra.core.config_store import ConfigStore
     from omegaconf import OmegaConf
 
-    refuse_open(config)
+    refuse_unresolved(config)
     plugins.refuse_missing(config.get("plugins") or [], "this config")
     ours = OmegaConf.load(CONF / "config.yaml")
     node = {
@@ -103,5 +103,6 @@ def _refuse_to_send(config: Mapping[str, Any], file: str, rest: Sequence[str]) -
         return
     urls = ", ".join(url for each in config["teacher"]["server"].get("urls", []) for url in each)
     raise UserError(
-        f"config={file}: would send the environment variable {name} to {urls}; to allow it, also give {allowing(name)}"
+        f"config={file}: would send the environment variable {name} to {urls}; to allow this, also give "
+        f"{allowing(name)}"
     )

@@ -240,7 +240,7 @@ def load_benchmarks(
         for name in config.evaluate.benchmarks
     }
     control = control_tokens(config, tokenizer)
-    benchmarks = {name: control.examined(problems) for name, problems in benchmarks.items()}
+    benchmarks = {name: control.for_evaluation(problems) for name, problems in benchmarks.items()}
     for problems in benchmarks.values():
         check_length("evaluate.max_response_length", config.evaluate.max_response_length, problems, student)
     return benchmarks

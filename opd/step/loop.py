@@ -93,11 +93,11 @@ def score(
     own = [prompts[position] for position in positions]
     own_routed = None if routed is None else [routed[position] for position in positions]
     with run.clock("rollout"):
-        rollout = run.responses.draw(run.control.shown(own, own_routed), run.rollout, key=key)
+        rollout = run.responses.draw(run.control.for_student(own, own_routed), run.rollout, key=key)
         rollout = rollout.widened(run.ranks.max(rollout.tokens.shape[1]))
     grades = cache(lambda: grade_rollout(rollout, own, run.tokenizer, timeout=config.evaluate.grading_timeout))
     with run.clock("teacher"):
-        seen = run.control.asked(rollout, own)
+        seen = run.control.for_teachers(rollout, own)
         (view,) = run.context.view(own, seen, grades)
         pending = run.teachers.start_scoring(view.of(seen), run.ensemble.needed(progress))
         anchor_logp = None if run.anchor is None else run.anchor.scores(rollout).logp

@@ -38,7 +38,7 @@ def test_the_most_prompts_of_a_source(source: Arithmetic | Dataset | DataMixture
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        ("num_steps=151", "num_steps=151: epochs=1 over 4800 prompts is 150 steps; set epochs=2 for that many"),
+        ("num_steps=151", "num_steps=151: epochs=1 over 4800 prompts gives 150 steps; set epochs=2 for that many"),
         ("prompts.source.num=31", "batch_size=32: the prompt set has only 31 prompts"),
         ("optim.warmup_steps=150", "optim.warmup_steps=150: must be fewer than the run's 150 steps"),
     ],

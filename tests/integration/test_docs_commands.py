@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from analysis.command import parse
 from opd.cli import key_values
 from opd.records.run_dir import RunDir, Status, find_runs
 from sweeps import cli, submit
@@ -119,7 +120,7 @@ def could_run(module: str, arguments: list[str], folder: Path) -> None:
     elif module == "sweeps.submit":
         submit.main([*(word for word in arguments if word != "--dry-run"), f"paths.outputs={folder}", "--dry-run"])
     elif module in ("analysis.report", "analysis.study"):
-        importlib.import_module(module).parse(arguments)
+        parse(arguments, importlib.import_module(module).Arguments)
     else:
         known = importlib.import_module(module)
         key_values(cli.flags(arguments, known.FLAGS)[1], known.KEYS)

@@ -129,7 +129,7 @@ def test_killed_rank_is_named_by_all_others(killed: int, endless: list[str], tmp
         for rank in {0, 1, 2} - {killed}:
             said = sentence(world.end_of(rank, within=120))
             assert f"opd: rank {killed} of 3 left: its process ended or is unreachable; " in said
-            assert "the same command goes on from step " in said
+            assert "the same command resumes from step " in said
         status = world.folder.status()
         assert status.state == "failed" and f"rank {killed} of 3 left" in str(status.error)
     with World(tmp_path, [*endless, "batch_size=6"], size=3) as world:
@@ -157,7 +157,7 @@ def test_last_rank_learns_who_is_lost(monkeypatch: pytest.MonkeyPatch):
 def test_failed_rank_reports_its_reason(endless: list[str], tmp_path: Path):
     with World(tmp_path, endless, fails=1) as world:
         said = sentence(world.end_of(0, within=120))
-        assert "opd: rank 1 of 2 left: no such luck; the same command goes on from step 2" in said
+        assert "opd: rank 1 of 2 left: no such luck; the same command resumes from step 2" in said
         world.processes[1].join(120)
         assert "ValueError: no such luck" in world.file(1).read_text()
 

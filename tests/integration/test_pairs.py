@@ -16,7 +16,7 @@ BARE = {
     "support=full whitening=batch": "support and whitening: ",
     "support=topk whitening=batch": "support and whitening: ",
     **{f"ensemble={name}": f"{name} takes at least 2 teachers, not 1" for name in SEVERAL.split("|")},
-    "ensemble=by_domain": "ensemble.domain: has no value and must be given one",
+    "ensemble=by_domain": "ensemble.domain: has no value; give it one",
     f"ensemble=by_domain {DOMAINS}": "by_domain takes at least 2 teachers, not 1",
     "teacher=ladder": "single takes exactly 1 teacher, not 3",
     "teacher=ladder ensemble=geometric ensemble.normalize=true": "ensemble.normalize and support: ",

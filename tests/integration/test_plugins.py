@@ -84,7 +84,7 @@ def test_a_method_of_each_group_learns_and_is_recorded(name: str, opd, installed
     # Its record alone runs nothing of the package, and says what does.
     again = [f"config={run.config_file}", f"study={name}-again"]
     said = opd("opd.train", *again, status=2)
-    assert "made with the plug-in opd_example" in said and f"give {NAMED} too" in said
+    assert "needs the plug-in opd_example" in said and f"give {NAMED} too" in said
     opd("opd.train", *again, NAMED)
     assert numbers(the_run(opd, f"{name}-again")) == numbers(run)
     assert the_run(opd, f"{name}-again").path.name == run.path.name

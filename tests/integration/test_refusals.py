@@ -59,7 +59,7 @@ CONFIG = {
     "gamma=2": "gamma=2: should be less than or equal to 1",
     "seed=-1": "seed=-1",
     "name=../../etc": "name='../../etc'",
-    "num_steps=1000": "num_steps=1000: epochs=1 over 32 prompts is 8 steps; set epochs=125",
+    "num_steps=1000": "num_steps=1000: epochs=1 over 32 prompts gives 8 steps; set epochs=125",
     "whitening=bad": "should be 'none', 'sample', 'group' or 'batch'",
     "signal.entropy=-0.1": "signal.entropy=-0.1: should be a number that is at least 0, or [first, last]",
     "signal.reward=[1.0]": "signal.reward=[1.0]: should",
@@ -69,7 +69,7 @@ CONFIG = {
     "support=full signal.reward=1 shaping.extrapolation=2": "support and shaping.extrapolation: ",
     "shaping.reward_baseline=group": "set signal.reward above 0, or shaping.reward_baseline=none",
     "shaping.anchor=sft:small": "shaping.anchor and signal: no term uses the anchor",
-    "entropy_coef=-0.1": "entropy_coef: there is no such key; it is signal.entropy now",
+    "entropy_coef=-0.1": "entropy_coef: there is no such key; it is now signal.entropy",
     "max_response_length=0": "max_response_length=0",
     "evaluate.texts=-1": "evaluate.texts=-1: should be greater than or equal to 0",
     "divergence=nope": "divergence=nope: there is no such choice; the choices are",
@@ -196,7 +196,7 @@ def test_the_command_refuses_in_one_sentence(arguments: str, command, small_run:
 )
 def test_what_a_scale_leaves_open_must_be_given(given: str, missing: str, command):
     status, error = command("scale=own", *given.split(), small=False)
-    assert status == 2 and one_sentence(error) == f"{missing}: has no value and must be given one, as {missing}=VALUE"
+    assert status == 2 and one_sentence(error) == f"{missing}: has no value; give it one, as {missing}=VALUE"
 
 
 def break_model(source: Path, target: Path, damage: Callable[[Path], None]) -> Path:
@@ -310,7 +310,7 @@ def test_outputs_where_no_folder_can_be_made_are_refused_before_any_work(
     examined = [f"model={models / 'student'}"] if entry else []
     status, error = command(*examined, "paths.outputs=/proc/nowhere", entry=entry, small=entry is None)
     assert status == 2 and "No folder can be made there (/proc/nowhere" in (said := one_sentence(error))
-    assert said.endswith("choose a folder that can be written, with paths.outputs=DIR and paths.models=DIR")
+    assert said.endswith("choose a writable folder with paths.outputs=DIR and paths.models=DIR")
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_it_used(command, tmp_path: Path):

@@ -290,7 +290,7 @@ def printed(said: Path, suffix: str) -> str:
 
 def was_preempted(status: int | None, error: str, given: list[str], outputs: Path) -> None:
     folder = RunDir(next((outputs / "main").iterdir()))
-    assert status == 75 and "preempted; the same command goes on" in error
+    assert status == 75 and "preempted; rerun the same command" in error
     stopped = folder.status()
     assert stopped.state == "preempted" and 2 < stopped.step < 24
     assert (folder.checkpoints / f"step_{stopped.step:06d}").is_dir()
@@ -328,7 +328,7 @@ def test_a_run_whose_output_nobody_reads_any_more_ends_in_a_sentence_and_can_go_
     assert process.exitcode == 141
     assert (
         printed(said, ".err")
-        == "opd: whoever read its output has left; the same command goes on from the last checkpoint\n"
+        == "opd: the reader of its output has exited; rerun the same command to resume from the last checkpoint\n"
     )
     assert train(composed(long)).state == "finished"
 

@@ -1,4 +1,4 @@
-"""Searches on real runs: Optuna's trials are scored by the records, and the worse half of a sweep is stopped."""
+"""Searches on real runs: Optuna's trials are scored by the records."""
 
 import re
 import statistics
@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from hydra_plugins.opd_search import score
 from opd import cli, train
 from opd.records import config_argument
 from opd.records.run_dir import RunDir
-from sweeps.score import score
 from tests.integration.test_hydra_launchers import multirun
-from tests.integration.test_sweeps import command, status, until
 
 pytest.importorskip("optuna", reason="Optuna is not installed; make setup EXTRAS=optuna")
 SEARCH = ["hydra/sweeper=optuna", "gamma=interval(0.0, 0.9)", "whitening=none,batch", "hydra.sweeper.seeds=[0,1]",
@@ -78,19 +77,3 @@ def test_a_search_that_makes_no_sense_is_refused_in_one_sentence(
     sentence = capfd.readouterr().err
     assert ended.value.code == 2 and said in sentence, sentence
     assert sentence.count("\n") == 1 and "Traceback" not in sentence
-
-
-@pytest.mark.apart
-def test_the_worse_half_of_a_sweep_is_stopped_at_a_rung(small_run: list[str], tmp_path: Path):
-    long = ["num_steps=80", "prompts.source.num=512", "evaluate.every=2", f"paths.outputs={tmp_path}"]
-    grid = "sweep.grid=[{name:[a],gamma:[0.1]},{name:[b],gamma:[0.2]},{name:[c],gamma:[0.3]},{name:[d],gamma:[0.4]}]"
-    command("submit", "+sweep=epochs", "sweep.seeds=[0]", "cluster.max_parallel=4", grid, *small_run, *long)
-    given = ["study=main", f"paths.outputs={tmp_path}", "rungs=4", "metric=mean@2 last"]
-    command("halve", *given, "--watch")
-    seen = until(tmp_path, lambda seen: {run["state"] for run in seen.values()} == {"finished", "cancelled"})
-    # Models that know nothing answer nothing: of equal arms the first by name go on.
-    at_rung = {name: score(tmp_path / "main" / run["run"], "mean@2 last", until=4) for name, run in seen.items()}
-    best = sorted(at_rung, key=lambda name: (-at_rung[name], name))[:2]
-    assert {name for name, run in seen.items() if run["state"] == "finished"} == set(best)
-    assert all(4 <= seen[name]["step"] < 80 for name in set(seen) - set(best))
-    assert status(tmp_path) == seen

@@ -14,7 +14,7 @@ HEAVY = {
     "submitit", "sympy", "tokenizers", "torch", "transformers", "wandb",
 }  # fmt: skip
 
-HELP = ["opd.train", "opd.evaluate", "opd.sft", "sweeps.submit", "sweeps.status", "sweeps.halve", "analysis.report"]
+HELP = ["opd.train", "opd.evaluate", "opd.sft", "sweeps.submit", "sweeps.status", "analysis.report"]
 
 # By what refuses it: Hydra, the schema, credentials, a method's knobs, the rules of combinations, the steps there are.
 REFUSED = {

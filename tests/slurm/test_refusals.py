@@ -83,7 +83,7 @@ def test_a_controller_that_is_down_is_said_and_states_are_then_the_records(
     where = f"paths.outputs={tmp_path}"
     stopped("slurmctld")
     assert "cluster=slurm: SLURM does not answer (scontrol: " in refused(submit, *sweep, *CLUSTER, "study=other")
-    assert "and its jobs go on; try again when it does" in refused(cancel, "study=main", where)
+    assert "and its jobs continue; try again when it does" in refused(cancel, "study=main", where)
     asked = command("status", where)
     assert "opd: warning: SLURM does not answer" in asked.stderr and "1 queued" in asked.stdout
     assert "Traceback" not in asked.stderr

@@ -58,14 +58,14 @@ def test_a_run_that_left_and_came_back_ends_as_one_that_stayed(dtype: str, run, 
     knobs = (*VLLM, f"rollout.dtype={dtype}", "optim.lr=0.01")
     expected = content(run(*knobs, outputs="stayed"))
 
-    class LeavingAtTwo(module.LeavingOnSignal):
+    class StoppingAtTwo(module.StopOnSignal):
         def __enter__(self):
             super().__enter__()
             asked = iter((False, True))
             return lambda: next(asked, True)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "LeavingOnSignal", LeavingAtTwo)
+        patch.setattr(module, "StopOnSignal", StoppingAtTwo)
         folder = run(*knobs, outputs="left", state="preempted")
     assert folder.status().step == 2
     assert content(run(*knobs, outputs="left")) == expected

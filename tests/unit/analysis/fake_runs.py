@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from analysis import report
+from analysis.command import parse
 from opd.config.identity import config_hash, run_id
 from opd.records.run_dir import RunDir, Sample, Status
 
@@ -174,3 +176,8 @@ if __name__ == "__main__":
     write_demo(Path(sys.argv[1]))
     if sys.argv[2:] == ["broken"]:
         write_broken(Path(sys.argv[1]))
+
+
+def report_files(*arguments: str) -> dict[str, str | bytes]:
+    """File name → content of the report that these arguments make."""
+    return report.build(parse(arguments, report.Arguments))[0]

@@ -226,7 +226,7 @@ def test_a_collapse_is_described_by_the_runs_own_curves():
     found = analyse(records(means), baseline="mis", bootstrap=BOOTSTRAP)
     (verdict,) = judged(found, claim("stability"))
     assert verdict.verdict == "reproduced"
-    assert verdict.note.endswith("Of its 3 runs 3 lost half of their best score, 0 had gradient norm spikes.")
+    assert verdict.note.endswith("Of its 3 runs, 3 lost half of their best score, 0 had gradient norm spikes.")
 
 
 # ---- many claims

@@ -137,8 +137,8 @@ def test_arms_are_in_the_order_in_which_they_are_shown():
 def test_arm_uses_the_runs_that_count_and_only_without_one_the_others():
     frame = runs(("a", "a-1", 0, True), ("a", "a-1", 1, False), ("b", "b-1", 0, False), ("b", "b-1", 1, False))
     a, b = group_arms(frame, ["a-1/0", "a-1/1", "b-1/1"], baseline="a")[0]
-    assert (a.used, a.settled, a.seeds) == (("a-1/0",), True, (0,))
-    assert (b.used, b.settled, b.runs) == (("b-1/1",), False, ("b-1/0", "b-1/1"))
+    assert (a.used, a.counted, a.seeds) == (("a-1/0",), True, (0,))
+    assert (b.used, b.counted, b.runs) == (("b-1/1",), False, ("b-1/0", "b-1/1"))
 
 
 def test_name_of_two_configs_needs_its_hash():

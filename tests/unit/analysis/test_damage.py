@@ -11,12 +11,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from analysis.load import Records, load
-from analysis.report import build, main, parse
+from analysis.report import main
 from benchmarks.damage import EVERY, MARKED, damage_files
 from opd.records.files import RecordError, read_json, read_lines
 from opd.records.run_dir import find_runs
 from opd.records.texts import pack
-from tests.unit.analysis.fake_runs import Fake, write_run
+from tests.unit.analysis.fake_runs import Fake, report_files, write_run
 
 FRAMES = ("runs", "training", "scores", "answers")
 
@@ -110,8 +110,7 @@ def test_a_report_of_every_damage_at_once_has_the_numbers_of_the_rest(sound, tmp
             damage(run / record, np.random.default_rng(seed))
             seed += 1
     reports = [
-        build(parse([f"runs={each}", "out=x", "bootstrap=100", "figures=false", "cache=false"]))[0]
-        for each in (sound, root)
+        report_files(f"runs={each}", "out=x", "bootstrap=100", "figures=false", "cache=false") for each in (sound, root)
     ]
     for name in ("runs", "differences", "scores"):
         of_sound, of_all = (made[f"tables/{name}.csv"].splitlines() for made in reports)

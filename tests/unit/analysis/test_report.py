@@ -10,9 +10,10 @@ import pytest
 
 from analysis import report
 from analysis.cache import FOLDER, SUFFIX, Cache
-from analysis.report import Arguments, build, main, parse
+from analysis.command import parse
+from analysis.report import Arguments, main
 from opd.errors import UserError
-from tests.unit.analysis.fake_runs import Fake, write_run
+from tests.unit.analysis.fake_runs import Fake, report_files, write_run
 
 FAST = ["bootstrap=100", "figures=false", "cache=false"]
 
@@ -35,7 +36,7 @@ def test_same_records_same_bytes_wherever_and_in_whatever_order_they_lie(all_run
             target = moved / file.relative_to(all_runs)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(file, target)
-    first, again, other = (build(parse([f"runs={root}", "out=x", *FAST]))[0] for root in (all_runs, all_runs, moved))
+    first, again, other = (report_files(f"runs={root}", "out=x", *FAST) for root in (all_runs, all_runs, moved))
     assert first == again
     assert first == other
     assert not any(
@@ -74,22 +75,22 @@ def test_a_cold_a_warm_a_damaged_and_no_cache_write_the_same_bytes(all_runs, tmp
     shutil.copytree(all_runs, runs)
     time.sleep(Cache(runs).margin + 0.1)
     given = [f"runs={runs}", "out=x", "bootstrap=100", "figures=false"]
-    none, _ = build(parse([*given, "cache=false"]))
+    none = report_files(*given, "cache=false")
     assert not (runs / FOLDER).exists()
-    assert build(parse(given))[0] == none
+    assert report_files(*given) == none
     kept = sorted((runs / FOLDER).glob(f"*{SUFFIX}"))
     assert len(kept) > 15
-    assert build(parse([*given, "cache=true"]))[0] == none
+    assert report_files(*given, "cache=true") == none
     rng = np.random.default_rng(0)
     for file in kept[::2]:
         content = bytearray(file.read_bytes())
         content[rng.integers(len(content))] ^= 1
         file.write_bytes(content)
-    assert build(parse(given))[0] == none
+    assert report_files(*given) == none
 
 
 def test_seed_changes_intervals_only(demo_runs):
-    one, other = (build(parse([f"runs={demo_runs}", "out=x", *FAST, f"seed={seed}"]))[0] for seed in (0, 1))
+    one, other = (report_files(f"runs={demo_runs}", "out=x", *FAST, f"seed={seed}") for seed in (0, 1))
     assert one["tables/ranking.csv"] != other["tables/ranking.csv"]
     assert one["tables/runs.csv"] == other["tables/runs.csv"]
 
@@ -155,7 +156,7 @@ def test_help_names_every_argument(capsys, flag):
 
 
 def test_defaults_are_as_the_help_says():
-    assert parse(["runs=a", "out=b"]) == Arguments(Path("a"), Path("b"), "default", 0.15, 5000, 0)
+    assert parse(["runs=a", "out=b"], Arguments) == Arguments(Path("a"), Path("b"), "default", 0.15, 5000, 0)
     for name in ("baseline", "ema", "bootstrap", "seed", "strict", "cache"):
         default = getattr(Arguments, name)
         assert f"{name}={str(default).lower() if isinstance(default, bool) else default} " in (report.__doc__ or "")
@@ -163,10 +164,10 @@ def test_defaults_are_as_the_help_says():
 
 def test_parse_raises_user_errors_only():
     with pytest.raises(UserError):
-        parse(["runs"])
+        parse(["runs"], Arguments)
 
 
-def test_report_needs_no_torch(demo_runs):
-    code = "import sys; from analysis import report as r; r.build(r.parse(sys.argv[1:])); print('torch' in sys.modules)"
-    command = [sys.executable, "-c", code, f"runs={demo_runs}", "out=x", *FAST]
-    assert subprocess.run(command, capture_output=True, text=True).stdout == "False\n"
+def test_report_needs_no_torch(demo_runs, tmp_path):
+    code = "import sys; from analysis.report import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+    command = [sys.executable, "-c", code, f"runs={demo_runs}", f"out={tmp_path}", *FAST]
+    assert subprocess.run(command, capture_output=True, text=True).stdout.endswith("\nFalse\n")

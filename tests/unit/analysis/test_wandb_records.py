@@ -4,8 +4,9 @@ from pathlib import Path
 import pandas as pd
 
 from analysis.columns import TRAINING_COLUMNS
+from analysis.command import parse
 from analysis.load import load
-from analysis.report import build, main, parse
+from analysis.report import Arguments, build, main
 from analysis.wandb_import import read_wandb, with_imported
 from tests.unit.analysis.fake_runs import Fake, write_run
 
@@ -55,8 +56,10 @@ def test_scores_are_as_without_and_the_report_names_what_was_exported(tmp_path):
     for seed in range(2):
         write_run(tmp_path / "runs", replace(SMALL, seed=seed))
     given = [f"runs={tmp_path / 'runs'}", "out=x", "bootstrap=100", "figures=false", "cache=false"]
-    made, said = build(parse([*given, f"wandb={exported(tmp_path, 'other-0123abcd-s0', '<script>alert(1)</script>')}"]))
-    without, _ = build(parse(given))
+    made, said = build(
+        parse([*given, f"wandb={exported(tmp_path, 'other-0123abcd-s0', '<script>alert(1)</script>')}"], Arguments)
+    )
+    without, _ = build(parse(given, Arguments))
     assert made["tables/summary.csv"].splitlines()[1] == without["tables/summary.csv"].splitlines()[1] + ',"finished"'
     assert "wandb: other-0123abcd-s0" in made["tables/excluded.csv"]
     assert "<script>alert(1)" not in made["report.html"] and "unfinished" not in said

@@ -207,7 +207,7 @@ def test_a_command_line_of_an_earlier_version_means_the_same(later, typed: str, 
 
 
 def test_a_key_that_has_another_name_now_is_told(later):
-    assert parsing.no_such_key("prompts.suffix") == "prompts.suffix: there is no such key; it is prompts.after now"
+    assert parsing.no_such_key("prompts.suffix") == "prompts.suffix: there is no such key; it is now prompts.after"
 
 
 def test_a_recipes_model_stays_the_same(monkeypatch, tmp_path):

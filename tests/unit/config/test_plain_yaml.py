@@ -77,7 +77,7 @@ def test_lines_that_unfold_without_end_are_refused(tmp_path, depth):
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, depth)]
     run = RunDir(tmp_path)
     run.write_config("\n".join(lines) + "\n" + ("itself: &itself [*itself]\n" if depth == 1 else ""))
-    with pytest.raises(RecordError, match=rf"config\.yaml: unfolds to more than {MOST_VALUES} values"):
+    with pytest.raises(RecordError, match=rf"config\.yaml: expands to more than {MOST_VALUES} values"):
         run.config()
     run.write_config("\n".join(lines[:3]))
     assert run.config()["a0"] == ["x"] * 10

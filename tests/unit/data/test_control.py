@@ -27,31 +27,31 @@ def rows(rollout: Rollout) -> list[list[int]]:
 
 
 def test_each_prompt_is_shown_after_the_token_of_its_teacher():
-    shown = CONTROL.shown(PROMPTS, (1, 0))
+    shown = CONTROL.for_student(PROMPTS, (1, 0))
     assert [prompt.token_ids for prompt in shown] == [(4, 4, 7, 8, 9), (3, 5)]
     assert [(prompt.id, prompt.problem, prompt.answer) for prompt in shown] == [("a", "1+1=", "2"), ("b", "2+2=", "4")]
     assert [prompt.token_ids for prompt in PROMPTS] == [(7, 8, 9), (5,)]
 
 
 def test_prompts_are_shown_as_they_are_where_none_is_routed_or_no_teacher_has_a_token():
-    assert CONTROL.shown(PROMPTS, None) is PROMPTS
-    assert NOTHING.shown(PROMPTS, (1, 0)) is PROMPTS
+    assert CONTROL.for_student(PROMPTS, None) is PROMPTS
+    assert NOTHING.for_student(PROMPTS, (1, 0)) is PROMPTS
 
 
 def test_a_teacher_without_a_token_leaves_its_prompts_alone():
-    shown = Control(((), (4,)), False, ()).shown(PROMPTS, (0, 1))
+    shown = Control(((), (4,)), False, ()).for_student(PROMPTS, (0, 1))
     assert [prompt.token_ids for prompt in shown] == [(7, 8, 9), (4, 5)]
 
 
 def test_problems_are_examined_after_the_token_of_evaluation():
-    assert [prompt.token_ids for prompt in CONTROL.examined(PROMPTS)] == [(4, 4, 7, 8, 9), (4, 4, 5)]
-    assert NOTHING.examined(PROMPTS) == PROMPTS
+    assert [prompt.token_ids for prompt in CONTROL.for_evaluation(PROMPTS)] == [(4, 4, 7, 8, 9), (4, 4, 5)]
+    assert NOTHING.for_evaluation(PROMPTS) == PROMPTS
 
 
 @pytest.mark.parametrize("samples", [1, 3])
 def test_teachers_are_asked_of_the_same_responses_without_the_token(samples: int):
-    seen = rollout_of(CONTROL.shown(PROMPTS, (1, 0)), samples)
-    asked = CONTROL.asked(seen, PROMPTS)
+    seen = rollout_of(CONTROL.for_student(PROMPTS, (1, 0)), samples)
+    asked = CONTROL.for_teachers(seen, PROMPTS)
     assert rows(seen) == [[4, 4, 7, 8, 9]] * samples + [[3, 5]] * samples
     assert rows(asked) == [[7, 8, 9]] * samples + [[5]] * samples
     for name in ("tokens", "mask", "rollout_logp", "group", "truncated"):
@@ -59,15 +59,15 @@ def test_teachers_are_asked_of_the_same_responses_without_the_token(samples: int
 
 
 def test_rows_keep_their_own_prompt_where_only_some_of_a_step_are_asked_of():
-    seen = rollout_of(CONTROL.shown(PROMPTS, (1, 0)), 2).rows(slice(1, 4))
-    assert rows(CONTROL.asked(seen, PROMPTS)) == [[7, 8, 9], [5], [5]]
+    seen = rollout_of(CONTROL.for_student(PROMPTS, (1, 0)), 2).rows(slice(1, 4))
+    assert rows(CONTROL.for_teachers(seen, PROMPTS)) == [[7, 8, 9], [5], [5]]
 
 
 def test_teachers_see_the_token_where_told_so_and_where_there_is_none():
-    seen = rollout_of(CONTROL.shown(PROMPTS, (1, 0)), 2)
-    assert Control(CONTROL.tokens, True, ()).asked(seen, PROMPTS) is seen
+    seen = rollout_of(CONTROL.for_student(PROMPTS, (1, 0)), 2)
+    assert Control(CONTROL.tokens, True, ()).for_teachers(seen, PROMPTS) is seen
     plain = rollout_of(PROMPTS, 2)
-    assert Control(((), ()), False, ()).asked(plain, PROMPTS) is plain
+    assert Control(((), ()), False, ()).for_teachers(plain, PROMPTS) is plain
 
 
 def test_the_longest_counts_tokens():
@@ -111,7 +111,11 @@ def test_texts_that_the_tokenizer_cannot_tell_apart_are_refused(texts: tuple[str
     with pytest.raises(UserError) as refused:
         encode(Prefixes(texts, True, ""), build_tokenizer())
     said = str(refused.value)
-    assert said.startswith("ensemble.token: ") and f"does not tell {named} from other text" in said and "\n" not in said
+    assert (
+        said.startswith("ensemble.token: ")
+        and f"does not distinguish {named} from other text" in said
+        and "\n" not in said
+    )
 
 
 def test_texts_that_become_no_tokens_are_refused():

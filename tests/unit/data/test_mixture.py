@@ -69,7 +69,7 @@ def test_nothing_is_taken_twice_and_shares_are_exact_up_to_one(sizes: list[int],
     try:
         counts = shares(named, weighed, None)
     except UserError as error:
-        assert "its share is none" in str(error)
+        assert "problems is zero" in str(error)
         return
     total = sum(counts.values())
     for name, count in counts.items():
@@ -83,9 +83,9 @@ def test_nothing_is_taken_twice_and_shares_are_exact_up_to_one(sizes: list[int],
         (
             {"long": 1, "short": 1},
             50,
-            "sources.short: has 20 problems, and its share of num=50 is 25; set num to at most 40",
+            "sources.short: has 20 problems, but its share of num=50 is 25; set num to at most 40",
         ),
-        ({"long": 1000, "short": 1}, 10, "weights.short=1: of 10 problems its share is none"),
+        ({"long": 1000, "short": 1}, 10, "weights.short=1: its share of 10 problems is zero"),
     ],
 )
 def test_a_set_that_is_too_small_or_gets_nothing_is_refused(weights: dict[str, float], num: int, says: str):

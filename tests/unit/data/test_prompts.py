@@ -135,9 +135,9 @@ def test_limit_takes_the_first(tmp_path):
         ([line(1, problem=" \n")], r"line 1: the field 'problem' is empty"),
         ([line(1, answer="")], r"line 1: the field 'answer' is empty"),
         ([line(1, answer="so #### ")], r"line 1: nothing follows '####'"),
-        ([line(1, answer=None)], r"line 1: the field 'answer' holds NoneType, not text"),
-        ([line(1, answer=["1"])], r"line 1: the field 'answer' holds list, not text"),
-        ([line(1, problem=True)], r"line 1: the field 'problem' holds bool, not text"),
+        ([line(1, answer=None)], r"line 1: the field 'answer' contains NoneType, not text"),
+        ([line(1, answer=["1"])], r"line 1: the field 'answer' contains list, not text"),
+        ([line(1, problem=True)], r"line 1: the field 'problem' contains bool, not text"),
     ],
 )
 def test_damaged_file_is_refused(tmp_path, lines, sentence):
@@ -147,7 +147,7 @@ def test_damaged_file_is_refused(tmp_path, lines, sentence):
 
 
 def test_no_file_and_no_hub(tmp_path):
-    with pytest.raises(UserError, match=r"file=none\.jsonl: there is no none\.jsonl nor .*/none\.jsonl, and no hub="):
+    with pytest.raises(UserError, match=r"neither none\.jsonl nor .*/none\.jsonl exists, and there is no hub="):
         load_problems(replace(SOURCE, file="none.jsonl"), data_dir=tmp_path)
     with pytest.raises(UserError, match=r"needs a file= \(JSONL\) or a hub="):
         load_problems(SOURCE, data_dir=None)
@@ -181,7 +181,7 @@ def test_a_hub_is_no_way_to_files_here(hub: str, tmp_path: Path, monkeypatch: py
     (tmp_path / "set" / "notes.txt").write_text("a secret\n")
     monkeypatch.chdir(tmp_path / "set")
     source = replace(SOURCE, hub=hub.format(tmp_path), problem_field="text", answer_field="text", id_field=None)
-    with pytest.raises(UserError, match="is no dataset of the Hugging Face Hub, which are called OWNER/NAME"):
+    with pytest.raises(UserError, match=r"is not the name of a Hugging Face Hub dataset \(OWNER/NAME\)"):
         load_problems(source, data_dir=None)
 
 
@@ -212,8 +212,8 @@ def hub_refusal(tmp_path: Path, **environment: str) -> str:
 
 def test_hub_without_network(tmp_path):
     assert hub_refusal(tmp_path, HF_HUB_OFFLINE="1") == (
-        "hub=somebody/some-set (config main, split test) cannot be reached on the Hugging Face Hub; "
-        "nor is there a file some.jsonl; a JSONL file given as file= needs no network"
+        "hub=somebody/some-set (config main, split test) cannot be reached on the Hugging Face Hub, "
+        "and there is no file some.jsonl; a JSONL file given as file= needs no network"
     )
 
 
@@ -240,7 +240,7 @@ def test_hub_without_the_set(tmp_path):
             said = hub_refusal(tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{process.stdout.readline().strip()}")
         finally:
             process.kill()
-    assert said.startswith("hub=somebody/some-set (config main, split test) is not there, or not for you on the")
+    assert said.startswith("hub=somebody/some-set (config main, split test) does not exist or is private on the")
 
 
 def test_problems_load_without_torch():
@@ -319,7 +319,7 @@ def test_template_that_refuses_a_system_turn():
 
 
 def test_problem_without_a_token_is_refused(chat_tokenizer):
-    with pytest.raises(UserError, match="problem 'odd': the tokenizer makes no token of it"):
+    with pytest.raises(UserError, match="problem 'odd': the tokenizer produces no tokens for it"):
         encode([Problem("odd", "∫", "1", "x")], chat_tokenizer, **PLAIN)
 
 

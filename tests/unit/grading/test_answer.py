@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.grading import answer
-from opd.grading.answer import Found, find_answer, find_gold, number, plain, same
+from opd.grading.answer import Extracted, find_answer, find_gold, number, plain, same
 
 PIECES = [r"\boxed{", "}", "{", r"\text{", "$", "$$", r"\(", r"\)", r"\frac", "\\", ",", ".", "and", "\n", " ", "\x00"]
 PIECES += [
@@ -51,7 +51,7 @@ PIECES += [
     ],
 )
 def test_where_the_answer_is_found(response, text, bare):
-    assert find_answer(response) == Found(text, bare)
+    assert find_answer(response) == Extracted(text, bare)
 
 
 @pytest.mark.parametrize("response", ["", " \n\t", "$$", "\x00", r"\boxed{1}</think>", "print('x') or 0"])
@@ -77,7 +77,7 @@ def test_program_text_has_no_answer():
     ],
 )
 def test_where_the_gold_is_found(gold, text, bare):
-    assert find_gold(gold) == Found(text, bare)
+    assert find_gold(gold) == Extracted(text, bare)
 
 
 @pytest.mark.parametrize(
@@ -103,12 +103,12 @@ def test_where_the_gold_is_found(gold, text, bare):
     ],
 )
 def test_what_is_plain_to_see(one, other, verdict):
-    assert same(Found(one, bare=True), Found(other, bare=True)) is verdict
-    assert same(Found(other, bare=True), Found(one, bare=True)) is verdict
+    assert same(Extracted(one, bare=True), Extracted(other, bare=True)) is verdict
+    assert same(Extracted(other, bare=True), Extracted(one, bare=True)) is verdict
 
 
 def test_prose_is_never_plain_to_see():
-    assert same(Found("5", bare=False), Found("5", bare=True)) is None
+    assert same(Extracted("5", bare=False), Extracted("5", bare=True)) is None
 
 
 @pytest.mark.parametrize(
@@ -156,5 +156,5 @@ def test_a_long_text_takes_as_long_as_a_plain_one(piece):
 
 
 def test_only_the_end_is_looked_at():
-    assert find_answer(r"\boxed{5}" + " filler" * answer.TAIL) != Found("5", bare=True)
-    assert find_answer("x" * 10_000_000 + r" \boxed{5}") == Found("5", bare=True)
+    assert find_answer(r"\boxed{5}" + " filler" * answer.TAIL) != Extracted("5", bare=True)
+    assert find_answer("x" * 10_000_000 + r" \boxed{5}") == Extracted("5", bare=True)

@@ -119,7 +119,7 @@ def no_workers(monkeypatch):
     def refuse():
         raise AssertionError("a worker was asked for")
 
-    monkeypatch.setattr(grading, "_hire", refuse)
+    monkeypatch.setattr(grading, "_take_worker", refuse)
 
 
 # ---- verdicts
@@ -311,7 +311,7 @@ def test_killed_worker_is_replaced_and_its_question_asked_again(fresh):
 def test_worker_that_dies_twice_of_one_response_is_an_error(fresh, monkeypatch):
     def dies(self, question, timeout):
         if json.loads(question)["answer"]["text"] == r"\sqrt{9}":
-            raise grading._Died(timed_out=False)
+            raise grading._WorkerDied(timed_out=False)
         return asked(self, question, timeout)
 
     asked = grading._Worker.ask

@@ -127,5 +127,5 @@ def test_reply_tokens_match_chat_template():
 
 
 def test_refuses_chat_template_that_rewrites_turns():
-    with pytest.raises(UserError, match="the chat template changes earlier turns when a reply is added"):
+    with pytest.raises(UserError, match="the chat template rewrites earlier turns when a reply is added"):
         reply_ids(BEFORE, REPLY, chatting("qwen3"), template="chat")

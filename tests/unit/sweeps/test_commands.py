@@ -61,13 +61,17 @@ def outputs(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("command", "arguments", "said"),
     [
-        (submit, ["--dry-rum"], "--dry-rum: is not a flag here; there are --dry-run, --new-code, --help"),
+        (
+            submit,
+            ["--dry-rum"],
+            "--dry-rum: is not a flag of this command; the flags are --dry-run, --new-code, --help",
+        ),
         (submit, [], "sweep: none is chosen; choose one with +sweep=NAME: credit, "),
         (status, ["study=nonsense"], "study=nonsense: there is no such study in"),
         (status, ["state=done"], "state=done: there is no such state; there are queued, running"),
-        (status, ["stat=failed"], "stat=failed: is no argument here; give study=…, paths.outputs=…"),
+        (status, ["stat=failed"], "stat=failed: is not an argument of this command; give study=…, paths.outputs=…"),
         (status, ["name=kl_*"], "name=kl_*: no run matches"),
-        (status, ["--wach"], "--wach: is not a flag here"),
+        (status, ["--wach"], "--wach: is not a flag of this command"),
         (status, ["seed=zero"], "seed=zero: is not a seed; give whole numbers, as in seed=0,1"),
         (status, ["study="], "contains no study"),
         (status, ["study=../main"], "study=../main: there is no such study in"),
@@ -75,7 +79,7 @@ def outputs(tmp_path: Path) -> Path:
         (resubmit, ["run=kl"], "run=kl state=failed,lost,timeout: no run matches"),
         (cancel, ["study=main", "run=kl"], "run=kl: no run matches"),
         (cancel, ["study=other"], "study=other: there is no such study in"),
-        (prune, ["state=failed"], "state=failed: is no argument here"),
+        (prune, ["state=failed"], "state=failed: is not an argument of this command"),
         (resubmit, ["state=finished"], "state=finished: such runs cannot be resubmitted"),
         (resubmit, ["seed=7"], "seed=7 state=failed,lost,timeout: no run matches"),
         (cancel, [], "study: is missing; name the study"),
@@ -84,7 +88,7 @@ def outputs(tmp_path: Path) -> Path:
         (logs, ["nonsense"], "nonsense: no run's id starts with this"),
         (logs, ["mis-01234567-s0"], "mis-01234567-s0: has no log; it has not started, or was not submitted by a sweep"),
         (logs, ["mis-01234567-s0", "lines=all"], "lines=all: should be a number of lines"),
-        (prune, ["nonsense"], "nonsense: is no argument here"),
+        (prune, ["nonsense"], "nonsense: is not an argument of this command"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_sentence(command, arguments, said: str, outputs: Path):

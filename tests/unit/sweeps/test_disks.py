@@ -80,12 +80,12 @@ def test_outputs_without_write_permission_are_reported(tmp_path: Path):
         command = ["setpriv", "--bounding-set=-dac_override", *command]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
-    assert f"Permission denied ({folder}" in done.stderr and "choose a folder that can be written" in done.stderr
+    assert f"Permission denied ({folder}" in done.stderr and "choose a writable folder" in done.stderr
 
 
 def test_outputs_that_cannot_be_created_are_reported(refused):
     said = refused(submit, *SWEEP, "paths.outputs=/proc/nowhere")
-    assert "No folder can be made there (/proc/nowhere" in said and "choose a folder that can be written" in said
+    assert "No folder can be made there (/proc/nowhere" in said and "choose a writable folder" in said
 
 
 @pytest.mark.parametrize("place", ["outputs", "outputs/main", "outputs/main/.sweep"])

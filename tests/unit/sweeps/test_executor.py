@@ -90,7 +90,7 @@ def test_a_scheduler_that_does_not_answer_is_reported(
     assert "warning: the script does not answer (it is down); states are from the records alone" in (
         capsys.readouterr().err
     )
-    with pytest.raises(UserError, match=r"the script does not answer \(it is down\), and its jobs go on"):
+    with pytest.raises(UserError, match=r"the script does not answer \(it is down\), and its jobs continue"):
         said("cancel", "study=main", outputs)
 
 

@@ -101,7 +101,7 @@ def test_a_string_stays_a_string(value: str):
         ({"grid": [{"gamma": []}]}, "sweep.grid[0]: axis gamma has no values"),
         ({"grid": [{"gamma": "0.5"}]}, "sweep.grid[0]: gamma=0.5 is a single value; an axis is a list"),
         ({"grid": [{"gamma": "range(0,"}]}, "sweep.grid[0]: gamma=range(0, is not an axis"),
-        ({"grid": [{"gamma": [0], "gamma, epochs": [[1, 2]]}]}, "sweep.grid[0]: axes clash: gamma is there twice"),
+        ({"grid": [{"gamma": [0], "gamma, epochs": [[1, 2]]}]}, "sweep.grid[0]: axes clash: gamma is given twice"),
         ({"grid": [{"gamma, epochs": [[1]]}]}, "gamma, epochs is 2 axes, but [1] does not give each a value"),
         ({"grid": [{"gamma, epochs": "1,2"}]}, "axes that change together (gamma, epochs) need a list of lists"),
         ({"grid": [{"seed": [1, 2]}]}, "sweep.grid[0]: seed cannot be an axis; the seeds of all arms are sweep.seeds"),
