@@ -109,7 +109,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_and_leaves_the_one_bef
     monkeypatch.setattr(atomic, "_flush", flushed)
     with pytest.raises(OSError, match="No space left") as raised:
         train(config)
-    assert "free some space, then run the same command" in str(cli.disk_sentence(raised.value))
+    assert "free some space, then rerun the same command" in str(cli.disk_sentence(raised.value))
     folder = run_dir(config)
     status = folder.status()
     assert status.state == "failed" and "No space left" in str(status.error) and status.step in (2, 3)

@@ -88,7 +88,7 @@ def test_after_a_server_that_never_came_back_the_same_command_goes_on(
     server = serve()
     undisturbed = config(*served(server), to="undisturbed")
     train(undisturbed)
-    disturbed, ask = config(*served(server)), ServerTeachers.ask
+    disturbed, ask = config(*served(server)), ServerTeachers.start_scoring
 
     def dying(self, rollout, needed):
         if run_dir(disturbed).status().step == 2:
@@ -96,7 +96,7 @@ def test_after_a_server_that_never_came_back_the_same_command_goes_on(
         return ask(self, rollout, needed)
 
     with monkeypatch.context() as patch:
-        patch.setattr(ServerTeachers, "ask", dying)
+        patch.setattr(ServerTeachers, "start_scoring", dying)
         with pytest.raises(UserError, match=r"did not answer within the teacher.server.patience of 1 s") as refused:
             train(disturbed)
     status = run_dir(disturbed).status()

@@ -243,7 +243,7 @@ def test_a_server_killed_in_mid_run_is_waited_for_and_its_end_is_survived(
     """Killed at step 2 and restarted: the numbers of an undisturbed run. Killed for good: failed, then finished."""
     undisturbed = config("server", to="undisturbed")
     train(undisturbed)
-    expected, ask = content(run_dir(undisturbed)), ServerTeachers.ask
+    expected, ask = content(run_dir(undisturbed)), ServerTeachers.start_scoring
 
     def killing(run, then):
         def killed(self, rollout, needed):
@@ -256,13 +256,13 @@ def test_a_server_killed_in_mid_run_is_waited_for_and_its_end_is_survived(
 
     waited_for = config("server", "teacher.server.patience=300", to="waited_for")
     with monkeypatch.context() as patch:
-        patch.setattr(ServerTeachers, "ask", killing(waited_for, server.start))
+        patch.setattr(ServerTeachers, "start_scoring", killing(waited_for, server.start))
         assert train(waited_for).state == "finished"
     assert run_dir(waited_for).status().attempts == 1 and content(run_dir(waited_for)) == expected
 
     ended = config("server", "teacher.server.patience=2", to="ended")
     with monkeypatch.context() as patch:
-        patch.setattr(ServerTeachers, "ask", killing(ended, lambda: None))
+        patch.setattr(ServerTeachers, "start_scoring", killing(ended, lambda: None))
         began = time.monotonic()
         with pytest.raises(UserError, match=f"{server.url} did not answer within the teacher.server.patience of 2 s"):
             train(ended)

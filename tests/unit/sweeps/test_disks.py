@@ -68,7 +68,7 @@ def test_an_exhausted_quota_is_reported(mounted, refused, tmp_path: Path):
     ):
         subprocess.run(["btrfs", *map(str, words)], check=True, capture_output=True)
     said = refused(submit, *SWEEP, f"paths.outputs={disk / 'mine'}")
-    assert "Disk quota exceeded" in said and str(disk) in said and "the quota is used up" in said
+    assert "Disk quota exceeded" in said and str(disk) in said and "the disk quota is exhausted" in said
 
 
 def test_outputs_without_write_permission_are_reported(tmp_path: Path):
@@ -93,4 +93,4 @@ def test_a_file_in_place_of_a_folder_is_reported(refused, tmp_path: Path, place:
     (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
     (tmp_path / place).write_text("")
     said = refused(submit, *SWEEP, f"paths.outputs={tmp_path / 'outputs'}")
-    assert "a file stands where a folder is needed" in said and str(tmp_path / place) in said
+    assert "a file is in the place of a folder" in said and str(tmp_path / place) in said
