@@ -199,6 +199,7 @@ class _Worker:
             raise UserError(f"the grading worker does not start: {error}") from error
         assert self.process.stdin and self.process.stdout and self.process.stderr
         self.requests, self.replies, self.errors = self.process.stdin, self.process.stdout, self.process.stderr
+        self.imported: set[str | None] = {None}  # graders; importing one is not part of an answer's time
         with self._killed_after(START_LIMIT):
             ready = self.replies.readline()
         if not ready:
@@ -208,10 +209,17 @@ class _Worker:
 
     def ask(self, request: str, timeout: float) -> dict[str, Any]:
         """Return the worker's verdict; raises `_WorkerDied`."""
+        content = json.loads(request)
+        if (grader := content.get("grader")) not in self.imported:
+            self._reply({name: content[name] for name in ("grader", "path")}, START_LIMIT)
+            self.imported.add(grader)
+        return self._reply({**content, "timeout": timeout}, timeout)
+
+    def _reply(self, request: dict[str, Any], timeout: float) -> dict[str, Any]:
         started = time.monotonic()
         with self._killed_after(timeout + GRACE):
             try:
-                print(json.dumps({**json.loads(request), "timeout": timeout}), file=self.requests, flush=True)
+                print(json.dumps(request), file=self.requests, flush=True)
                 line = self.replies.readline()
             except OSError:
                 line = ""

@@ -14,6 +14,7 @@ import re
 import resource
 import signal
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from functools import lru_cache
 from types import SimpleNamespace
@@ -35,9 +36,7 @@ def judge(gold: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
 
 def judged_by(request: dict[str, Any]) -> dict[str, Any]:
     """The verdict of the grader that a request names: {"score", "correct", "answer", "reason"}."""
-    sys.path += [place for place in request["path"] if place not in sys.path]  # last: nothing there shadows a library
-    module, _, name = request["grader"].rpartition(".")
-    grader = getattr(importlib.import_module(module), name)
+    grader = imported(request)
     problem = SimpleNamespace(problem=request["problem"], answer=request["answer"])
     try:
         grade = grader(problem, request["response"], **request["knobs"])
@@ -50,6 +49,13 @@ def judged_by(request: dict[str, Any]) -> dict[str, Any]:
         }
     except Exception:  # a response may be made to break it
         return {"score": 0.0, "correct": False, "answer": None, "reason": "error"}
+
+
+def imported(request: dict[str, Any]) -> Callable[..., Any]:
+    """The grader that a request names."""
+    sys.path += [place for place in request["path"] if place not in sys.path]  # last: nothing there shadows a library
+    module, _, name = request["grader"].rpartition(".")
+    return getattr(importlib.import_module(module), name)
 
 
 @lru_cache(maxsize=512)
@@ -104,7 +110,10 @@ _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 
 def main() -> None:
-    """Serve requests {"gold", "answer", "timeout"}, or those of `judged_by`, until standard input ends."""
+    """Serve requests {"gold", "answer", "timeout"}, or those of `judged_by`, until standard input ends.
+
+    One of `judged_by` without a timeout only imports its grader.
+    """
     replies = os.fdopen(os.dup(1), "w")
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, 1)  # prints of libraries are not replies
@@ -126,6 +135,10 @@ def main() -> None:
     os.dup2(nowhere, 2)
     for line in sys.stdin:
         request = json.loads(line)
+        if "timeout" not in request:
+            imported(request)  # as the parsers above, outside any answer's time
+            reply({"ready": True})
+            continue
         signal.setitimer(signal.ITIMER_REAL, request["timeout"])
         verdict = judged_by(request) if "grader" in request else judge(request["gold"], request["answer"])
         signal.setitimer(signal.ITIMER_REAL, 0)

@@ -1,7 +1,9 @@
 """A grader of any origin, in the workers: what it says, what it cannot do, and each problem by its own."""
 
 import json
+import textwrap
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -44,6 +46,22 @@ def test_a_response_that_breaks_a_grader_is_wrong_and_no_others():
     assert [each.score for each in found] == [0.0, 0.0, 0.0, 1.0] and [each.correct for each in found][:3] == [
         False
     ] * 3
+
+
+def test_importing_a_grader_is_not_part_of_an_answers_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    text = """
+        import time
+        from opd.grading.grading import Grade
+
+        time.sleep(3)
+
+        def slow(problem, response):
+            return Grade(True, response, "equal")
+    """
+    (tmp_path / "slow_to_import.py").write_text(textwrap.dedent(text))
+    monkeypatch.syspath_prepend(tmp_path)
+    node = json.dumps({"_target_": "slow_to_import.slow"})
+    assert grade([Posed("a", "1", node)], ["1"], timeout=1.0) == [Grade(True, "1", "equal", 1.0)]
 
 
 def test_mathematics_is_what_grade_many_says():
