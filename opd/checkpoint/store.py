@@ -177,6 +177,8 @@ def load(folder: Path, learned: Learned) -> dict[str, Any]:
         return read_json(folder / "state.json")
     except (Exception, CheckpointException) as error:
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
+        if not isinstance(cause, Exception):  # a Ctrl-C, which torch wraps too, says nothing about the checkpoint
+            raise cause from None
         reason = (str(cause) or type(cause).__name__).splitlines()[0]
         raise UserError(
             f"{folder}: the checkpoint cannot be read ({reason}); delete this folder to go on from the one before it"

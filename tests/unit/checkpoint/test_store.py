@@ -89,6 +89,18 @@ def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path):
         checkpoint.load(tmp_path / "step_000001", loaded)
 
 
+def test_an_interrupt_while_loading_is_no_fault_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    model, optimizer = trained(0)
+    save(tmp_path / "step_000001", model, optimizer, {})
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(checkpoint.HuggingFaceStorageReader, "read_data", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        checkpoint.load(tmp_path / "step_000001", Learned(model, "base", build_tokenizer(), optimizer))
+
+
 def test_the_newest_whole_checkpoint_is_found_and_damaged_ones_are_named(tmp_path: Path):
     assert newest_intact(tmp_path, pytest.fail) is None
     for step in (1, 2, 3):
