@@ -1,6 +1,6 @@
 """The identity of a run, kept through later moves, renames and additions. Plain data: no schema here.
 
-A run's hash is that of its resolved config with each part as the version that introduced it wrote it. Three mappings
+A run's hash is that of its resolved config with each part as the version that introduced it wrote it. Four mappings
 record what has changed since; a change adds a line and none is ever removed, so that a run of any earlier version keeps
 its id and its `config.yaml` can be read.
 

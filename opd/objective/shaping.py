@@ -1,6 +1,5 @@
 """Transforms of advantages between divergence and whitening, and token weights. No gradient here."""
 
-from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
@@ -73,21 +72,11 @@ def extrapolate(
     return coefficient * log_ratio + (1 - coefficient) * (student_logp - anchor_logp)
 
 
-def add_reward(
-    advantage: PerToken,
-    reward: Float[Tensor, " batch"],
-    mask: Mask,
-    progress: Number,
-    *,
-    reward_weight: Sequence[Number],
-) -> PerToken:
-    """advantage + w · reward on every valid token, w going from the first to the second weight along training
-    (seed-000, idea 5).
+def add_reward(advantage: PerToken, reward: Float[Tensor, " batch"], mask: Mask, *, weight: Number) -> PerToken:
+    """advantage + weight · reward on every valid token (seed-000, idea 5).
 
     `reward` is a response's verifiable reward, less its baseline where one is wanted.
     """
-    first, last = reward_weight
-    weight = first + (last - first) * progress
     return advantage if weight == 0 else torch.where(mask, advantage + weight * reward[:, None], advantage)
 
 

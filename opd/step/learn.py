@@ -69,7 +69,7 @@ class Signal(Learner):
         advantage = CREDIT[config.credit](signal, keep, config.gamma)
         for weight, values in advantages:
             if values.ndim == 1:
-                advantage = shaping.add_reward(advantage, values, keep, progress, reward_weight=(weight, weight))
+                advantage = shaping.add_reward(advantage, values, keep, weight=weight)
         advantage = shaping.subtract_baseline(advantage, keep, batch.rollout.group, baseline=knobs.baseline)
         advantage, clipped = shaping.clip(advantage, keep, limit=knobs.advantage_clip)
         advantage, mean, std = whiten(advantage, keep, config.whitening, batch.rollout.group)

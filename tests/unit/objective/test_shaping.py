@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from opd.objective import divergence, shaping
 from opd.objective.advantage import discounted_return
+from opd.step.learn import weight_at
 
 MASK = torch.tensor([[True, True, False], [True, False, False], [True, True, True]])
 VALUES = torch.tensor([[1.0, 3.0, math.nan], [5.0, math.nan, math.nan], [2.0, -4.0, 8.0]])
@@ -66,7 +67,7 @@ def test_extrapolation_passes_the_teacher():
 def test_reward_is_added_on_a_schedule():
     advantage, reward = torch.zeros(3, 3), torch.tensor([1.0, -1.0, 0.5])
     for progress, weight in [(0.0, 2.0), (0.5, 1.0), (1.0, 0.0)]:
-        found = shaping.add_reward(advantage, reward, MASK, progress, reward_weight=(2.0, 0.0))
+        found = shaping.add_reward(advantage, reward, MASK, weight=weight_at([2.0, 0.0], progress))
         torch.testing.assert_close(found, torch.where(MASK, weight * reward[:, None], 0.0))
 
 
