@@ -231,8 +231,11 @@ def _score(line: Mapping[str, Any], file: Path) -> float:
     return float(score)
 
 
+_RECORDS = {"config.yaml", "status.json", "manifest.json", "metrics.jsonl"}
+
+
 def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) -> list[RunDir]:
-    """Every run directory under `root` (one with a config, a status or a manifest), sorted by path.
+    """Every run directory under `root` (one with a config, a status, a manifest or metrics), sorted by path.
 
     Skips hidden folders, in which sweeps keep copies of code and configs, and wandb's folder inside a run, which looks
     like a run. Skips a folder that cannot be listed, after a call of `on_error`.
@@ -240,7 +243,7 @@ def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) 
     runs = []
     for folder, folders, names in os.walk(root, onerror=on_error):
         folders[:] = [name for name in folders if not name.startswith(".")]
-        if {"config.yaml", "status.json", "manifest.json"} & {*names, *folders}:  # a damaged record may be a folder
+        if _RECORDS & {*names, *folders}:  # a damaged record may be a folder
             runs.append(Path(folder))
             folders[:] = [name for name in folders if name != "wandb"]
     return [RunDir(path) for path in sorted(runs)]
