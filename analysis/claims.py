@@ -10,12 +10,13 @@ import numpy as np
 from analysis.contrasts import LEVEL
 from analysis.decisions import IDENTITY, REPORT_ONLY, Decision, Finding, decide
 from analysis.evidence import Evidence, gather, listed
+from analysis.outcomes import SHARES
 from analysis.published import Claim, Published, Settings, published
 from analysis.results import Results
 from analysis.stats.corrections import holm_levels
 from analysis.stats.power import seeds_needed
 
-Word = Literal["reproduced", "contradicted", "not settled", "not run", "report only"]
+Word = Literal["reproduced", "contradicted", "not settled", "cannot show here", "built in", "not run", "report only"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,6 @@ def _seeds_needed(claim: Claim, one: Finding, alpha: float, settings: Settings) 
             between_problems=float(one.estimate.between_problems[0]),
             seeds=one.seeds,
             sides=one.sides,
-            problems=one.problems,
             alpha=alpha,
             power=settings.power,
         )
@@ -132,6 +132,11 @@ def _undecided(evidence: Evidence, results: Results, settings: Settings) -> Verd
     claim, findings = evidence.claim, evidence.findings
     if evidence.missing:
         return _verdict(evidence, results, "not run", evidence.missing)
+    if evidence.built_in:
+        note = "This world was built so that the effect is bound to show: its runs are no evidence for it."
+        return _verdict(evidence, results, "built in", note)
+    if evidence.hidden:
+        return _verdict(evidence, results, "cannot show here", evidence.hidden)
     if claim.kind == IDENTITY:
         return _identity(evidence, results, settings)
     if claim.kind == REPORT_ONLY:
@@ -164,11 +169,12 @@ def _verdict(
 ) -> Verdict:
     claim, value, low, high = evidence.claim, None, None, None
     if deciding:
-        ends = deciding.estimate.interval(1 - alpha)[:, 0]
+        ends = deciding.estimate.interval(1 - alpha, shares=claim.score in SHARES)[:, 0]
         value, low, high = (round(100 * float(number), 10) for number in (deciding.estimate.value[0], *ends))
-    if claim.kind == "stability" and not evidence.missing:
+    if claim.kind == "stability" and evidence.findings:
         note += _steadiness(evidence, results)
     metric = f"{results.label(claim.score)} {claim.which}"
+    note += evidence.same
     return Verdict(claim, word, metric, value, low, high, seeds, evidence.runs, note)
 
 

@@ -5,7 +5,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a frame: its name, which is the key in the record too, the record, and the type of its values."""
+    """One column of a frame: its name, which is the key in the record too, the record, and the type of its values.
+
+    An `optional` one may be missing: from a record, and from the export of a study of an earlier version.
+    """
 
     name: str
     source: str
@@ -27,11 +30,13 @@ TRAINING_COLUMNS = tuple(
     for name in (
         "divergence/reverse_kl",
         "entropy/student",
+        "entropy/teacher",
         "grad_norm",
         "loss",
         "filter/kept",
         "rollout_correction/masked",
         "rollout_correction/log_ppl_drift",
+        "rollout_correction/abs_log_ratio",
         "response/length",
         "response/truncated",
         "response/tokens",

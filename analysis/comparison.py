@@ -8,6 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pandas as pd
 
+from analysis.arms import Arm
 from analysis.evaluation import AVERAGE, SCORES
 from analysis.outcomes import MEASURES, Steps
 from analysis.stats.intervals import Block, Estimate, block, estimate
@@ -46,6 +47,20 @@ class ProblemScores:
         for run, benchmark in sorted(self.problems):
             benchmarks.setdefault(run, []).append(benchmark)
         return benchmarks
+
+    def same_arms(self, arm: Arm, other: Arm) -> bool:
+        """Whether two arms have the same seeds and, seed by seed, the same score on every problem at every step."""
+        return arm.seeds == other.seeds and all(self._same(*runs) for runs in zip(arm.used, other.used, strict=True))
+
+    def _same(self, run: str, other: str) -> bool:
+        own, theirs = (
+            {key[1:]: values for key, values in self.values.items() if key[0] == name} for name in (run, other)
+        )
+        return (
+            bool(own)
+            and own.keys() == theirs.keys()
+            and all(np.array_equal(values, theirs[key], equal_nan=True) for key, values in own.items())
+        )
 
     def cube(self, runs: Sequence[str], steps: Steps, benchmark: str, problems: Sequence[str]) -> np.ndarray:
         """`MEASURES` of each run on the given problems, "measure run problem"; NaN where a run's step is unknown."""

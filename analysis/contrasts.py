@@ -58,7 +58,7 @@ def estimates(arms: Sequence[Arm], scores: ProblemScores, steps: Steps) -> pd.Da
     rows = []
     for arm in arms:
         for one in compare([Side(1, arm.used)], scores, steps, paired=False) if arm.used else []:
-            interval = one.estimate.interval(LEVEL)
+            interval = one.estimate.interval(LEVEL, shares=_IS_SHARE)
             low, high = np.where(_IS_SHARE, interval.clip(0, 1), interval)
             if len(arm.used) == 1 and 1 < one.problems <= FEW and one.cubes:
                 low, high = _small_sample(one.cubes[0][:, 0], one.k, low, high)
@@ -78,7 +78,9 @@ def contrasts(
         The rows, with the columns of `estimates` except `iqm`; `prob_improvement`, the chance that a run of the arm
         scores higher than one of the baseline; `baseline_seeds`; `paired` (over seeds); `p`, the two-sided p-value of
         no difference; `p_holm` and `p_bh`, corrected for all arms that are compared on the row's benchmark and measure
-        (Holm; Benjamini and Hochberg). And what is left out of which difference, as (label, left out, reason).
+        (Holm; Benjamini and Hochberg); `same`, whether both have the same score on every problem at every step: they
+        are then one run under two names, without an interval or p-value. And what is left out of which difference, as
+        (label, left out, reason).
     """
     rows, excluded = [], []
     baseline = next((arm for arm in arms if arm.role == "baseline"), None)
@@ -86,16 +88,22 @@ def contrasts(
         if baseline is None or arm is baseline or not arm.counted:
             continue
         paired = arm.seeds == baseline.seeds
+        same = scores.same_arms(arm, baseline)
         sides, seeds = [Side(1, arm.used), Side(-1, baseline.used)], (len(arm.used), len(baseline.used))
         for one in compare(sides, scores, steps, paired=paired):
             better = [probability_of_improvement(*own) for own in zip(*one.by_run, strict=True)]
-            p, (low, high) = one.estimate.p_two_sided(), one.estimate.interval(LEVEL)
+            p, (low, high) = one.estimate.p_two_sided(), one.estimate.interval(LEVEL, shares=_IS_SHARE)
+            if same:
+                p, low, high = (np.full(len(p), np.nan) for _ in range(3))
             rows += [
-                (arm.id, *row, *seeds, paired, float(p[at])) for at, row in enumerate(_rows(one, low, high, better))
+                (arm.id, *row, *seeds, paired, same, float(p[at]))
+                for at, row in enumerate(_rows(one, low, high, better))
             ]
         left_out = f"the difference to {baseline.label}"
         excluded += [(arm.label, left_out, reason) for reason in _not_shared(arm, baseline, scores)]
-    frame = pd.DataFrame(rows, columns=[*_COLUMNS, "prob_improvement", "seeds", "baseline_seeds", "paired", "p"])
+    frame = pd.DataFrame(
+        rows, columns=[*_COLUMNS, "prob_improvement", "seeds", "baseline_seeds", "paired", "same", "p"]
+    )
     together = frame.groupby(["benchmark", "score", "which"])["p"]
     corrected = {
         name: together.transform(lambda p, correct=correct: correct(p.to_numpy(float))).astype(float)

@@ -15,18 +15,30 @@ from analysis.results import Results
 
 @dataclass(frozen=True)
 class Evidence:
-    """A claim with its findings on its statements, or the reason (`missing`) why there are none."""
+    """A claim with its findings on its statements, or the reason why there are none.
+
+    Attributes:
+        missing: why no runs test it; "" where some do.
+        hidden: why they cannot show it: its mechanism is absent, or what it compares are the same runs; "" where they
+            can.
+        built_in: whether the world of its runs was built so that the effect is bound to show.
+        same: which of its arms are the same runs and counted once; "" where none are.
+    """
 
     claim: Claim
     arms: Mapping[str, Arm]
     findings: Sequence[Finding]
-    missing: str
+    missing: str = ""
+    hidden: str = ""
+    built_in: bool = False
+    same: str = ""
 
     @property
     def decidable(self) -> bool:
         """Whether it is tested, and so counts in the correction for multiple comparisons."""
         undecided = (REPORT_ONLY, NOT_RUN, IDENTITY)
-        return not self.missing and self.claim.kind not in undecided and min(one.seeds for one in self.findings) > 1
+        unfit = self.missing or self.hidden or self.built_in or self.claim.kind in undecided
+        return not unfit and min(one.seeds for one in self.findings) > 1
 
     @property
     def runs(self) -> tuple[str, ...]:
@@ -47,10 +59,53 @@ def gather(claim: Claim, results: Results, known: Published) -> Evidence:
     if several:
         reason = f"Several configs are named {listed(several)}: report the runs of one scale at a time."
         return Evidence(claim, arms, (), reason)
-    findings = [_test(one, arms, claim, results) for one in KINDS[claim.kind](claim, known.settings)]
+    if any(_scale(arm, results) in claim.built_in for arm in arms.values()):
+        return Evidence(claim, arms, (), built_in=True)
+    if hidden := _without_witness(claim, arms, results, known):
+        return Evidence(claim, arms, (), hidden=hidden)
+    first = _first_alike(arms, results)
+    statements = {}
+    for one in KINDS[claim.kind](claim, known.settings):
+        statements.setdefault((first[one.arm], first[one.baseline]), one)
+    if alike := [f"{one.arm} and {one.baseline}" for (arm, baseline), one in statements.items() if arm == baseline]:
+        return Evidence(claim, arms, (), hidden=f"{listed(alike)} have the same results, number by number.")
+    findings = [_test(one, arms, claim, results) for one in statements.values()]
     if not all(findings):
         return Evidence(claim, arms, (), "Its runs did not answer the same problems, or their scores are unknown.")
-    return Evidence(claim, arms, [one for one in findings if one], "")
+    return Evidence(claim, arms, [one for one in findings if one], same=_counted_once(first))
+
+
+def _scale(arm: Arm, results: Results) -> str | None:
+    details = results.records.details.get(arm.id)
+    return details.config.get("scale.name") if details else None
+
+
+def _without_witness(claim: Claim, arms: Mapping[str, Arm], results: Results, known: Published) -> str:
+    """Why the mechanism of the claim is not at work in its runs; "" where it is, or none is needed."""
+    if claim.witness is None:
+        return ""
+    witness, training = known.witnesses[claim.witness], results.records.training
+    runs = {run for arm in arms.values() for run in arm.used}
+    measured = training.loc[training["run"].isin(runs), witness.metric] if witness.metric in training else None
+    value = float(measured.mean()) if measured is not None else float("nan")
+    if value >= witness.least:
+        return ""
+    said = "was not recorded" if np.isnan(value) else f"is {value:.2g}"
+    return f"It needs that {witness.says}: {witness.metric} {said}, where {witness.least:g} was asked for beforehand."
+
+
+def _first_alike(arms: Mapping[str, Arm], results: Results) -> dict[str, str]:
+    """Each arm's name → the first that has the same results: every score of every problem at every step."""
+    first: dict[str, str] = {}
+    for name, arm in arms.items():
+        first[name] = next((other for other in first if results.scores.same_arms(arm, arms[other])), name)
+    return first
+
+
+def _counted_once(first: Mapping[str, str]) -> str:
+    groups = [[name for name in first if first[name] == one] for one in dict.fromkeys(first.values())]
+    same = [listed(group) for group in groups if len(group) > 1]
+    return f" The results of {'; of '.join(same)} are the same, number by number, and count once." if same else ""
 
 
 def _arms(name: str, results: Results, same: Mapping[str, str]) -> list[Arm]:

@@ -21,6 +21,21 @@ class Settings:
 
 
 @dataclass(frozen=True)
+class Witness:
+    """What shows that the mechanism of a claim is at work in its runs; fixed before the first of them.
+
+    Attributes:
+        metric: a metric of training, whose mean over the steps of all the claim's runs is measured.
+        least: the value that it must reach.
+        says: the mechanism in words, as "sampler and learner disagree".
+    """
+
+    metric: str
+    least: float
+    says: str
+
+
+@dataclass(frozen=True)
 class Claim:
     """One published claim.
 
@@ -37,6 +52,8 @@ class Claim:
         expected: "above" or "below" the baseline; None where the kind or the effect determines it.
         effect: the published difference in percentage points; None where none was published.
         published: the published result in words.
+        witness: the name of what its runs must show (a key of `Published.witnesses`); None where nothing is needed.
+        built_in: the scales whose world was built so that the effect is bound to show; it is not judged there.
         why: why nothing is decided; "" where something is.
     """
 
@@ -53,6 +70,8 @@ class Claim:
     baseline: tuple[str, ...] = ()
     expected: str | None = None
     effect: float | None = None
+    witness: str | None = None
+    built_in: tuple[str, ...] = ()
     why: str = ""
 
 
@@ -62,6 +81,7 @@ class Published:
 
     settings: Settings
     same: dict[str, str]
+    witnesses: dict[str, Witness]
     claims: tuple[Claim, ...]
 
 
@@ -70,10 +90,13 @@ def published() -> Published:
     """The project's list of published claims."""
     content = yaml.safe_load((files("analysis") / "claims.yaml").read_text(encoding="utf-8"))
     return Published(
-        Settings(**content["settings"]), content["same"], tuple(_claim(**one) for one in content["claims"])
+        Settings(**content["settings"]),
+        content["same"],
+        {name: Witness(**one) for name, one in content["witnesses"].items()},
+        tuple(_claim(**one) for one in content["claims"]),
     )
 
 
 def _claim(*, metric: str, **entry) -> Claim:
-    names = {key: tuple(entry.get(key, ())) for key in ("arms", "baseline")}
+    names = {key: tuple(entry.get(key, ())) for key in ("arms", "baseline", "built_in")}
     return Claim(**{**entry, **names, **dict(zip(("score", "which"), metric.split(), strict=True))})

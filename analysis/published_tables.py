@@ -13,7 +13,7 @@ from analysis.settings import SETTINGS
 from analysis.table import Field, Table, table
 from analysis.tables import benchmarks_of, measures, run_tables
 
-VERDICTS = ("reproduced", "contradicted", "not settled", "report only", "not run")
+VERDICTS = ("reproduced", "contradicted", "not settled", "cannot show here", "built in", "report only", "not run")
 
 
 def all_tables(
@@ -65,11 +65,19 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     counts = Counter(one.verdict for one in verdicts)
     counted = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
     note = (
-        f"{counted}. Here: the difference in points that decides the claim, with its interval, corrected for the number"
-        " of claims tested in its sweep. Reproduced: the interval lies entirely within the claim. Contradicted:"
-        " entirely outside it. Not settled: neither; the seeds needed per arm would settle it in four of five studies."
+        f"{counted}. {_settled(counts)} Here: the difference in points that decides the claim, with its interval,"
+        " corrected for the number of claims tested in its sweep. Reproduced: the interval lies entirely within the"
+        " claim. Contradicted: entirely outside it. Not settled: neither; the seeds needed per arm would settle it in"
+        " four of five studies. Cannot show here: the claim's mechanism is not at work in its runs, or they are the"
+        " same runs. Built in: the world was made so that the effect is bound to show."
     )
     return table("verdicts", "Published claims", note, fields, [(None, row) for row in rows])
+
+
+def _settled(counts: Mapping[str, int]) -> str:
+    settled = counts["reproduced"] + counts["contradicted"]
+    tested = settled + counts["not settled"] + counts["cannot show here"]
+    return f"{settled} of the {tested} that were tested are settled."
 
 
 def settings(results: Results) -> Table:

@@ -70,22 +70,27 @@ def _study(folder: Path) -> Records:
 
 def _read(file: Path, columns: tuple[Column, ...]) -> pd.DataFrame:
     """Its columns, each of its type."""
-    content, names = read_bytes(file), [column.name for column in columns]
+    content = read_bytes(file)
     try:
         parquet = pq.ParquetFile(io.BytesIO(content))
         size = sum(parquet.metadata.row_group(at).total_byte_size for at in range(parquet.num_row_groups))
         if parquet.metadata.num_rows > MOST_ROWS or size > MOST_BYTES:
             raise RecordError(f"{file.name}: is too large for the records of a study")
-        for name in names:
-            if parquet.schema_arrow.names.count(name) != 1:
-                raise RecordError(f"{file.name}: has no column {name}, or several")
+        there = parquet.schema_arrow.names
+        for column in columns:
+            if there.count(column.name) > 1 or not (column.optional or column.name in there):
+                raise RecordError(f"{file.name}: has no column {column.name}, or several")
         texts = [column.name for column in columns if column.type is str]
-        table = pq.ParquetFile(io.BytesIO(content), read_dictionary=texts).read(names)
+        table = pq.ParquetFile(io.BytesIO(content), read_dictionary=texts).read(
+            [column.name for column in columns if column.name in there]
+        )
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = printable(str(error), limit=120)
         raise RecordError(f"{file.name}: is not a readable Parquet file ({reason})") from error
-    return pd.DataFrame({column.name: _values(table[column.name], column) for column in columns})
+    return pd.DataFrame(
+        {column.name: _values(table[column.name], column) if column.name in there else np.nan for column in columns}
+    )
 
 
 _IS_TYPE: dict[type, Callable[[pa.DataType], bool]] = {

@@ -74,22 +74,25 @@ def write_report(arguments: Arguments) -> str:
 
 def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
     """File name → content, and a summary of what was read. A pure function of the records and the arguments."""
-    from analysis.cache import Cache
     from analysis.contrasts import Bootstrap
-    from analysis.load import load
     from analysis.results import analyse
     from analysis.wandb_import import read_wandb, with_imported
 
-    if is_study(arguments.runs):
-        records = _exported(arguments.runs)
-    else:
-        records = load(arguments.runs, cache=Cache(arguments.runs) if arguments.cache else None)
+    records = read_records(arguments.runs, cache=arguments.cache)
     if arguments.strict and records.damage:
         raise UserError(_refusal(arguments.runs, records.damage))
     if arguments.wandb:
         records = with_imported(records, read_wandb(arguments.wandb))
     bootstrap = Bootstrap(count=arguments.bootstrap, seed=arguments.seed)
     return contents(analyse(records, baseline=arguments.baseline, bootstrap=bootstrap), arguments)
+
+
+def read_records(folder: Path, *, cache: bool = True) -> "Records":
+    """The records of the runs below a folder, or of an exported study; raises `UserError` for a damaged one."""
+    from analysis.cache import Cache
+    from analysis.load import load
+
+    return _exported(folder) if is_study(folder) else load(folder, cache=Cache(folder) if cache else None)
 
 
 def _exported(folder: Path) -> "Records":

@@ -49,7 +49,9 @@ class Cell:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows under a title; `note` explains the numbers. The frame's column `arm` is not shown."""
+    """Rows under a title; `note` explains the numbers. Its frame has columns that are not shown: `arm`, and `same`,
+    whether the arm has the same results as the baseline.
+    """
 
     name: str
     title: str
@@ -92,7 +94,7 @@ def table(
     name: str, title: str, note: str, fields: list[Field], rows: Iterable[tuple[Arm | None, dict[str, Any]]]
 ) -> Table:
     """A table of rows, given as the arm that each is about and key → cell; a key that a row lacks is missing."""
-    columns = ["arm", *dict.fromkeys(["label", *(key for field in fields for key in field.keys)])]
+    columns = ["arm", "same", *dict.fromkeys(["label", *(key for field in fields for key in field.keys)])]
     records = [{**row, "arm": arm.id, "label": arm.label} if arm else {**row, "arm": None} for arm, row in rows]
     return Table(name, title, note, fields, pd.DataFrame(records, columns=columns, dtype=object))
 
@@ -123,6 +125,8 @@ def _csv_column(values: pd.Series) -> pa.Array:
 
 def _cell(row: dict[str, Any], field: Field) -> Cell:
     value = row[field.key]
+    if field.kind == "points" and row.get("same") is True:
+        return Cell("same", "", 0.0, field.kind)
     if _missing(value):
         return Cell(MISSING, "", None, field.kind)
     interval = ""

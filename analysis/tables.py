@@ -102,7 +102,8 @@ def differences(results: Results) -> Table:
     name = results.baseline.label if results.baseline else "the baseline"
     note = (
         f"Percentage points, run minus {name}, on the same problems and, where both have them, the same seeds, with"
-        " 95 % intervals. An interval over problems alone says nothing about how seeds differ."
+        " 95 % intervals. An interval over problems alone says nothing about how seeds differ. Same: every score of"
+        " every problem is the same."
     )
     return table("differences", f"Differences to {name}", note, fields, rows)
 
@@ -176,8 +177,8 @@ def measures(estimates: ByBenchmark, arm: Arm, benchmark: str, *, suffix: str = 
     for row in estimates.get((arm.id, benchmark), ()):
         key = f"{row['score']}_{row['which']}{suffix}"
         for end, name in (("value", key), ("low", f"{key}_low"), ("high", f"{key}_high")):
-            cells[name] = _shown(row["score"], row[end])
-        names = ("seeds", "baseline_seeds", "problems", "paired")
+            cells[name] = None if row.get("same") else _shown(row["score"], row[end])
+        names = ("seeds", "baseline_seeds", "problems", "paired", "same")
         cells |= {"k": row["k"] or None, **{name: row[name] for name in names if name in row}}
     return cells
 

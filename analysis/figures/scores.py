@@ -41,7 +41,13 @@ def differences(results: Results, styles: Styles, score: str) -> Panel:
     for arm in results.arms:
         for row in rows_of(frame[frame["arm"] == arm.id]):
             low, high = 100 * row["low"], 100 * row["high"]
-            interval = "" if math.isnan(low + high) else f"<br>95 %: {low:+.1f} to {high:+.1f}"
+            interval = (
+                " (the same results)"
+                if row["same"]
+                else ""
+                if math.isnan(low + high)
+                else f"<br>95 %: {low:+.1f} to {high:+.1f}"
+            )
             traces.append(
                 scatter(
                     arm.label,

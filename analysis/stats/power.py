@@ -12,7 +12,6 @@ def seeds_needed(
     between_problems: float,
     seeds: int,
     sides: int,
-    problems: int,
     alpha: float,
     power: float,
 ) -> int | None:
@@ -28,7 +27,6 @@ def seeds_needed(
         between_problems: its share between problems, as `Estimate.between_problems`.
         seeds: how many seeds an arm the shares were estimated with.
         sides: 1 where the arms' seeds are paired, 2 where each side draws its own.
-        problems: how many problems there are.
         alpha: the two-sided level of the test.
         power: the chance, above 0.5.
     """
@@ -36,11 +34,6 @@ def seeds_needed(
 
     count = np.arange(2, MOST + 1)
     along, across = between_seeds * seeds / count, np.full(len(count), between_problems)
-    share = np.divide(along, along + across, out=np.zeros(len(count)), where=along + across > 0)
-
-    def quantile(probability: float) -> np.ndarray:
-        of_problems = stdtrit(max(problems - 1.0, 1.0), probability)
-        return share * stdtrit(sides * (count - 1.0), probability) + (1 - share) * of_problems
-
-    enough = abs(difference) >= (quantile(1 - alpha / 2) + quantile(power)) * np.sqrt(along + across)
+    quantiles = stdtrit(sides * (count - 1.0), 1 - alpha / 2) + stdtrit(sides * (count - 1.0), power)
+    enough = abs(difference) >= quantiles * np.sqrt(along + across)
     return int(count[enough.argmax()]) if enough.any() and difference else None

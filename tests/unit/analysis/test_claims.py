@@ -5,16 +5,19 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import yaml
 
+from analysis.arm_details import ArmDetails
 from analysis.claims import Verdict, verdicts
 from analysis.contrasts import Bootstrap
 from analysis.decisions import KINDS
 from analysis.evidence import gather
 from analysis.outcomes import MEASURES
-from analysis.published import Claim, Published, published
+from analysis.published import Claim, Published, Witness, published
 from analysis.results import Results, analyse
+from analysis.tables import differences
 from opd.config.schema import CONF
 from tests.unit.analysis.test_contrasts import records
 
@@ -89,6 +92,7 @@ def test_a_claim_is_decided_on_what_there_is():
         assert (one.kind == "effect") <= bool(one.effect), one.id
         assert (one.kind == "direction") == (one.expected in ("above", "below")), one.id
         assert (one.kind in ("report only", "not run")) == bool(one.why), one.id
+        assert one.witness is None or one.witness in published().witnesses
         assert (one.kind == "not run") == (one.sweep is None) == (not one.arms), one.id
 
 
@@ -176,10 +180,74 @@ def test_one_seed_settles_nothing():
 
 
 def test_scores_that_do_not_vary_settle_nothing():
-    read = records({(name, seed, 1, "x"): [0.0] * 30 for name in ("a", "mis") for seed in range(3)})
+    read = records(
+        {(name, seed, 1, "x"): [score] * 30 for name, score in (("a", 0.0), ("mis", 1.0)) for seed in range(3)}
+    )
     found = analyse(read, baseline="mis", bootstrap=BOOTSTRAP)
     (verdict,) = judged(found, claim("equivalence", effect=0.0))
     assert verdict.verdict == "not settled" and "does not vary" in verdict.note
+    assert verdict.low < verdict.value == -100 < verdict.high
+
+
+# ---- what cannot show
+
+
+WITNESS = Witness("rollout_correction/abs_log_ratio", 0.01, "sampler and learner disagree")
+
+
+@pytest.mark.parametrize(
+    ("measured", "expected"),
+    [(0.02, "reproduced"), (0.01, "reproduced"), (0.009, "cannot show here"), (math.nan, "cannot show here")],
+)
+def test_a_claim_is_judged_only_where_its_mechanism_is_at_work(measured: float, expected: str):
+    found = results({"mis": 0.5, "a": 0.56, "b": 0.1})
+    steps = [(f"{name}/{seed}", step, drift * measured) for name, drift in (("a", 1.5), ("mis", 0.5), ("b", 100.0))
+             for seed in range(5) for step in (1, 2)]  # fmt: skip
+    training = pd.DataFrame(steps, columns=["run", "step", WITNESS.metric])
+    found = replace(found, records=replace(found.records, training=training))
+    one = claim("direction", expected="above", witness="mismatch")
+    (verdict,) = verdicts(found, known=replace(published(), claims=(one,), witnesses={"mismatch": WITNESS}))
+    assert verdict.verdict == expected
+    if expected == "cannot show here":
+        said = "was not recorded" if math.isnan(measured) else "is 0.009"
+        assert f"abs_log_ratio {said}, where 0.01 was asked for beforehand" in verdict.note and verdict.value is None
+
+
+def test_the_same_runs_cannot_show_a_difference():
+    levels = {("mis", 0): 0.5, ("mis", 1): 0.52, ("a", 0): 0.5, ("a", 1): 0.52}
+    read = records({(*key, 1, "x"): level + np.linspace(-0.1, 0.1, 50) for key, level in levels.items()})
+    found = analyse(read, baseline="mis", bootstrap=BOOTSTRAP)
+    for kind in ("stability", "equivalence"):
+        (verdict,) = judged(found, claim(kind))
+        assert verdict.verdict == "cannot show here"
+        assert verdict.note == "a and mis have the same results, number by number."
+    row = found.differences.iloc[0]
+    assert row["same"] and np.isnan(row["low"]) and np.isnan(row["p"])
+    cells = [str(cell) for _, cells in differences(found).rows() for cell in cells]
+    assert cells.count("same") == 8 and "0.0" not in " ".join(cells)
+
+
+def test_baselines_that_are_the_same_runs_count_once():
+    best = claim("argmax", arms=("mis",), baseline=("a", "b", "c"))
+    found = results({"mis": 0.5, "a": 0.3, "c": 0.2})
+    scores = found.records.scores
+    copies = scores[scores["run"].str.startswith("a/")].assign(run=lambda rows: "b" + rows["run"].str[1:])
+    runs = found.records.runs
+    more = runs[runs["name"] == "a"].assign(run=lambda rows: "b" + rows["run"].str[1:], arm="b-hash", name="b")
+    read = replace(found.records, scores=pd.concat([scores, copies]), runs=pd.concat([runs, more], ignore_index=True))
+    found = analyse(read, baseline="mis", bootstrap=BOOTSTRAP)
+    evidence = gather(best, found, published())
+    assert [one.statement.baseline for one in evidence.findings] == ["a", "c"]
+    (verdict,) = judged(found, best)
+    assert verdict.verdict == "reproduced" and "The results of a and b are the same" in verdict.note
+
+
+def test_what_a_world_was_built_for_is_not_judged_there():
+    found = results({"mis": 0.5, "a": 0.56})
+    details = {"a-hash": ArmDetails({"scale.name": "small"}, 1, None)}
+    found = replace(found, records=replace(found.records, details=details))
+    built, other = (claim("direction", expected="above", built_in=(scale,)) for scale in ("small", "tiny"))
+    assert [judged(found, one)[0].verdict for one in (built, other)] == ["built in", "reproduced"]
 
 
 def test_a_claim_without_its_runs_is_not_run_and_says_which():

@@ -54,7 +54,7 @@ def power_of(seeds: int, difference: float, trials: int = 4000) -> float:
 def needed(difference: float, **changes) -> int | None:
     design = {
         "between_seeds": 0.02**2 / 3 + 0.1**2 / 300, "between_problems": 0.05**2 / 100, "seeds": 3, "sides": 1,
-        "problems": 100, "alpha": 0.05, "power": 0.8,
+        "alpha": 0.05, "power": 0.8,
     }  # fmt: skip
     return seeds_needed(difference, **{**design, **changes})
 
@@ -77,9 +77,7 @@ def seeds_by_definition(difference: float, sides: int) -> int:
     """The design of `needed`, whose three seeds are paired (one side) or drawn by each side for itself."""
     for seeds in range(2, 1000):
         along, across = (0.02**2 / 3 + 0.1**2 / 300) * 3 / seeds, 0.05**2 / 100
-        of_seeds, of_problems = scipy.stats.t(sides * (seeds - 1)), scipy.stats.t(99)
-        share = along / (along + across)
-        reach = sum(share * of_seeds.ppf(p) + (1 - share) * of_problems.ppf(p) for p in (0.975, 0.8))
+        reach = sum(scipy.stats.t(sides * (seeds - 1)).ppf(p) for p in (0.975, 0.8))
         if difference >= reach * (along + across) ** 0.5:
             return seeds
     raise AssertionError
