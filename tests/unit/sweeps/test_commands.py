@@ -66,7 +66,7 @@ def outputs(tmp_path: Path) -> Path:
             ["--dry-rum"],
             "--dry-rum: is not a flag of this command; the flags are --dry-run, --new-code, --help",
         ),
-        (submit, [], "sweep: none is chosen; choose one with +sweep=NAME: credit, "),
+        (submit, [], "sweep: none is chosen; choose one with +sweep=NAME: calibration, "),
         (status, ["study=nonsense"], "study=nonsense: there is no such study in"),
         (status, ["state=done"], "state=done: there is no such state; there are queued, running"),
         (status, ["stat=failed"], "stat=failed: is not an argument of this command; give study=…, paths.outputs=…"),

@@ -100,7 +100,7 @@ def test_no_two_arms_of_a_published_sweep_are_one_run(name: str, compose: Compos
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
-        ([], "sweep: none is chosen; choose one with +sweep=NAME: credit, "),
+        ([], "sweep: none is chosen; choose one with +sweep=NAME: calibration, "),
         (["+sweep=nonsense"], "sweep=nonsense: there is no such choice"),
         (["+sweep=gamma", "sweep.nonsense=1"], "sweep.nonsense: there is no such key"),
         (["+sweep=gamma", "seed=1"], "seed=1: axes clash: the seeds of a sweep are sweep.seeds=[…]"),
