@@ -8,7 +8,7 @@ setup(
     packages=[*code, *conf],
     package_dir={"opd.conf": "conf"},
     package_data={
-        "opd": ["model/published.yaml"],
+        "opd": ["model/published.yaml", "recipes/trained/*/*"],
         "analysis": ["*.jinja", "*.css", "*.js", "*.yaml"],
         **{folder: ["*.yaml"] for folder in conf},
     },

@@ -140,7 +140,7 @@ def trained(args: argparse.Namespace) -> tuple[PreTrainedModel, list[Prompt], li
     model = AutoModelForCausalLM.from_pretrained(args.model, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     if args.prompts is None:
-        from opd.data.arithmetic import load
+        from opd.data.tasks import load
 
         texts = [each.problem for each in load("test", num=args.prompts_num, seed=0, mix=ARITHMETIC)]  # pyright: ignore
     else:

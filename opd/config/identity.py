@@ -43,6 +43,7 @@ LATER: dict[str, Any] = {
     "evaluate.sources.*:arithmetic.grader": "mathematics",
     "evaluate.sources.*:dataset.grader": "mathematics",
     "evaluate.texts": 0,
+    "recipes.*.hints": 0.0,
 }
 
 

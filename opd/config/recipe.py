@@ -28,7 +28,7 @@ Text = Annotated[str, Field(min_length=1)]
 
 @dataclass(config=STRICT, frozen=True)
 class Architecture:
-    """A fresh Qwen3 model with the tiny world's tokenizer; `init_std` is the spread of its random weights."""
+    """A fresh Qwen3 model with its world's tokenizer; `init_std` is the spread of its random weights."""
 
     hidden_size: Count
     num_layers: Count
@@ -52,15 +52,17 @@ class Architecture:
 class Recipe:
     """How one model is made by supervised training.
 
-    It begins as `architecture` (fresh) or `start` (a directory or hub id), and learns from `mix` (worked arithmetic,
-    domain → difficulties, by a solver whose error rate goes linearly from `slip[0]` to `slip[1]` over the training)
-    or from `file` (JSONL with "problem" and "response"). Examples longer than `max_length` tokens are left out. `lr`
-    rises linearly over `warmup_steps`, then follows `schedule` down to `lr * final_lr`.
+    It begins as `architecture` (fresh) or `start` (a directory or hub id), and learns from `mix` (problems of a world,
+    domain → difficulties, worked by a solver whose error rate goes linearly from `slip[0]` to `slip[1]` over the
+    training; a share `hints` of puzzles comes with a hint) or from `file` (JSONL with "problem" and "response").
+    Examples longer than `max_length` tokens are left out. `lr` rises linearly over `warmup_steps`, then follows
+    `schedule` down to `lr * final_lr`.
     """
 
     architecture: Architecture | None
     start: Text | None
     mix: dict[worlds.Domain, Annotated[list[int], Field(min_length=1)]] | None
+    hints: Annotated[float, Field(ge=0, le=1)]
     slip: Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=2)]
     file: Text | None
     template: Literal["raw", "chat"]
@@ -83,6 +85,8 @@ class Recipe:
                 raise _refused(f"exactly one of {first} and {second} should be given, the other null")
         if self.architecture and self.template == "chat":
             raise _refused("template should be raw: a fresh model's tokenizer has no chat template")
+        if self.hints and (self.mix is None or worlds.world_of(self.mix) != "puzzles"):
+            raise _refused("hints should be 0: only the puzzles have hints")
         return self
 
     @field_validator("mix")
@@ -109,7 +113,7 @@ def model_path(name: str, recipe: Recipe, models_dir: Path) -> Path:
         UserError: where the recipe's file does not exist.
     """
     content = as_first({"recipes": {name: asdict(recipe)}})["recipes"][name]
-    content |= {"version": [VERSION, worlds.VERSION]}
+    content |= {"version": [VERSION, worlds.VERSIONS[worlds.world_of(recipe.mix or {})]]}
     if recipe.file is not None:
         file = Path(recipe.file)
         if not file.is_file():

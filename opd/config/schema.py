@@ -12,7 +12,7 @@ from pydantic.dataclasses import dataclass
 
 from opd.config.places import CONF as CONF
 from opd.config.recipe import STRICT, Count, NonNegative, Positive, Recipe, Text
-from opd.config.worlds import Domain
+from opd.config.worlds import Domain, World
 
 Probability = Annotated[float, Field(gt=0, le=1)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -37,10 +37,10 @@ Choice = Text | Node
 
 
 @dataclass(config=STRICT, frozen=True)
-class Arithmetic:
-    """Problems of the tiny world, made by `opd.data.arithmetic`."""
+class Generated:
+    """Problems of a world of generated ones; see `opd.data.tasks`."""
 
-    kind: Literal["arithmetic"]
+    kind: World
     split: Literal["train", "test"]
     num: Count
     seed: int
@@ -72,14 +72,14 @@ class Dataset:
 
 @dataclass(config=STRICT, frozen=True)
 class Called:
-    """Problems from a plug-in: `function` is the node of a function that returns `opd.data.arithmetic.Problem`s."""
+    """Problems from a plug-in: `function` is the node of a function that returns `opd.data.problem.Problem`s."""
 
     kind: Literal["function"]
     function: Node
     grader: Choice
 
 
-Source = Annotated[Arithmetic | Dataset | Called, Field(discriminator="kind")]
+Source = Annotated[Generated | Dataset | Called, Field(discriminator="kind")]
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -96,7 +96,7 @@ class DataMixture:
     seed: Annotated[int, Field(ge=0)]
 
 
-AnySource = Arithmetic | Dataset | Called | DataMixture
+AnySource = Generated | Dataset | Called | DataMixture
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -2,7 +2,7 @@
 
 import math
 
-from opd.config.schema import AnySource, Arithmetic, Called, DataMixture, Dataset, RunConfig
+from opd.config.schema import AnySource, Called, DataMixture, Dataset, Generated, RunConfig
 from opd.errors import UserError
 
 
@@ -33,7 +33,7 @@ def steps(config: RunConfig, num_prompts: int) -> int:
 def most_prompts(source: AnySource) -> int | None:
     """The maximum number of prompts of a source; None where only loading it shows that."""
     match source:
-        case Arithmetic():
+        case Generated():
             return source.num
         case Dataset():
             return source.limit

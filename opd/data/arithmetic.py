@@ -6,78 +6,12 @@ Every step of a trace is local (one digit fact, one carry), so that small models
 from an explicit generator; those meant for evaluation are held out by a stable hash of the operands, never by seed.
 """
 
-import hashlib
 import random
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
 
-from opd.config.worlds import Domain, check_mix
-from opd.errors import UserError
-from opd.grading.grader import MATHEMATICS
-
-Split = Literal["train", "test"]
-
-ANSWER_MARK = "#### "
-
-# One problem in this many is held out for evaluation.
-_HELD_OUT = 8
-
-# A cell counts as exhausted after this many draws in a row that were all seen before.
-_MISSES = 2000
-
-
-@dataclass(frozen=True)
-class Problem:
-    """`problem` is the text that a model continues, `answer` the right answer; the id contains the operands."""
-
-    id: str
-    problem: str
-    answer: str
-    domain: str
-    grader: str = MATHEMATICS
-
-
-def load(split: Split, *, num: int, seed: int, mix: Mapping[Domain, Sequence[int]]) -> list[Problem]:
-    """`num` different problems of one split, spread evenly over the (domain, difficulty) cells of `mix`.
-
-    A difficulty is the number of digits of the operands (of the first factor in a multiplication), or the number of
-    terms of a chain. The share of an exhausted cell goes to the others.
-
-    Raises:
-        UserError: where `mix` is invalid, or has fewer than `num` different problems.
-    """
-    cells = check_mix(mix)
-    rng = random.Random(f"{split}-{seed}")
-    problems: dict[str, Problem] = {}
-    while len(problems) < num and cells:
-        for domain, difficulty in tuple(cells):
-            for _ in range(_MISSES):
-                problem = draw(rng, split=split, domain=domain, difficulty=difficulty)
-                if problem.id not in problems:
-                    problems[problem.id] = problem
-                    break
-            else:
-                cells.remove((domain, difficulty))
-            if len(problems) == num:
-                break
-    if len(problems) < num:
-        raise UserError(
-            f"arithmetic: {num} different {split} problems were requested, but the mix {_describe(mix)} has only"
-            f" {len(problems)}; ask for fewer, or add difficulties"
-        )
-    return list(problems.values())
-
-
-def stream(split: Split, *, rng: random.Random, mix: Mapping[Domain, Sequence[int]]) -> Iterator[Problem]:
-    """Endless draws with replacement: a domain, then a difficulty, then operands, each uniformly."""
-    by_domain: dict[Domain, list[int]] = {}
-    for domain, difficulty in check_mix(mix):
-        by_domain.setdefault(domain, []).append(difficulty)
-    domains = list(by_domain)
-    while True:
-        domain = rng.choice(domains)
-        yield draw(rng, split=split, domain=domain, difficulty=rng.choice(by_domain[domain]))
+from opd.config.worlds import Domain
+from opd.data.problem import ANSWER_MARK, Problem, Split
+from opd.data.problem import split_of as split_of_key
 
 
 def draw(rng: random.Random, *, split: Split, domain: Domain, difficulty: int) -> Problem:
@@ -110,6 +44,12 @@ def careless_solution(problem: str, *, slip: float, rng: random.Random) -> str:
     return _trace(problem, lambda: rng.random() < slip)
 
 
+def example(problem: str, *, slip: float, hints: float, rng: random.Random) -> tuple[str, str]:
+    """(prompt, trace) to learn from. This world has no hints: `hints` must be 0."""
+    assert not hints
+    return problem, careless_solution(problem, slip=slip, rng=rng)
+
+
 def _trace(problem: str, slips: "Slips") -> str:
     terms, signs = _parse(problem)
     steps, answer = _chain(terms, signs, slips) if len(terms) > 2 else _SOLVERS[signs](terms[0], terms[1], slips)
@@ -121,8 +61,7 @@ def split_of(expression: str) -> Split:
     terms, signs = _parse(expression)
     if signs in ("+", "*"):
         terms = sorted(terms)
-    digest = hashlib.sha256(f"{signs} {' '.join(terms)}".encode()).digest()
-    return "test" if digest[0] % _HELD_OUT == 0 else "train"
+    return split_of_key(f"{signs} {' '.join(terms)}")
 
 
 # ---- problems
@@ -226,7 +165,3 @@ def _chain(terms: list[str], signs: str, slips: Slips) -> tuple[list[str], str]:
 
 
 _SOLVERS = {"+": _add, "-": _subtract, "*": _multiply}
-
-
-def _describe(mix: Mapping[Domain, Sequence[int]]) -> str:
-    return "; ".join(f"{domain} {', '.join(map(str, difficulties))}" for domain, difficulties in mix.items())

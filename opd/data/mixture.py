@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
-from opd.data.arithmetic import Problem
+from opd.data.problem import Problem
 from opd.data.prompts import epoch_order
 from opd.errors import UserError
 

@@ -15,8 +15,8 @@ import numpy as np
 
 from opd.config.schema import Dataset
 from opd.data import hub
-from opd.data.arithmetic import Problem
 from opd.data.environment import Environment, Message
+from opd.data.problem import Problem
 from opd.errors import UserError
 from opd.grading.answer import plain
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
+from opd.grading.exact import grade_exactly
 from opd.grading.grading import Grade, grade_in_workers, grade_many
 
 
@@ -40,8 +41,13 @@ def mathematics(problem: Gradable, response: str, *, timeout: float) -> Grade:
     return grade_many([response], [problem.answer], timeout=timeout)[0]
 
 
+def exact(problem: Gradable, response: str, *, timeout: float) -> Grade:
+    """Whether the final answer of a response is the problem's to the letter; see `opd.grading.exact`."""
+    return grade_exactly([response], [problem.answer], timeout=timeout)[0]
+
+
 # Graders that take batches and manage their own workers, by path.
-BATCHED: Mapping[str, BatchGrader] = {f"{__name__}.mathematics": grade_many}
+BATCHED: Mapping[str, BatchGrader] = {f"{__name__}.mathematics": grade_many, f"{__name__}.exact": grade_exactly}
 MATHEMATICS = json.dumps({"_target_": f"{__name__}.mathematics"})
 
 

@@ -10,14 +10,14 @@ from opd.model.sharded import layers
 
 
 def quantize(
-    weight: Float[Tensor, "rows columns"], output_axis: int
+    weight: Float[Tensor, "rows columns"], output_axis: int, *, largest: int = 127
 ) -> tuple[Int8[Tensor, "rows columns"], Float[Tensor, "#rows #columns"]]:
-    """w → (q, s) with w ≈ s q: q = round(w / s), s = max |w| / 127 of its output channel, 1 if all w are 0.
+    """w → (q, s) with w ≈ s q: q = round(w / s), s = max |w| / `largest` of its output channel, 1 if all w are 0.
 
     The vector-wise absmax quantisation of LLM.int8() (Dettmers et al. 2022, arXiv:2208.07339, section 2.1), applied to
     weights only. |w - s q| ≤ s / 2.
     """
-    scale = weight.abs().amax(dim=1 - output_axis, keepdim=True) / 127
+    scale = weight.abs().amax(dim=1 - output_axis, keepdim=True) / largest
     scale = torch.where(scale > 0, scale, 1.0)
     return torch.round(weight / scale).to(torch.int8), scale
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from opd.config.recipe import Architecture, Recipe
+from opd.config.worlds import world_of
 from opd.recipes.tokenizer import EOS, PAD, build_tokenizer
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def build(recipe: Recipe) -> "tuple[PreTrainedModel, PreTrainedTokenizerBase]":
         UserError: where `start` cannot be loaded.
     """
     if recipe.architecture is not None:
-        tokenizer = build_tokenizer()
+        tokenizer = build_tokenizer(world_of(recipe.mix or {}))
         return fresh(recipe.architecture, tokenizer, seed=recipe.seed), tokenizer
     from opd.model.load import load_model, load_tokenizer
 

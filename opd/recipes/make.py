@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -14,10 +15,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock
+
 from opd.config.recipe import Recipe, model_path
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.records.files import make_folder
+
+# Models that come with the package, by the names that they get under `paths.models`.
+TRAINED = Path(__file__).parent / "trained"
 
 
 def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, Path]:
@@ -28,11 +34,27 @@ def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, 
         OSError: where `models_dir` cannot be created.
     """
     paths = {name: model_path(name, recipe, models_dir) for name, recipe in recipes.items()}
+    for path in paths.values():
+        if not path.is_dir() and (TRAINED / path.name).is_dir():
+            _copy_trained(path)
     missing = sorted((name for name in recipes if not paths[name].is_dir()), key=lambda name: -_cost(recipes[name]))
     if missing:
         make_folder(models_dir)
         _train_all({name: (recipes[name], paths[name]) for name in missing})
     return paths
+
+
+def _copy_trained(target: Path) -> None:
+    make_folder(target.parent)
+    with FileLock(target.parent / f".{target.name}.lock"):
+        if not target.is_dir():
+            part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+            try:
+                shutil.copytree(TRAINED / target.name, part, dirs_exist_ok=True)
+                part.chmod(0o755)
+                os.rename(part, target)
+            finally:
+                shutil.rmtree(part, ignore_errors=True)
 
 
 def _cost(recipe: Recipe) -> float:

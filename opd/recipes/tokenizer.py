@@ -1,8 +1,11 @@
-"""The tiny world's tokenizer, in Hugging Face format: one token per character, and one for the answer mark."""
+"""The worlds' tokenizers, in Hugging Face format: one token per character, and one for the answer mark."""
 
+import string
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from opd.data.arithmetic import ANSWER_MARK
+from opd.config.worlds import World
+from opd.data.problem import ANSWER_MARK
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -12,15 +15,22 @@ PAD, EOS, UNKNOWN = "<|pad|>", "<|end|>", "<|unknown|>"
 # Tokens that no solution has, for methods that put the name of the teacher before the prompt.
 CONTROL = tuple(f"<|teacher-{index}|>" for index in range(8))
 
-_VOCABULARY = (PAD, EOS, UNKNOWN, *CONTROL, *"0123456789", *"+-*=,;() ", ANSWER_MARK)
+# Spare tokens of the puzzles' tokenizer: the turns of a conversation, as a chat template may write them.
+TURNS = ("<|system|>", "<|user|>", "<|assistant|>", "<|tool|>", "<|close|>")
+
+_PRINTABLE = (*string.digits, *string.ascii_letters, *string.punctuation, " ", "\n")
+_VOCABULARIES: Mapping[World, tuple[str, ...]] = {
+    "arithmetic": (PAD, EOS, UNKNOWN, *CONTROL, *"0123456789", *"+-*=,;() ", ANSWER_MARK),
+    "puzzles": (PAD, EOS, UNKNOWN, *CONTROL, *TURNS, *_PRINTABLE, ANSWER_MARK),
+}
 
 
-def build_tokenizer() -> "PreTrainedTokenizerFast":
-    """A tokenizer that encodes and decodes texts of the arithmetic world exactly; other characters become UNKNOWN."""
+def build_tokenizer(world: World = "arithmetic") -> "PreTrainedTokenizerFast":
+    """A tokenizer that encodes and decodes a world's texts exactly; other characters become UNKNOWN."""
     from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(_VOCABULARY)}, UNKNOWN))
+    tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(_VOCABULARIES[world])}, UNKNOWN))
     tokenizer.pre_tokenizer = pre_tokenizers.Split(Regex(f"{ANSWER_MARK}|[\\s\\S]"), "isolated")
     tokenizer.decoder = decoders.Fuse()
     return PreTrainedTokenizerFast(
@@ -28,6 +38,6 @@ def build_tokenizer() -> "PreTrainedTokenizerFast":
         pad_token=PAD,
         eos_token=EOS,
         unk_token=UNKNOWN,
-        additional_special_tokens=list(CONTROL),
+        additional_special_tokens=[*CONTROL, *(TURNS if world == "puzzles" else ())],
         clean_up_tokenization_spaces=False,
     )

@@ -23,7 +23,7 @@ from pydantic import TypeAdapter
 from torch import Tensor
 
 from opd.config.recipe import Recipe
-from opd.data import arithmetic
+from opd.data import tasks
 from opd.data.batch import pad
 from opd.data.prompts import read_jsonl
 from opd.errors import UserError
@@ -176,15 +176,16 @@ def response_loss(
 
 
 def examples(recipe: Recipe, tokenizer: "PreTrainedTokenizerBase") -> Iterator[Example]:
-    """Yield examples endlessly: draws of worked arithmetic, or a file's lines in a new order each epoch."""
+    """Yield examples endlessly: draws from a world, or a file's lines in a new order each epoch."""
     rng = random.Random(recipe.seed)
     eos = _end(tokenizer)
     if recipe.mix is not None:
+        world = tasks.world(recipe.mix)
         made, skipped, total, (first, last) = 0, 0, recipe.steps * recipe.batch_size, recipe.slip
-        for problem in arithmetic.stream("train", rng=rng, mix=recipe.mix):
+        for problem in tasks.stream("train", rng=rng, mix=recipe.mix):
             slip = first + (last - first) * min(1.0, made / total)
-            prompt = tokenizer.encode(problem.problem, add_special_tokens=False)
-            trace = arithmetic.careless_solution(problem.problem, slip=slip, rng=rng)
+            text, trace = world.example(problem.problem, slip=slip, hints=recipe.hints, rng=rng)
+            prompt = tokenizer.encode(text, add_special_tokens=False)
             response = tokenizer.encode(trace, add_special_tokens=False)
             if len(prompt) + len(response) + 1 <= recipe.max_length:
                 made, skipped = made + 1, 0

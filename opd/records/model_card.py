@@ -5,6 +5,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from opd.config.worlds import VERSIONS
 from opd.records.run_dir import RunDir
 
 
@@ -78,8 +79,8 @@ def _source(source: Mapping[str, Any]) -> str:
         weights = source["weights"] or dict.fromkeys(source["sources"], "all")
         parts = (f"{weight} of {_source(source['sources'][name])}" for name, weight in weights.items())
         return f"{source['num'] or 'all'} problems of a mixture: {'; '.join(parts)}"
-    if source["kind"] == "arithmetic":
-        return f"{source['num']} generated arithmetic problems, seed {source['seed']}"
+    if source["kind"] in VERSIONS:
+        return f"{source['num']} generated {source['kind']} problems, seed {source['seed']}"
     if source["kind"] == "function":
         return f"those of {source['function']['_target_']}"
     return f"{source['hub'] or source['file']}, split {source['split']}"

@@ -16,13 +16,13 @@ from opd.check.signal import has_weight, terms, uses_anchor, uses_grades
 from opd.check.signatures import imported
 from opd.checkpoint.background import Background
 from opd.checkpoint.store import Learned
-from opd.config.schema import AnySource, Arithmetic, Called, DataMixture, RunConfig
+from opd.config.schema import AnySource, Called, DataMixture, Generated, RunConfig
 from opd.config.steps import steps
-from opd.data import arithmetic, mixture, prompts
-from opd.data.arithmetic import Problem
+from opd.data import mixture, prompts, tasks
 from opd.data.batch import Prompt, Sampling
 from opd.data.control import Control
 from opd.data.control import encode as encode_control
+from opd.data.problem import Problem
 from opd.errors import UserError
 from opd.model.load import end_with, load_model, load_tokenizer, max_positions, stop_token_ids
 from opd.model.lora import add_adapters
@@ -198,8 +198,8 @@ def load_problems(source: AnySource, config: RunConfig, *, key: str) -> list[Pro
     grader = json.dumps(load_choice("grader", source.grader, f"{key}.grader"))
     if isinstance(source, Called):
         problems = bind("problems", source.function)()
-    elif isinstance(source, Arithmetic):
-        problems = arithmetic.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
+    elif isinstance(source, Generated):
+        problems = tasks.load(source.split, num=source.num, seed=source.seed, mix=source.mix)
     else:
         data = None if config.paths.data is None else Path(config.paths.data)
         try:

@@ -26,6 +26,7 @@ from tests.integration.conftest import composed as composed_once
 EXPERIMENTS = sorted(file.stem for file in (cli.CONF / "experiment").glob("*.yaml"))
 SCALES = {
     "tiny": [],
+    "small": [],
     "qwen3_0_6b": [],
     "qwen3_4b": [],
     "own": ["student.model=student", "scale.ladder=[a,b,c]", "prompts.source.file=train.jsonl"],

@@ -4,12 +4,12 @@ from dataclasses import replace
 
 import pytest
 
-from opd.config.schema import Arithmetic, DataMixture, Dataset
+from opd.config.schema import DataMixture, Dataset, Generated
 from opd.config.steps import most_prompts, steps
 from opd.errors import UserError
 from tests.integration.conftest import composed
 
-MADE = Arithmetic(kind="arithmetic", split="train", num=40, seed=0, mix={"addition": [1]}, grader="mathematics")
+MADE = Generated(kind="arithmetic", split="train", num=40, seed=0, mix={"addition": [1]}, grader="mathematics")
 SEVERAL = {"one": MADE, "other": MADE}
 
 
@@ -31,7 +31,7 @@ def dataset(limit: int | None) -> Dataset:
         (DataMixture(kind="mixture", sources={**SEVERAL, "file": dataset(None)}, weights=None, num=None, seed=0), None),
     ],
 )
-def test_the_most_prompts_of_a_source(source: Arithmetic | Dataset | DataMixture, most: int | None):
+def test_the_most_prompts_of_a_source(source: Generated | Dataset | DataMixture, most: int | None):
     assert most_prompts(source) == most
 
 

@@ -90,7 +90,7 @@ CONFIG = {
     "rollout_correction.low=3": "would lie outside the range",
     "rollout.temperature=0": "temperature=0",
     "rollout.top_p=1.5": "rollout.top_p=1.5",
-    "rollout.dtype=int4": "rollout.dtype='int4'",
+    "rollout.dtype=int3": "rollout.dtype='int3'",
     "ensemble=hard_switch": "hard_switch",
     "teacher=ladder": "single",
     "+experiment=hard_switch ensemble.boundaries=[0.5]": "ensemble.boundaries",

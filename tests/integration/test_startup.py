@@ -24,7 +24,7 @@ REFUSED = {
     "opd.train +divergence.alpha=3": "divergence.alpha: reverse_kl has no such knob",
     "opd.train filter=kl filter.p_min=101": "filter.p_min=101",
     "opd.train divergence=split filter=partition divergence.inside._target_=os.system": "only functions of",
-    "opd.train rollout.dtype=int4": "rollout.dtype='int4'",
+    "opd.train rollout.dtype=int3": "rollout.dtype='int3'",
     "opd.train rollout=vllm rollout.max_num_seqs=0": "rollout.max_num_seqs=0",
     "opd.train teacher=ladder": "ensemble single takes exactly 1 teacher, not 3",
     "opd.train gamma=0.5 divergence=hellinger": "set gamma=0 and credit=reward_to_go",

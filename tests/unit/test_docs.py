@@ -27,12 +27,13 @@ def test_every_knob_of_shaping_is_in_the_tables():
 
 
 def test_every_experiment_is_in_the_tables_or_changes_no_method():
-    """Lengths, epochs, teachers, temperatures and numbers of samples are no method."""
+    """Lengths, epochs, teachers, temperatures, learning rates and numbers of samples are no method."""
     page = tables.methods()
     unnamed = {name for name in tables.experiments() if f"`{name}`" not in page}
     assert unnamed == {
         *("half_length", "double_length", "two_epochs", "prompts_reused", "one_sample", "eight_samples"),
         *("teacher_smallest", "teacher_second", "teacher_third", "teacher_largest", "self_teacher"),
+        *("half_lr", "double_lr", "half_data"),
         *("temperature_0_1", "temperature_0_5", "temperature_1_2"),
         *("mis",),
     }

@@ -12,9 +12,9 @@ from annotated_types import Ge, Gt, Le
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from opd.data.arithmetic import Problem
 from opd.data.batch import Prompt, Rollout, Sampling
 from opd.data.environment import Message
+from opd.data.problem import Problem
 from opd.grading.grading import Grade
 from opd.objective.divergence import Divergence
 from opd.objective.filter import Filtered, TokenSignals

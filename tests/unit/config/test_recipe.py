@@ -19,6 +19,7 @@ TINY: dict[str, Any] = {
     "architecture": {**SHAPE, "init_std": 0.1},
     "start": None,
     "mix": {"addition": [2], "chain": [3]},
+    "hints": 0.0,
     "slip": [0.1, 0.1],
     "file": None,
     "template": "raw",
@@ -51,6 +52,9 @@ def recipe(**changes: Any) -> Recipe:
         ({"mix": {"division": [2]}}, "mix.division"),
         ({"mix": {"addition": [17]}}, "addition has no difficulty 17"),
         ({"mix": {"addition": []}}, "mix.addition"),
+        ({"mix": {"sort": [5], "addition": [2]}}, "the mix names addition, which is a domain of another world"),
+        ({"hints": 0.3}, "only the puzzles have hints"),
+        ({"hints": 1.5, "mix": {"sort": [5]}}, "hints"),
         ({"slip": [0.5]}, "slip"),
         ({"slip": [0.0, 1.1]}, "slip.1"),
         ({"slip": 0.1}, "slip"),
@@ -82,9 +86,11 @@ def test_the_shipped_recipes_are_valid():
 
     with initialize_config_dir(str(cli.CONF), version_base="1.3"):
         for name in ("student", "small", "medium", "large"):
-            composed = OmegaConf.to_container(compose(f"recipe/{name}"))
-            assert isinstance(composed, dict)
+            composed: Any = OmegaConf.to_container(compose(f"recipe/{name}"))
             TypeAdapter(Recipe).validate_json(json.dumps(composed["recipe"]))
+        for name in ("novice", "first", "second", "third", "fourth"):
+            composed = OmegaConf.to_container(compose(f"recipe/puzzles/{name}"))
+            TypeAdapter(Recipe).validate_json(json.dumps(composed["recipe"]["puzzles"]))
 
 
 def test_a_model_lies_where_its_content_says():
@@ -101,11 +107,16 @@ def test_any_change_of_a_value_is_another_model():
     assert len(names) == len(changes) + 1
 
 
-@pytest.mark.parametrize("where", [module, worlds])
-def test_new_code_is_another_model(where, monkeypatch: pytest.MonkeyPatch):
+def test_new_code_is_another_model(monkeypatch: pytest.MonkeyPatch):
     before = model_path("m", recipe(), Path())
-    monkeypatch.setattr(where, "VERSION", where.VERSION + 1)
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "VERSION", module.VERSION + 1)
+        assert model_path("m", recipe(), Path()) != before
+    puzzles = recipe(mix={"sort": [5]})
+    before_puzzles = model_path("m", puzzles, Path())
+    monkeypatch.setattr(worlds, "VERSIONS", worlds.VERSIONS | {"arithmetic": worlds.VERSIONS["arithmetic"] + 1})
     assert model_path("m", recipe(), Path()) != before
+    assert model_path("m", puzzles, Path()) == before_puzzles
 
 
 def test_the_content_of_a_data_file_counts_and_its_place_does_not(tmp_path: Path):

@@ -6,15 +6,9 @@ from itertools import islice, pairwise
 import pytest
 
 from opd.config.worlds import DIFFICULTIES, check_mix
-from opd.data.arithmetic import (
-    Problem,
-    careless_solution,
-    draw,
-    load,
-    solution,
-    split_of,
-    stream,
-)
+from opd.data.arithmetic import careless_solution, draw, solution, split_of
+from opd.data.problem import Problem
+from opd.data.tasks import load, stream
 from opd.errors import UserError
 
 MIX = {"addition": [2, 3], "subtraction": [2, 3], "multiplication": [2, 3], "chain": [3, 4, 5]}
@@ -47,7 +41,7 @@ def test_trace(problem: str, trace: str):
     assert solution(problem) == trace
 
 
-@pytest.mark.parametrize("domain", DIFFICULTIES)
+@pytest.mark.parametrize("domain", MIX)
 def test_every_answer_and_every_step_of_every_difficulty_is_right(domain: str):
     for difficulty in DIFFICULTIES[domain]:
         rng = random.Random(difficulty)

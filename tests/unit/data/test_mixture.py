@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.config.schema import Dataset
-from opd.data.arithmetic import Problem
 from opd.data.mixture import mix, shares
+from opd.data.problem import Problem
 from opd.data.prompts import load_problems
 from opd.errors import UserError
 from tests.unit.data.test_prompts import SOURCE

@@ -13,8 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.config.schema import Dataset
-from opd.data.arithmetic import Problem
 from opd.data.environment import single_turn
+from opd.data.problem import Problem
 from opd.data.prompts import batch_indices, encode, epoch_order, load_problems
 from opd.errors import UserError
 from opd.recipes.tokenizer import build_tokenizer

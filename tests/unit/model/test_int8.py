@@ -11,7 +11,7 @@ from transformers.pytorch_utils import Conv1D
 
 from opd.model.int8 import Int8Linear, quantize, quantize_layers
 from opd.model.sharded import layers
-from opd.rollout.replica import round_int8
+from opd.rollout.replica import ROUNDING
 from tests.unit.rollout.families import build
 
 
@@ -22,7 +22,7 @@ def test_a_weight_is_within_half_a_step_of_what_it_was(seed: int, output_axis: i
     assert quantized.dtype == torch.int8 and scale.shape == ((5, 1), (1, 7))[output_axis]
     assert ((weight - quantized * scale).abs() <= scale / 2 * (1 + 1e-12)).all()
     assert torch.equal(quantized.abs().amax(1 - output_axis), torch.full((weight.shape[output_axis],), 127))
-    assert torch.equal(round_int8(weight, output_axis), quantized * scale)
+    assert torch.equal(ROUNDING["int8"](weight, output_axis), quantized * scale)
 
 
 def test_by_hand():
@@ -36,7 +36,7 @@ def test_a_linear_map_is_that_of_its_rounded_weight(linear: nn.Module):
     rounded, inputs = copy.deepcopy(linear), torch.randn(3, 6)
     with torch.no_grad():
         weight: torch.Tensor = rounded.weight  # pyright: ignore
-        weight.copy_(round_int8(weight, 1 if isinstance(linear, Conv1D) else 0))
+        weight.copy_(ROUNDING["int8"](weight, 1 if isinstance(linear, Conv1D) else 0))
         held = Int8Linear(linear)  # pyright: ignore
         torch.testing.assert_close(held(inputs), rounded(inputs))
     assert not list(held.parameters())
@@ -50,7 +50,7 @@ def test_a_model_holds_its_layers_in_8_bits_and_answers_as_with_rounded_weights(
         for layer in layers(rounded):
             for module in layer.modules():
                 if isinstance(module, nn.Linear | Conv1D):
-                    module.weight.copy_(round_int8(module.weight, 1 if isinstance(module, Conv1D) else 0))
+                    module.weight.copy_(ROUNDING["int8"](module.weight, 1 if isinstance(module, Conv1D) else 0))
         quantize_layers(model)
         tokens = torch.tensor([[3, 4, 5, 6, 7]])
         torch.testing.assert_close(model(tokens).logits, rounded(tokens).logits, atol=1e-5, rtol=1e-5)

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedTokenizerFast, Qwen3ForCausalLM
 
 from opd.config.recipe import Architecture
-from opd.data.arithmetic import Problem
 from opd.data.environment import single_turn
+from opd.data.problem import Problem
 from opd.data.prompts import encode
 from opd.errors import UserError
 from opd.model.load import load_config, load_ends, load_model, load_tokenizer

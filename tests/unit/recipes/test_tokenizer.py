@@ -3,7 +3,8 @@ from itertools import islice
 
 import pytest
 
-from opd.data.arithmetic import careless_solution, stream
+from opd.data.arithmetic import careless_solution
+from opd.data.tasks import stream
 from opd.recipes.tokenizer import CONTROL, EOS, PAD, UNKNOWN, build_tokenizer
 
 MIX = {"addition": [2, 6], "subtraction": [2, 6], "multiplication": [1, 5], "chain": [3, 8]}

@@ -1,5 +1,6 @@
 """The sampler's copy: what is rounded, what stays tied, what follows the learner."""
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -9,8 +10,13 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from opd.data.batch import Sampling
-from opd.rollout.replica import refresh, replicate, round_int8
+from opd.rollout.replica import ROUNDING, refresh, replicate
 from tests.unit.rollout.families import build, prompts, sampler
+
+# The values of the format, by its definition: sign, 4 bits of exponent with bias 7, 3 bits of mantissa.
+MANTISSAS = np.arange(8) / 8
+E4M3 = np.concatenate([MANTISSAS * 2.0**-6, *((1 + MANTISSAS) * 2.0**exponent for exponent in range(-6, 9))])
+E4M3 = np.unique(np.concatenate([-E4M3[E4M3 <= 448], E4M3[E4M3 <= 448]]))
 
 
 @pytest.mark.parametrize("output_axis", [0, 1])
@@ -20,7 +26,9 @@ def test_round_int8(output_axis: int):
     )
     if output_axis == 1:
         weight = weight.T
-    channels, rounded = (each if output_axis == 0 else each.T for each in (weight, round_int8(weight, output_axis)))
+    channels, rounded = (
+        each if output_axis == 0 else each.T for each in (weight, ROUNDING["int8"](weight, output_axis))
+    )
     scale = channels.abs().amax(1) / 127
     for channel, result, step in zip(channels, rounded, scale, strict=True):
         if step == 0:
@@ -33,7 +41,20 @@ def test_round_int8(output_axis: int):
         assert 0.2 < (result - channel).pow(2).mean().sqrt() / step < 0.35, "uniform rounding error: step / sqrt(12)"
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+@pytest.mark.parametrize("output_axis", [0, 1])
+@pytest.mark.parametrize(("name", "values"), [("float8", E4M3), ("int4", np.arange(-7.0, 8.0))])
+def test_rounds_to_the_nearest_value_of_the_format(name: str, values: np.ndarray, output_axis: int):
+    weight = (
+        torch.randn(5, 300, generator=torch.Generator().manual_seed(0)) * torch.tensor([1e-3, 1, 1, 50, 0])[:, None]
+    )
+    rounded = ROUNDING[name](weight if output_axis == 0 else weight.T, output_axis)
+    for channel, result in zip(weight, rounded if output_axis == 0 else rounded.T, strict=True):
+        scale = float(channel.abs().max()) / values.max() or 1.0
+        nearest = values[np.abs(channel.numpy()[:, None] / scale - values).argmin(1)] * scale
+        np.testing.assert_allclose(result.numpy(), nearest, rtol=1e-5, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8", "float8", "int4"])
 def test_tied_weights_stay_tied_and_rotary_frequencies_exact(dtype):
     learner = build("qwen3-tied")
     replica = replicate(learner, dtype)
@@ -59,7 +80,7 @@ def test_int8_rounds_by_output_channel(family: str):
             continue
         rounded += 1
         axis = 1 if family == "gpt2" and "lm_head" not in name and "wte" not in name else 0
-        torch.testing.assert_close(weights[name], round_int8(weight.detach(), axis), rtol=0, atol=0)
+        torch.testing.assert_close(weights[name], ROUNDING["int8"](weight.detach(), axis), rtol=0, atol=0)
     assert rounded == (2 * 7 + 1 if family == "qwen3" else 2 * 4 + 1)
 
 

@@ -1,0 +1,47 @@
+"""The models that come with the package are those of today's recipes.
+
+OPD_RETRAIN=1 makes each again, in some twenty minutes, and compares the weights: of a CPU of the same kind, bit by bit.
+"""
+
+import os
+
+import pytest
+from safetensors.torch import load_file
+from torch.testing import assert_close
+
+from opd.config.recipe import model_path
+from opd.model.load import load_model, load_tokenizer
+from opd.recipes import worker
+from opd.recipes.make import TRAINED, ensure_models
+from sweeps.compose import composer
+
+NAMES = ("novice", "first", "second", "third", "fourth")
+
+
+@pytest.fixture(scope="module")
+def recipes():
+    with composer() as composed:
+        return composed.config(["scale=small", "teacher.models=${scale.ladder}", "ensemble=arithmetic"]).recipes
+
+
+def test_every_model_of_the_small_world_comes_trained(recipes, tmp_path, monkeypatch):
+    assert set(recipes) == set(NAMES)
+    monkeypatch.setattr(worker, "train", None)
+    for name, path in ensure_models(recipes, tmp_path).items():
+        assert path == model_path(name, recipes[name], tmp_path)
+        model, tokenizer = (load(str(path), revision=None, key="model") for load in (_weights, load_tokenizer))
+        assert model.config.vocab_size == len(tokenizer)
+    assert {folder.name for folder in TRAINED.iterdir()} == {path.name for path in tmp_path.glob("[a-z]*")}
+
+
+def _weights(path, **names):
+    return load_model(path, dtype="float32", **names)
+
+
+@pytest.mark.skipif("OPD_RETRAIN" not in os.environ, reason="OPD_RETRAIN=1 trains the models again")
+@pytest.mark.parametrize("name", NAMES)
+def test_a_trained_model_can_be_made_again(recipes, tmp_path, name):
+    path = model_path(name, recipes[name], tmp_path)
+    worker.make(recipes[name], path, lambda _: None)
+    again, kept = (load_file(folder / "model.safetensors") for folder in (path, TRAINED / path.name))
+    assert_close(again, kept, rtol=0, atol=0)
