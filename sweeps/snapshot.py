@@ -82,5 +82,7 @@ def _files() -> list[Path]:
     return sorted(
         file
         for file in files
-        if file.is_file() and file.suffix in (".py", ".yaml", ".json") and "__pycache__" not in file.parts
+        if file.is_file()
+        and file.suffix in (".py", ".yaml", ".json", ".safetensors")
+        and "__pycache__" not in file.parts
     )

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from analysis.published_tables import VERDICTS
 from analysis.report import main
 from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_broken, write_demo, write_run
 from tests.unit.analysis.published_runs import rollouts, write_published
@@ -382,7 +383,7 @@ def test_verdicts_come_first(open_report, published):
     cards = [card.get_attribute("id") for card in page.locator("main section.card").all()]
     assert cards[:2] == ["verdicts", "summary"]
     words = page.locator("#table-verdicts .verdict").all_inner_texts()
-    assert words and set(words) <= {"reproduced", "contradicted", "not settled", "report only", "not run"}
+    assert words and set(words) <= set(VERDICTS)
 
 
 def test_metric_of_a_figure_is_chosen(open_report, published):

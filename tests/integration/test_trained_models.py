@@ -13,6 +13,7 @@ from opd.config.recipe import model_path
 from opd.model.load import load_model, load_tokenizer
 from opd.recipes import worker
 from opd.recipes.make import TRAINED, ensure_models
+from sweeps import snapshot
 from sweeps.compose import composer
 
 NAMES = ("novice", "first", "second", "third", "fourth")
@@ -45,3 +46,10 @@ def test_a_trained_model_can_be_made_again(recipes, tmp_path, name):
     worker.make(recipes[name], path, lambda _: None)
     again, kept = (load_file(folder / "model.safetensors") for folder in (path, TRAINED / path.name))
     assert_close(again, kept, rtol=0, atol=0)
+
+
+def test_a_copy_of_the_code_has_the_trained_models_whole(tmp_path):
+    copy = snapshot.take(snapshot.current(), tmp_path) / TRAINED.relative_to(snapshot.ROOT)
+    assert {file.relative_to(copy) for file in copy.rglob("*")} == {
+        file.relative_to(TRAINED) for file in TRAINED.rglob("*")
+    }

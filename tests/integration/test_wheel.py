@@ -104,7 +104,7 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Installe
 
 
 def files(*folders: str) -> set[str]:
-    kinds = (".py", ".yaml", ".jinja", ".css", ".js")
+    kinds = (".py", ".yaml", ".jinja", ".css", ".js", ".json", ".safetensors")
     there = [file for folder in folders for file in (ROOT / folder).rglob("*") if file.suffix in kinds]
     return {file.relative_to(ROOT).as_posix() for file in there}
 
