@@ -17,6 +17,7 @@ with arms that are known to differ from it, the controls (`+sweep=calibration`);
 """
 
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,11 +30,12 @@ from scipy import stats
 from analysis import command
 from analysis.comparison import Side, compare
 from analysis.contrasts import Bootstrap
-from analysis.decisions import Finding, Statement, decide
+from analysis.decisions import UNTESTED, Finding, Statement, decide
 from analysis.outcomes import MEASURES
 from analysis.published import published
 from analysis.report import read_records
 from analysis.results import Results, analyse
+from analysis.text import markdown_table
 from opd.errors import UserError
 
 SEEDS = (3, 5, 10, 20)
@@ -96,13 +98,13 @@ def calibrate(arguments: Arguments) -> str:
         if arm.role == "arm" and arm.counted
     }
     parts = [
-        f"{len(pool.used)} runs of {pool.label}; {arguments.pairs} pairs of blocks for each number.",
+        f"{len(pool.used)} runs of {pool.label}; {arguments.pairs} pairs of blocks for each number.\n",
         f"## A/A: called different, of 100 pairs that are not\n\n{_aa_table(results, same)}",
         *([f"## Controls: called different, of 100 pairs\n\n{_control_table(controls)}"] if controls else []),
         f"## Smallest difference found in four of five studies, points\n\n{_smallest_table(results, same)}",
         f"## Where the spread between seeds comes from\n\n{_spread_table(results, pool.used)}",
     ]
-    return "\n\n".join(parts)
+    return "\n".join(parts)
 
 
 def draw(
@@ -127,13 +129,7 @@ def draw(
             finding = Finding(
                 Statement("a", "b", low, high), one.estimate.one(rows[0]), size, 1 if paired else 2, one.problems
             )
-            decision = decide([finding])
-            word = (
-                "not settled"
-                if not decision.p <= ALPHA
-                else ("reproduced" if decision.holds < decision.fails else "contradicted")
-            )
-            decisions.setdefault(kind, []).append(word)
+            decisions.setdefault(kind, []).append(decide([finding]).word(ALPHA))
     words = {kind: np.array(each) for kind, each in decisions.items()}
     return Blocks(size, paired, np.array(differences), np.array(p), words)
 
@@ -186,7 +182,7 @@ def _aa_table(results: Results, blocks: Sequence[Blocks]) -> str:
             (words["equivalence"] == "reproduced").mean(),
         ]
         rows.append([str(one.size), _paired(one), *(f"{100 * share:.1f}" for share in shares)])
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _control_table(controls: dict[str, list[Blocks]]) -> str:
@@ -197,15 +193,13 @@ def _control_table(controls: dict[str, list[Blocks]]) -> str:
         found = {(one.size, one.paired): f"{100 * (one.p[:, 0] <= ALPHA).mean():.0f}" for one in blocks}
         mean = 100 * blocks[-1].differences[:, 0].mean()
         rows.append([name, f"{mean:+.1f}", *(found.get(size, "–") for size in sizes)])
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _smallest_table(results: Results, blocks: Sequence[Blocks]) -> str:
     """From the spread of the pool's blocks, which holds what evaluation adds."""
-    largest = max(
-        sum(claim.sweep == sweep for claim in published().claims)
-        for sweep in {claim.sweep for claim in published().claims if claim.sweep}
-    )
+    tested = (claim.sweep for claim in published().claims if claim.sweep and claim.kind not in UNTESTED)
+    largest = max(Counter(tested).values())
     head = ["metric", *(f"{size} seeds, {kind}" for size in SEEDS for kind in ("paired", "unpaired"))]
     head += [f"{size} seeds, paired, corrected for {largest}" for size in SEEDS]
     rows = []
@@ -216,7 +210,7 @@ def _smallest_table(results: Results, blocks: Sequence[Blocks]) -> str:
         ]
         cells += [smallest(spread, size, sides=1, alpha=ALPHA / largest) for size in SEEDS]
         rows.append([f"{results.label(score)} {which}", *(f"{100 * cell:.1f}" for cell in cells)])
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _spread_table(results: Results, runs: Sequence[str]) -> str:
@@ -239,16 +233,11 @@ def _spread_table(results: Results, runs: Sequence[str]) -> str:
         ["of which one evaluation's draws", f"{100 * noise**0.5:.2f}"],
         ["the rest, from run to run", f"{100 * max(scores.var(ddof=1) - noise, 0.0) ** 0.5:.2f}"],
     ]
-    return _markdown(head, rows)
+    return markdown_table(head, rows)
 
 
 def _paired(one: Blocks) -> str:
     return "paired" if one.paired else "unpaired"
-
-
-def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---:"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def main(argv: Sequence[str]) -> int:

@@ -84,7 +84,7 @@ def _levels(claims: Iterable[Claim], decisions: Mapping[str, Decision], error: f
 
 
 def _decided(evidence: Evidence, decision: Decision, alpha: float, results: Results, settings: Settings) -> Verdict:
-    one, settled = decision.deciding, decision.p <= alpha
+    one, word = decision.deciding, decision.word(alpha)
     statement = one.statement
     factor = "" if statement.factor == 1 else f"{statement.factor:.3g} × "
     difference = f"{statement.arm} − {factor}{statement.baseline}"
@@ -94,10 +94,9 @@ def _decided(evidence: Evidence, decision: Decision, alpha: float, results: Resu
     if decision.fails < decision.holds:
         alpha /= len(evidence.findings)  # any of them may be the one that fails
     interval = f"The {100 * (1 - alpha):.3g} % interval of {difference}"
-    if settled and decision.holds < decision.fails:
-        return _verdict(evidence, results, "reproduced", f"{interval} lies entirely within the claim.", one, alpha)
-    if settled:
-        return _verdict(evidence, results, "contradicted", f"{interval} lies entirely outside the claim.", one, alpha)
+    if word != "not settled":
+        side = "within" if word == "reproduced" else "outside"
+        return _verdict(evidence, results, word, f"{interval} lies entirely {side} the claim.", one, alpha)
     needed, at = _seeds_needed(evidence.claim, one, alpha, settings)
     more = (
         f"{needed} seeds per arm, {needed - one.seeds} more, would settle" if needed else "No number of seeds settles"

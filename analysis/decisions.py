@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Literal
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from analysis.published import Claim, Settings
 from analysis.stats.intervals import Estimate
 
 REPORT_ONLY, NOT_RUN, IDENTITY = "report only", "not run", "identity"
+UNTESTED = (REPORT_ONLY, NOT_RUN, IDENTITY)  # kinds that no statistical test decides
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,12 @@ class Decision:
     def p(self) -> float:
         """Two-sided: the chance of a wrong verdict, whichever it would be. NaN where nothing varies."""
         return float(np.minimum(1, 2 * np.minimum(self.holds, self.fails)))
+
+    def word(self, alpha: float) -> Literal["reproduced", "contradicted", "not settled"]:
+        """What the tests come to at the two-sided level `alpha`."""
+        if not self.p <= alpha:  # NaN too
+            return "not settled"
+        return "reproduced" if self.holds < self.fails else "contradicted"
 
 
 def decide(findings: Sequence[Finding]) -> Decision:

@@ -7,7 +7,7 @@ import numpy as np
 
 from analysis.arms import Arm
 from analysis.comparison import Side, compare
-from analysis.decisions import IDENTITY, KINDS, NOT_RUN, REPORT_ONLY, Finding, Statement
+from analysis.decisions import KINDS, NOT_RUN, UNTESTED, Finding, Statement
 from analysis.outcomes import MEASURES
 from analysis.published import Claim, Published
 from analysis.results import Results
@@ -36,8 +36,7 @@ class Evidence:
     @property
     def decidable(self) -> bool:
         """Whether it is tested, and so counts in the correction for multiple comparisons."""
-        undecided = (REPORT_ONLY, NOT_RUN, IDENTITY)
-        unfit = self.missing or self.hidden or self.built_in or self.claim.kind in undecided
+        unfit = self.missing or self.hidden or self.built_in or self.claim.kind in UNTESTED
         return not unfit and min(one.seeds for one in self.findings) > 1
 
     @property

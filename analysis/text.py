@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterable, Sequence
 
 # Control characters, lone surrogates, invisible characters and marks that turn the writing direction.
 _UNPRINTABLE = re.compile(
@@ -49,6 +50,12 @@ def encodable(text: str) -> str:
 def markdown(text: str) -> str:
     """`text` for a cell of a Markdown table: no markup, no HTML, no end of the cell."""
     return _MARKDOWN.sub(r"\\\1", html.escape(text, quote=False))
+
+
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A Markdown table of plain cells, aligned to the right."""
+    lines = [head, ["---:"] * len(head), *rows]
+    return "".join("| " + " | ".join(line) + " |\n" for line in lines)
 
 
 def latex(text: str) -> str:

@@ -6,6 +6,7 @@ Scores, lengths and hints are those of evaluation, entropies and the disagreemen
 rollouts of training. Nothing is trained but what is missing, and no two methods are compared.
 """
 
+import math
 import random
 import sys
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from analysis.text import markdown_table
 from opd.config.schema import RunConfig
 from opd.data.batch import Prompt, Rollout, Sampling
 from opd.data.puzzles import HINTS, hinted
@@ -127,22 +129,17 @@ def main(overrides: Sequence[str]) -> None:
                 f"{theirs.entropy[start.mask].mean():.3f}",
             )
         )
-    print(_table(head, rows))
+    print(markdown_table(head, rows))
     drifts = []
     for dtype in PRECISIONS:
         rollout = student.rollout(prompts, dtype)
         ratio = (student.scorer().scores(rollout).logp - rollout.rollout_logp)[rollout.mask]
-        drifts.append((dtype, f"{ratio.abs().mean():.4f}", f"{100 * (ratio.abs() > 0.693).float().mean():.2f}"))
-    print(_table(("rollout.dtype", "mean abs log ratio", "outside [0.5, 2]"), drifts))
+        drifts.append((dtype, f"{ratio.abs().mean():.4f}", f"{100 * (ratio.abs() > math.log(2)).float().mean():.2f}"))
+    print(markdown_table(("rollout.dtype", "mean abs log ratio", "outside [0.5, 2]"), drifts))
 
 
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [head, ["---:"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -9,12 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from analysis.decisions import IDENTITY, KINDS, NOT_RUN, REPORT_ONLY, Finding, decide
+from analysis.decisions import KINDS, UNTESTED, Finding, decide
 from analysis.published import Claim, published
 from analysis.stats.bootstrap import resampled_means, resampling_weights
 from analysis.stats.corrections import holm_levels
 from analysis.stats.intervals import block, estimate
 from analysis.stats.small import beta_binomial_interval
+from analysis.text import markdown_table
 
 DOCS = Path(__file__).parent
 K = 8
@@ -94,15 +95,15 @@ def page() -> str:
         k=K,
         hardness=HARDNESS,
         **SPREADS,
-        intervals=_table(head, rows),
+        intervals=markdown_table(head, rows),
         trials=TRIALS,
         few=FEW_TRIALS,
         error=2 * 100 * (0.05 * 0.95 / TRIALS) ** 0.5,
         few_error=2 * 100 * (0.05 * 0.95 / FEW_TRIALS) ** 0.5,
-        small_sets=_table(("mean", "beta-binomial", "t"), [small_set(mean) for mean in (0.5, 0.2, 0.05, 0.02)]),
+        small_sets=markdown_table(("mean", "beta-binomial", "t"), [small_set(mean) for mean in (0.5, 0.2, 0.05, 0.02)]),
         problems=PROBLEMS[-1],
         effect=100 * EFFECT,
-        verdicts=_table(
+        verdicts=markdown_table(
             ("sweep", "claims", "seeds", "wrong, seeds differ by 0.5 points", "by 3 points", "power"), verdict_rows
         ),
         verdict_trials=TRIALS,
@@ -170,8 +171,7 @@ def sweeps() -> list[str]:
 
 def tested(sweep: str) -> list[Claim]:
     """The claims of a sweep that are corrected together."""
-    undecided = (REPORT_ONLY, NOT_RUN, IDENTITY)
-    return [claim for claim in published().claims if claim.sweep == sweep and claim.kind not in undecided]
+    return [claim for claim in published().claims if claim.sweep == sweep and claim.kind not in UNTESTED]
 
 
 def decided(sweep: str, seeds: int, between: float, *, more: float = 0.0, trials: int = TRIALS) -> float:
@@ -210,11 +210,6 @@ def _on_the_edge(
         ours, theirs = (baseline, arms[key]) if one_arm else (arms[key], baseline)
         found.append((one, estimate([block([ours - one.factor * theirs])])))
     return found
-
-
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
-    lines = [head, ("---:",) * len(head), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines) + "\n"
 
 
 if __name__ == "__main__":

@@ -33,6 +33,13 @@ def score_control(results: Results) -> Control:
     return Control("score", "Score", tuple((score, results.label(score)) for score in ("mean", "best")))
 
 
+def _certainty(row: Mapping[str, Any]) -> str:
+    low, high = 100 * row["low"], 100 * row["high"]
+    if row["same"]:
+        return " (the same results)"
+    return "" if math.isnan(low + high) else f"<br>95 %: {low:+.1f} to {high:+.1f}"
+
+
 def differences(results: Results, styles: Styles, score: str) -> Panel:
     """Each arm that counts minus the baseline, at the last step."""
     traces: list[Trace] = []
@@ -40,14 +47,6 @@ def differences(results: Results, styles: Styles, score: str) -> Panel:
     frame = frame[(frame["score"] == score) & (frame["which"] == "last")]
     for arm in results.arms:
         for row in rows_of(frame[frame["arm"] == arm.id]):
-            low, high = 100 * row["low"], 100 * row["high"]
-            interval = (
-                " (the same results)"
-                if row["same"]
-                else ""
-                if math.isnan(low + high)
-                else f"<br>95 %: {low:+.1f} to {high:+.1f}"
-            )
             traces.append(
                 scatter(
                     arm.label,
@@ -55,7 +54,7 @@ def differences(results: Results, styles: Styles, score: str) -> Panel:
                     [percent(row)],
                     [_row(arm)],
                     {"arm": arm.id, "benchmark": row["benchmark"]},
-                    hover=f"%{{x:+.1f}} points{interval}",
+                    hover=f"%{{x:+.1f}} points{_certainty(row)}",
                     error_x=error_bars(styles[arm.id], [row]),
                 )
             )

@@ -17,8 +17,8 @@ copying, and continues from what it wrote. A hint stands on a line after the pro
     hint 25198         a state half-way, from which the trace then continues
     hint 15298 12598   the reference solution: each step moves the least remaining digit, or removes a run of letters
 
-Problems come from an explicit generator; those for evaluation are held out
-by a stable hash of the problem, never by seed.
+Problems come from an explicit generator; those for evaluation are held out by a stable hash of the problem, never by
+seed.
 """
 
 import random
@@ -119,10 +119,12 @@ def example(problem: str, *, slip: float, hints: float, rng: random.Random) -> t
 def _big_steps(problem: str) -> list[str]:
     puzzle, state = _read(problem)
     states = [state]
-    for place in range(len(state)):
-        state = puzzle.big_step(state, place) if place < len(state) else state
+    place = 0
+    while place < len(state):  # a step may shorten it
+        state = puzzle.big_step(state, place)
         if state != states[-1]:
             states.append(state)
+        place += 1
     return states
 
 

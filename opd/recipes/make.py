@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, 
     paths = {name: model_path(name, recipe, models_dir) for name, recipe in recipes.items()}
     for path in paths.values():
         if not path.is_dir() and (TRAINED / path.name).is_dir():
-            _copy_trained(path)
+            make_model(path, partial(shutil.copytree, TRAINED / path.name, dirs_exist_ok=True))
     missing = sorted((name for name in recipes if not paths[name].is_dir()), key=lambda name: -_cost(recipes[name]))
     if missing:
         make_folder(models_dir)
@@ -44,17 +45,23 @@ def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, 
     return paths
 
 
-def _copy_trained(target: Path) -> None:
+def make_model(target: Path, fill: Callable[[Path], object]) -> None:
+    """Make the folder `target` by `fill`, atomically and unless it exists; of several processes one does so and the
+    others wait.
+    """
     make_folder(target.parent)
     with FileLock(target.parent / f".{target.name}.lock"):
-        if not target.is_dir():
-            part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-            try:
-                shutil.copytree(TRAINED / target.name, part, dirs_exist_ok=True)
-                part.chmod(0o755)
-                os.rename(part, target)
-            finally:
-                shutil.rmtree(part, ignore_errors=True)
+        if target.is_dir():
+            return
+        for abandoned in target.parent.glob(f".{target.name}.*.part"):
+            shutil.rmtree(abandoned)
+        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
+        try:
+            fill(part)
+            part.chmod(0o755)
+            os.rename(part, target)
+        finally:
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _cost(recipe: Recipe) -> float:

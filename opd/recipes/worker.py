@@ -5,11 +5,8 @@ Reads {"recipe", "target"} as JSON from stdin, writes JSON lines to stdout: {"st
 
 import json
 import math
-import os
 import random
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
@@ -17,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
 from jaxtyping import Bool, Float, Int
 from pydantic import TypeAdapter
 from torch import Tensor
@@ -28,6 +24,7 @@ from opd.data.batch import pad
 from opd.data.prompts import read_jsonl
 from opd.errors import UserError
 from opd.recipes.build import build, save
+from opd.recipes.make import make_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -68,22 +65,14 @@ def main() -> int:
 
 def make(recipe: Recipe, target: Path, report: Callable[[dict[str, Any]], None]) -> None:
     """Train and write `target` atomically, unless it exists; of several processes one does so and the others wait."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(target.parent / f".{target.name}.lock"):
-        if target.is_dir():
-            return
-        for abandoned in target.parent.glob(f".{target.name}.*.part"):
-            shutil.rmtree(abandoned)
-        part = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".part", dir=target.parent))
-        try:
-            model, tokenizer = build(recipe)
-            train(model, tokenizer, recipe, report)
-            save(model, tokenizer, part)
-            (part / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
-            part.chmod(0o755)
-            os.rename(part, target)
-        finally:
-            shutil.rmtree(part, ignore_errors=True)
+
+    def fill(part: Path) -> None:
+        model, tokenizer = build(recipe)
+        train(model, tokenizer, recipe, report)
+        save(model, tokenizer, part)
+        (part / "recipe.json").write_text(json.dumps(asdict(recipe), indent=1) + "\n")
+
+    make_model(target, fill)
 
 
 def train(

@@ -23,6 +23,9 @@ State = Literal["pending", "running", "preempted", "finished", "failed"]
 # What identifies a sample of an evaluation: its benchmark, problem_id and sample.
 Key = tuple[str, str, int]
 
+# Records by any of which a run's directory is known.
+_RECORDS = {"config.yaml", "status.json", "manifest.json", "metrics.jsonl"}
+
 
 @dataclass(frozen=True)
 class Status:
@@ -229,9 +232,6 @@ def _score(line: Mapping[str, Any], file: Path) -> float:
     if type(score) not in (int, float) or not 0 <= score <= 1:
         raise RecordError(f"{file}: score is {json.dumps(score)[:40]}, not a number from 0 to 1")
     return float(score)
-
-
-_RECORDS = {"config.yaml", "status.json", "manifest.json", "metrics.jsonl"}
 
 
 def find_runs(root: Path, *, on_error: Callable[[OSError], None] | None = None) -> list[RunDir]:
