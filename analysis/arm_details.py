@@ -6,7 +6,7 @@ from typing import Any
 
 from analysis.config_diff import flat
 from analysis.rollouts import Rollouts, read_rollouts
-from analysis.text import printable
+from opd.printable import printable
 from opd.records.files import RecordError
 from opd.records.run_dir import RunDir
 

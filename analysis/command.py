@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from opd.errors import UserError
+from opd.printable import printable_text, say
 from opd.records.files import write_atomic
 
 Arguments = TypeVar("Arguments")
@@ -58,8 +59,8 @@ def run(argv: Sequence[str], doc: str | None, kind: type[Arguments], work: Calla
         print((doc or "").strip())
         return 0
     try:
-        print(work(parse(argv, kind)))
+        say(str(work(parse(argv, kind))))
     except UserError as error:
-        print(error, file=sys.stderr)
+        print(printable_text(str(error)), file=sys.stderr)
         return 2
     return 0

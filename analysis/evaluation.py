@@ -8,7 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from analysis.json_lines import read_table
-from analysis.text import encodable, printable
+from analysis.text import encodable
+from opd.printable import printable
 from opd.records.files import RecordError, parse_lines, read_bytes
 from opd.records.run_dir import RunDir, Sample
 

@@ -18,8 +18,8 @@ from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS
 from analysis.evaluation import SCORES, Evaluation, Example
 from analysis.parallel import parallel_map
 from analysis.read_run import RunContents, read_run
-from analysis.text import printable
 from analysis.training import Training
+from opd.printable import printable
 from opd.records.run_dir import RunDir, find_runs
 
 FEWEST = 40  # runs worth starting processes for

@@ -10,9 +10,9 @@ import numpy as np
 
 from analysis.columns import RUN_COLUMNS, Column
 from analysis.evaluation import Evaluation, read_evaluation
-from analysis.text import printable
 from analysis.training import NO_TRAINING, Training, read_training
 from opd.config.identity import config_hash
+from opd.printable import printable
 from opd.records.files import RecordError, read_json
 from opd.records.run_dir import RunDir
 

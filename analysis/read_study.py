@@ -22,8 +22,8 @@ from analysis.evaluation import AVERAGE, SCORES, grades
 from analysis.load import Records
 from analysis.rollouts import parse_rollouts
 from analysis.study_schema import AVERAGED, CONFIGS, EVALUATION, TABLES
-from analysis.text import printable
 from opd.config.identity import as_today, config_hash
+from opd.printable import printable
 from opd.records.files import RecordError, read_bytes, read_json
 from opd.records.run_dir import State
 

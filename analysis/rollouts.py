@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from analysis.text import printable
+from opd.printable import printable
 from opd.records.files import RecordError, read_json
 from opd.records.run_dir import RunDir
 

@@ -4,10 +4,6 @@ import html
 import re
 from collections.abc import Iterable, Sequence
 
-# Control characters, lone surrogates, invisible characters and marks that turn the writing direction.
-_UNPRINTABLE = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
 _LATEX = {
     **{character: f"\\{character}" for character in "&%$#_{}"},
     "\\": r"\textbackslash{}",
@@ -34,12 +30,6 @@ _MARKDOWN = re.compile(r"([\\`*_\[\]|~$])")
 _NUMBER = re.compile(r"[+-]?\d+(\.\d+)?")
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\uff1d", "\uff0b", "\uff0d", "\uff20")
 _BREAKS_OUT = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-
-
-def printable(text: str, *, limit: int) -> str:
-    """`text` on one line and no longer than `limit`, with U+FFFD for characters that are invisible or misleading."""
-    text = " ".join(text[: 4 * limit + 100].split())
-    return _UNPRINTABLE.sub("\ufffd", text if len(text) <= limit else text[: limit - 1] + "…")
 
 
 def encodable(text: str) -> str:

@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from analysis.columns import TRAINING_COLUMNS
 from analysis.json_lines import read_table
-from analysis.text import printable
+from opd.printable import printable
 from opd.records.files import RecordError, parse_lines, read_bytes
 from opd.records.run_dir import RunDir
 

@@ -15,9 +15,10 @@ import pandas as pd
 
 from analysis.columns import TRAINING_COLUMNS
 from analysis.load import Records
-from analysis.text import encodable, printable
+from analysis.text import encodable
 from analysis.training import MOST_STEPS
 from opd.errors import UserError
+from opd.printable import printable
 
 STUDY = "wandb"
 EXPORTED = "exported"  # the state of runs of a CSV export, which has none

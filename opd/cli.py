@@ -19,6 +19,7 @@ from opd.config import plugins
 from opd.config.identity import override_as_today
 from opd.config.places import CONF, ROOT
 from opd.errors import UserError
+from opd.printable import printable_text
 
 
 def register_resolvers() -> None:
@@ -250,5 +251,5 @@ def _first_line(error: BaseException) -> str:
 
 
 def _stop(sentence: str, status: int = 2) -> None:
-    print(f"opd: {sentence}", file=sys.stderr)
+    print(f"opd: {printable_text(sentence)}", file=sys.stderr)
     sys.exit(status)

@@ -19,6 +19,7 @@ from opd.checkpoint.atomic import CHECKSUMS, find_damage
 from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.errors import UserError
+from opd.printable import say
 from opd.ranks.dist import world
 from opd.records import config_argument
 from opd.records import files as records
@@ -74,8 +75,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     )
     for name, value in scores.items():
         percent = "@" in name or name.endswith("truncated")
-        print(f"{name:40} {100 * value:8.2f} %" if percent else f"{name:40} {value:8.2f}")
-    print(folder.path)
+        say(f"{name:40} {100 * value:8.2f} %" if percent else f"{name:40} {value:8.2f}")
+    say(str(folder.path))
     return scores
 
 

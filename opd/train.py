@@ -23,6 +23,7 @@ from opd.check.refusals import warnings
 from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.errors import UserError
+from opd.printable import say, warn
 from opd.ranks.dist import Ranks, world
 from opd.records import config_argument, files
 from opd.records.run_dir import RunDir, Status, changed_keys
@@ -64,7 +65,7 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
     _check_same_config(folder, content)
     before = folder.status() if folder.status_file.exists() else None
     if before is not None and before.state == "finished":
-        print(f"{folder.path}: already finished, {before.num_steps} steps; nothing to do")
+        say(f"{folder.path}: already finished, {before.num_steps} steps; nothing to do")
         return before
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
     folder.write_status(
@@ -81,7 +82,7 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
         )
     )
     for warning in warnings(config):
-        print(f"opd: warning: {warning}", file=sys.stderr)
+        warn(warning)
     try:
         return _run(config, folder)
     except BaseException as error:
@@ -155,7 +156,7 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
 
         def begin() -> None:
             if done:
-                print(f"{folder.path}: resuming after step {done} of {run.num_steps}", flush=True)
+                say(f"{folder.path}: resuming after step {done} of {run.num_steps}")
             folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
             folder.rewind(done if done else -1)
             folder.update_status(step=done, num_steps=run.num_steps)
@@ -185,9 +186,6 @@ def _newest_intact(folder: RunDir, ranks: Ranks) -> int:
     from opd.checkpoint.steps import newest_intact
 
     newest: list[int | None] = []
-
-    def warn(sentence: str) -> None:
-        print(f"opd: warning: {sentence}", file=sys.stderr)
 
     ranks.on_main(lambda: newest.append(newest_intact(folder.checkpoints, warn)))
     return ranks.gather(newest[0] if ranks.main else None)[0] or 0

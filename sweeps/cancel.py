@@ -8,6 +8,7 @@ from contextlib import nullcontext
 
 from opd.cli import key_values
 from opd.errors import UserError
+from opd.printable import say
 from sweeps import cli, executor, selection
 from sweeps.ledger import Ledger
 from sweeps.run_state import RunState
@@ -25,11 +26,12 @@ def main(arguments: Sequence[str]) -> None:
     (ledger,) = selection.studies(given)
     dry_run = "--dry-run" in flags
     with nullcontext() if dry_run else ledger.lock():
+        ledger.submissions()  # refuses a damaged ledger
         runs = [run for run in selection.runs(ledger, given) if run.live]
         if not dry_run:
             cancel(ledger, runs)
     for run in runs:
-        print(f"  {run.run}: {run.state}")
+        say(f"  {run.run}: {run.state}")
     print(f"{'would end' if dry_run else 'ended'} {len(runs)} runs")
 
 

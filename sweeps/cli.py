@@ -8,6 +8,7 @@ from opd.cli import disk_sentence, leave_working_folder_out
 from opd.config import plugins
 from opd.config.identity import override_as_today
 from opd.errors import UserError
+from opd.printable import printable_text
 from opd.records.files import RecordError
 
 
@@ -60,5 +61,5 @@ def duration(seconds: float) -> str:
 
 
 def _stop(sentence: str, status: int = 2) -> None:
-    print(f"opd: {sentence}", file=sys.stderr)
+    print(f"opd: {printable_text(sentence)}", file=sys.stderr)
     sys.exit(status)

@@ -15,19 +15,19 @@ and recovers a submission whose command died in between.
 
 import json
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from filelock import FileLock, Timeout
+from pydantic import Field
 
 from opd.errors import UserError
 from opd.records import files as records
-from opd.records.files import RecordError
+from opd.records.files import Count, RecordError
 
 
 @dataclass
@@ -116,68 +116,111 @@ class Ledger:
         Raises:
             UserError: for a ledger that is damaged.
         """
-        submissions: dict[str, Submission] = {}
-        for number, event in self._events():
-            try:
-                self._apply(submissions, event)
-            except (KeyError, TypeError, ValueError) as error:
-                wrong = f"no {error}" if isinstance(error, KeyError) else f"a wrong value ({error})"
-                raise UserError(
-                    f"{self.file}, line {number}: has {wrong}; repair that line or restore the file, the only record "
-                    "of which jobs belong to which runs"
-                ) from error
-        return list(submissions.values())
+        submissions, damage = self.intact_submissions()
+        if damage:
+            raise UserError(
+                f"{damage[0]}; repair that line or restore the file, the only record of which jobs belong to which runs"
+            )
+        return submissions
+
+    def intact_submissions(self) -> tuple[list[Submission], list[str]]:
+        """`submissions` as far as the ledger can be read, and what is wrong with the rest of it."""
+        submissions, damage = dict[str, Submission](), list[str]()
+        try:
+            for number, event in self._events():
+                try:
+                    self._apply(submissions, event, f"{self.file}, line {number}")
+                except RecordError as error:
+                    damage.append(str(error))
+        except RecordError as error:
+            damage.append(str(error))
+        return list(submissions.values()), damage
 
     def submission(self, name: str) -> Submission | None:
         """The submission with this id; raises `UserError` for a ledger that is damaged."""
         return next((one for one in self.submissions() if one.id == name), None)
 
     def owners(self) -> dict[str, tuple[Submission, int]]:
-        """Each run's last submission that was not abandoned, and its index there; raises `UserError`."""
-        kept = [one for one in self.submissions() if one.abandoned is None]
-        return {run: (one, index) for one in kept for index, run in enumerate(one.runs)}
+        """`owners` of the ledger's submissions; raises `UserError` for one that is damaged."""
+        return owners(self.submissions())
 
     def _events(self) -> Iterator[tuple[int, dict[str, Any]]]:
         if not self.file.exists():
             return
-        try:
-            lines = self.file.read_bytes().split(b"\n")
-        except OSError as error:
-            raise UserError(f"{self.file}: cannot be read ({error.strerror}); restore the file") from error
-        for number, line in enumerate(lines, 1):
+        for number, line in enumerate(records.read_bytes(self.file).split(b"\n"), 1):
             try:
                 event = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue  # torn by a writer that died; `recover` finds out what it was about to record
             if isinstance(event, dict) and "event" in event:
                 yield number, event
 
-    def _apply(self, submissions: dict[str, Submission], event: Mapping[str, Any]) -> None:
-        name = event["submission"]
-        if event["event"] == "intent":
-            keys = ("sweep", "cluster", "code", "time", "runs", "portion")
-            submissions[name] = Submission(name, self.submission_folder(name), **{key: event[key] for key in keys})
-            _check_names(name, event["code"], *event["runs"])
+    def _apply(self, submissions: dict[str, Submission], event: Mapping[str, Any], place: str) -> None:
+        which = records.as_record(_Event, event, place)
+        if which.event == "intent":
+            intent = records.as_record(_Intent, event, place)
+            submissions[which.submission] = Submission(
+                which.submission, self.submission_folder(which.submission), **vars(intent)
+            )
             return
         # The intent was flushed to disk before any other event of a submission, so it cannot be the torn line.
-        if name not in submissions:
-            raise ValueError(f"submission {name} has no intent")
-        known = submissions[name]
-        match event["event"]:
+        if which.submission not in submissions:
+            raise RecordError(f"{place}: submission {which.submission} has no intent")
+        known = submissions[which.submission]
+        match which.event:
             case "submitted":
-                known.jobs = [(str(int(job)), int(first), int(number)) for job, first, number in event["jobs"]]
-                known.pid, known.host = event["pid"] if event["pid"] is None else int(event["pid"]), event["host"]
+                handle = records.as_record(_Submitted, event, place)
+                known.jobs, known.pid, known.host = handle.jobs, handle.pid, handle.host
             case "abandoned":
-                known.abandoned = event["reason"]
+                known.abandoned = records.as_record(_Abandoned, event, place).reason
             case "cancelled":
-                known.cancelled |= set(event["runs"])
+                known.cancelled |= set(records.as_record(_Cancelled, event, place).runs)
 
 
-def _check_names(*names: str) -> None:
-    """Raise ValueError for anything but a plain file name: a path that leads elsewhere, an option."""
-    for name in names:
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+-]*", name):
-            raise ValueError(f"{name!r} is not a valid name")
+# ---- events, as they are in the file
+
+# A plain file name: no path that leads elsewhere, no option. A job of SLURM: a number.
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._+-]*$")]
+JobId = Annotated[str, Field(pattern=r"^[0-9]+$")]
+
+
+@dataclass(frozen=True)
+class _Event:
+    event: str
+    submission: Name
+
+
+@dataclass(frozen=True)
+class _Intent:
+    sweep: str
+    cluster: str
+    code: Name
+    time: str
+    runs: list[Name]
+    portion: Count
+
+
+@dataclass(frozen=True)
+class _Submitted:
+    jobs: list[tuple[JobId, Count, Count]]
+    pid: Count | None
+    host: str | None
+
+
+@dataclass(frozen=True)
+class _Abandoned:
+    reason: str
+
+
+@dataclass(frozen=True)
+class _Cancelled:
+    runs: list[Name]
+
+
+def owners(submissions: Sequence[Submission]) -> dict[str, tuple[Submission, int]]:
+    """Each run's last submission that was not abandoned, and its index there."""
+    kept = [one for one in submissions if one.abandoned is None]
+    return {run: (one, index) for one in kept for index, run in enumerate(one.runs)}
 
 
 def new_id() -> str:
@@ -200,28 +243,44 @@ def write_submission(
 
 def read_submission(folder: Path) -> tuple[list[str], dict[str, Any]]:
     """The runs of a submission by index, and its cluster's settings; raises `RecordError`."""
+    file = folder / "tasks.json"
     try:
-        runs = json.loads((folder / "tasks.json").read_bytes())
-    except (OSError, ValueError) as error:
-        raise RecordError(f"{folder / 'tasks.json'}: cannot be read ({error})") from error
+        content = json.loads(records.read_bytes(file))
+    except (ValueError, RecursionError) as error:
+        raise RecordError(f"{file}: {error if isinstance(error, RecordError) else 'is not JSON'}") from error
     settings = records.read_json(folder / "cluster.json")
-    try:
-        _check_names(*runs)
-    except (TypeError, ValueError) as error:
-        raise RecordError(f"{folder / 'tasks.json'}: is not a list of runs ({error})") from None
-    if not isinstance(runs, list) or not {"kind", "max_parallel", "max_retries"} <= settings.keys():
-        raise RecordError(f"{folder}: its tasks.json and cluster.json do not describe a submission")
-    return runs, settings
+    records.as_record(_Settings, settings, str(folder / "cluster.json"))
+    return records.as_record(_Tasks, {"runs": content}, str(file)).runs, settings
+
+
+@dataclass(frozen=True)
+class _Tasks:
+    runs: list[Name]
+
+
+@dataclass(frozen=True)
+class _Settings:
+    kind: str
+    max_parallel: Count
+    max_retries: Count
 
 
 def attempts(folder: Path, run: str) -> list[dict[str, Any]]:
     """The events of a run's attempts in one submission, oldest first; raises `RecordError`."""
     file = folder / "attempts" / f"{run}.jsonl"
     events = list(records.read_lines(file)) if file.exists() else []
-    for event in events:
-        if missing := _ATTEMPT.get(event.get("event", ""), {"event"}) - event.keys():
-            raise RecordError(f"{file}: a line has no {min(missing)!r}")
+    for number, event in enumerate(events, 1):
+        kind = _End if event.get("event") == "end" else _Start
+        records.as_record(kind, event, f"{file}, line {number}")
     return events
 
 
-_ATTEMPT = {"start": set(), "end": {"status", "verdict"}}
+@dataclass(frozen=True)
+class _Start:
+    event: Literal["start"]
+
+
+@dataclass(frozen=True)
+class _End:
+    status: Annotated[int, Field(strict=True)]
+    verdict: str

@@ -1,11 +1,15 @@
 """Print a run's log: `python -m sweeps.logs RUN [study=NAME] [lines=50] [--follow]`; RUN is an id or its start."""
 
-import os
+import codecs
+import subprocess
+import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from opd.cli import key_values
 from opd.errors import UserError
+from opd.printable import printable_text, say
 from sweeps import cli, executor, selection, state
 from sweeps.ledger import Ledger
 
@@ -28,10 +32,22 @@ def main(arguments: Sequence[str]) -> None:
     if not files:
         raise UserError(f"{run}: has no log; it has not started, or was not submitted by a sweep")
     if "--path" in flags:
-        print("\n".join(map(str, files)))
+        say("\n".join(map(str, files)))
         return
-    print(f"{files[-1]}:", flush=True)
-    os.execvp("tail", ["tail", "-n", lines, *(["-F"] if "--follow" in flags else []), str(files[-1])])
+    say(f"{files[-1]}:")
+    command = ["tail", "-n", lines, *(["-F"] if "--follow" in flags else []), str(files[-1])]
+    with suppress(KeyboardInterrupt):  # the way to end --follow
+        sys.exit(show(command))
+
+
+def show(command: Sequence[str]) -> int:
+    """Print what `command` writes as it writes it, made printable; its exit status."""
+    decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, bufsize=0) as process:
+        assert process.stdout is not None
+        while content := process.stdout.read(2**16):
+            print(printable_text(decoder.decode(content)), end="", flush=True)
+    return process.returncode
 
 
 def find(ledgers: Sequence[Ledger], prefix: str) -> tuple[Ledger, str]:
@@ -60,7 +76,7 @@ def log_files(ledger: Ledger, run: str) -> list[Path]:
     """A run's logs, one per submission, oldest first."""
     files = [
         executor.get(one.cluster).log_file(one, one.runs.index(run))
-        for one in ledger.submissions()
+        for one in state.known_submissions(ledger)[0]
         if run in one.runs and one.abandoned is None
     ]
     return [file for file in files if file.exists()]

@@ -10,6 +10,7 @@ from filelock import FileLock, Timeout
 from rich.filesize import decimal
 
 from opd.cli import key_values
+from opd.printable import say
 from opd.records.run_dir import RunDir
 from sweeps import cli, selection
 
@@ -26,7 +27,7 @@ def main(arguments: Sequence[str]) -> None:
         for run in selection.runs(ledger, given | {"state": "finished"}):
             if size := prune(RunDir(ledger.study / run.run), dry_run="--dry-run" in flags):
                 runs, freed = runs + 1, freed + size
-                print(f"  {run.study}/{run.run}: {decimal(size)}")
+                say(f"  {run.study}/{run.run}: {decimal(size)}")
     print(f"{'would free' if '--dry-run' in flags else 'freed'} {decimal(freed)} of {runs} runs")
 
 

@@ -14,6 +14,7 @@ from opd.cli import key_values
 from opd.config import plugins
 from opd.config.identity import as_today
 from opd.errors import UserError
+from opd.printable import say
 from opd.records.config_argument import key_variable
 from opd.records.files import read_json
 from sweeps import cli, cluster, executor, selection, snapshot, state, submission
@@ -57,7 +58,7 @@ def resubmit(ledger: Ledger, filters: Mapping[str, str], settings: Settings | No
         groups: dict[tuple[str, str], list[tuple[str, Submission]]] = {}
         for run in selected:
             if run.run not in owners:
-                print(f"  {run.run}: was not submitted by a sweep; repeat its own command")
+                say(f"  {run.run}: was not submitted by a sweep; repeat its own command")
                 continue
             owner = owners[run.run][0]
             groups.setdefault((owner.code, owner.id if settings is None else ""), []).append((run.run, owner))
@@ -69,7 +70,7 @@ def resubmit(ledger: Ledger, filters: Mapping[str, str], settings: Settings | No
 def _selected(ledger: Ledger, filters: Mapping[str, str]) -> list[RunState]:
     selected = selection.runs(ledger, filters)
     for run in selected:
-        print(f"  {run.run}: {run.state} after step {run.step}{f', {run.error}' if run.error else ''}")
+        say(f"  {run.run}: {run.state} after step {run.step}{f', {run.error}' if run.error else ''}")
     return selected
 
 

@@ -14,8 +14,9 @@ from opd.records.files import RecordError
 from opd.records.run_dir import RunDir, Status
 from sweeps import executor
 from sweeps.ledger import Ledger, Submission, attempts
+from sweeps.ledger import owners as ledger_owners
 from sweeps.run_state import RunState
-from sweeps.status_cache import StatusCache
+from sweeps.status_cache import StatusCache, shown_number
 
 _RUN_ID = re.compile(r"(?P<name>.+)-[0-9a-f]{8}-s(?P<seed>\d+)")
 
@@ -32,9 +33,10 @@ def read(
     ledger: Ledger, only: Iterable[str] | None = None, *, metrics: bool = True, cache: StatusCache | None = None
 ) -> StudyState:
     """The state of every run of a study, or of `only` these, by name and seed. Writes nothing."""
-    cache, owners = cache or StatusCache(ledger.study), ledger.owners()
+    cache = cache or StatusCache(ledger.study)
+    submissions, warnings = known_submissions(ledger)
+    owners = ledger_owners(submissions)
     statuses: dict[str, Status | None] = {}
-    warnings = []
     for run in sorted(set(only) if only is not None else _folders(ledger.study) | owners.keys()):
         try:
             statuses[run] = cache.status(run)
@@ -48,6 +50,14 @@ def read(
         if (status := statuses[run.run]) is not None:
             _add_metrics(cache, run, status)
     return StudyState(runs, warnings + unavailable)
+
+
+def known_submissions(ledger: Ledger) -> tuple[list[Submission], list[str]]:
+    """The submissions of a ledger whose executor is known, as far as it can be read, and warnings about the rest."""
+    submissions, warnings = ledger.intact_submissions()
+    unknown = {one.cluster for one in submissions} - executor.EXECUTORS.keys()
+    warnings += [f"{ledger.file}: {kind!r} is not a kind of cluster; its submissions are left out" for kind in unknown]
+    return [one for one in submissions if one.cluster not in unknown], warnings
 
 
 def correct_records(ledger: Ledger, runs: Iterable[RunState]) -> list[str]:
@@ -173,5 +183,5 @@ def _place_by_attempts(run: RunState, past: Sequence[dict[str, Any]]) -> None:
 def _add_metrics(cache: StatusCache, run: RunState, status: Status) -> None:
     run.metrics = cache.metrics(run.run, status)
     if run.live and run.num_steps:
-        seconds = cache.last_metrics(run.run).get("time/step")
+        seconds = shown_number(cache.last_metrics(run.run).get("time/step"))
         run.left = seconds * (run.num_steps - run.step) if seconds else None

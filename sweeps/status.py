@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 
 from opd.cli import key_values
+from opd.printable import say, warn
 from sweeps import cli, selection, state
 from sweeps.run_state import STATES, RunState
 from sweeps.selection import KEYS
@@ -64,9 +65,10 @@ def _show(given: Mapping[str, str], flags: set[str], height: int | None) -> list
         print("\n".join(json.dumps(asdict(run)) for run in runs), flush=True)
     else:
         text = table(runs if height is None else by_urgency(runs), height and height - len(warnings))
-        print(text if height is None else f"\x1b[2J\x1b[H{text}", flush=True)
+        print("" if height is None else "\x1b[2J\x1b[H", end="")
+        say(text)
     for warning in warnings:
-        print(f"opd: warning: {warning}", file=sys.stderr)
+        warn(warning)
     return runs
 
 

@@ -12,7 +12,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from opd.records.run_dir import RunDir, Status, write_atomic
+from opd.records.files import RecordError, as_record, read_json, write_atomic
+from opd.records.run_dir import RunDir, Status
 
 _IN_TABLE = re.compile(r"divergence/reverse_kl|entropy/student|evaluate/(mean|best)@\d+")
 
@@ -23,10 +24,8 @@ class StatusCache:
     def __init__(self, study: Path) -> None:
         self._study, self._file, self._changed = str(study), study / ".sweep" / "finished.json", False
         self._cached: dict[str, list[Any]] = {}
-        with suppress(OSError, ValueError):
-            content = json.loads(self._file.read_bytes())
-            if isinstance(content, dict):
-                self._cached = content
+        with suppress(RecordError):
+            self._cached = read_json(self._file)
 
     def status(self, run: str) -> Status | None:
         """A run's status; None before it has written one.
@@ -39,9 +38,9 @@ class StatusCache:
         except (FileNotFoundError, NotADirectoryError):
             return None
         stamp = [now.st_size, now.st_mtime_ns]
-        with suppress(LookupError, TypeError):  # not cached, or by another version
-            if self._cached[run][0] == stamp and isinstance(self._cached[run][2], dict):
-                return Status(**self._cached[run][1])
+        with suppress(LookupError, TypeError, RecordError):  # not cached, or by another version
+            if self._cached[run][0] == stamp:
+                return as_record(Status, self._cached[run][1], str(self._file))
         status = RunDir(Path(self._study, run)).status()
         if status.state == "finished":
             self._cached[run] = [stamp, asdict(status), _for_table(self.last_metrics(run))]
@@ -50,19 +49,24 @@ class StatusCache:
 
     def metrics(self, run: str, status: Status) -> dict[str, float]:
         """The metrics in the table of `sweeps.status`, of a run whose `status` was read from here."""
-        return self._cached[run][2] if status.state == "finished" else _for_table(self.last_metrics(run))
+        with suppress(LookupError, AttributeError):
+            if status.state == "finished":
+                return _for_table(self._cached[run][2])
+        return _for_table(self.last_metrics(run))
 
     def last_metrics(self, run: str, tail: int = 16_384) -> dict[str, Any]:
         """The last complete line of a run's metrics; empty without one."""
         try:
-            with open(f"{self._study}/{run}/metrics.jsonl", "rb") as lines:
+            # Without waiting for a writer, where a pipe is in its place.
+            handle = os.open(f"{self._study}/{run}/metrics.jsonl", os.O_RDONLY | os.O_NONBLOCK)
+            with open(handle, "rb") as lines:
                 end = lines.seek(0, os.SEEK_END)
                 lines.seek(max(0, end - tail))
                 text = lines.read()
             stop = text.rfind(b"\n")
             line = json.loads(text[text.rfind(b"\n", 0, max(stop, 0)) + 1 : stop]) if stop >= 0 else {}
             return line if isinstance(line, dict) else {}
-        except (OSError, ValueError):
+        except (OSError, ValueError, RecursionError):
             return {}
 
     def save(self) -> None:
@@ -73,4 +77,10 @@ class StatusCache:
 
 
 def _for_table(line: dict[str, Any]) -> dict[str, float]:
-    return {key: value for key, value in line.items() if value is not None and _IN_TABLE.fullmatch(key)}
+    shown = {key: shown_number(value) for key, value in line.items() if _IN_TABLE.fullmatch(key)}
+    return {key: value for key, value in shown.items() if value is not None}
+
+
+def shown_number(value: Any) -> float | None:
+    """A recorded number; None for anything else, or one that no run writes."""
+    return value if type(value) in (int, float) and abs(value) <= 2**53 else None

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from opd.printable import say
 from opd.records import files as records
 from opd.records.config_argument import confirmations
 from opd.records.run_dir import RunDir
@@ -135,11 +136,11 @@ def main(folder: Path, index: int) -> int:
     task, signals = Task.read(folder, index), []
     submission = Ledger(folder.parent.parent.parent).submission(folder.name)
     if submission is None or submission.abandoned is not None:
-        print(f"sweeps: {task.run}: its submission was abandoned; another one has this run", flush=True)
+        say(f"sweeps: {task.run}: its submission was abandoned; another one has this run")
         return 0
     while True:
         outcome = attempt(task, signals)
-        print(f"sweeps: {task.run}: {outcome}", flush=True)
+        say(f"sweeps: {task.run}: {outcome}")
         if outcome not in ("requeue", "retry"):
             return {"finished": 0, "left": PREEMPTED, "refused": REFUSED, "failed": 1}[outcome]
         if task.executor.requeues and requeue(task, signals):
@@ -161,7 +162,7 @@ def requeue(task: Task, signals: list[int]) -> bool:
             return True
         time.sleep(0.2)
     if refusal:
-        print(f"sweeps: {task.run}: cannot be requeued ({refusal}); continuing here", flush=True)
+        say(f"sweeps: {task.run}: cannot be requeued ({refusal}); continuing here")
     return refusal is None
 
 

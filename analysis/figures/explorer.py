@@ -9,8 +9,9 @@ from analysis.evaluation import AVERAGE
 from analysis.figures.panel import Control, Panel, error_bars, layout, percent, scatter, style
 from analysis.figures.scores import WHICH_BEST_FIRST, score_control
 from analysis.results import Results
-from analysis.text import plot_label, printable
+from analysis.text import plot_label
 from analysis.topics import TOPICS, Topic
+from opd.printable import printable
 
 
 def axes(results: Results, members: Mapping[str, list[str]]) -> list[tuple[Topic, list[tuple[str, Arm]]]]:

@@ -12,6 +12,7 @@ from opd.errors import UserError
 from opd.model.memory import PHASES, MemoryEstimate, Models
 from opd.model.shapes import published, published_ends
 from opd.model.texts import Reading, rendered
+from opd.printable import printable_text
 
 # The problem that is rendered to compare chat templates, and the characters that are printed of it.
 PROBLEM = "17+26="
@@ -25,7 +26,7 @@ class Report:
         self.console = Console(width=120, highlight=False, quiet=quiet, soft_wrap=False)
 
     def line(self, text: str) -> None:
-        self.console.print(text, markup=False, soft_wrap=True)
+        self.console.print(printable_text(text), markup=False, soft_wrap=True)
 
     def unchecked(self, what: str, error: UserError) -> None:
         self.line(f"not checked: {what}: {error}")
@@ -37,7 +38,7 @@ class Report:
             right = index >= len(columns) - numbers
             table.add_column(column, justify="right" if right else "left", overflow="fold", no_wrap=right)
         for row in rows:
-            table.add_row(*(cell.replace("[", r"\[") for cell in row))
+            table.add_row(*(printable_text(cell).replace("[", r"\[") for cell in row))
         self.console.print(table)
 
     def texts(self, config: RunConfig, readings: Sequence[Reading]) -> None:

@@ -21,6 +21,7 @@ from filelock import FileLock
 from opd.config.recipe import Recipe, model_path
 from opd.config.schema import RunConfig
 from opd.errors import UserError
+from opd.printable import printable_text
 from opd.records.files import make_folder
 
 # Models that come with the package, by the names that they get under `paths.models`.
@@ -172,4 +173,4 @@ class ProgressLog:
         self._say(f"{name} is ready")
 
     def _say(self, text: str) -> None:
-        print(f"sft {time.monotonic() - self._start:.0f} s: {text}", file=sys.stderr, flush=True)
+        print(printable_text(f"sft {time.monotonic() - self._start:.0f} s: {text}"), file=sys.stderr, flush=True)

@@ -8,10 +8,21 @@ import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from pydantic import Field, TypeAdapter, ValidationError
 
 from opd.config.identity import as_today
+from opd.printable import printable
+
+# Types of a record's fields: numbers that every reader of JSON holds exactly, and nothing converted.
+Count = Annotated[int, Field(strict=True, ge=0, le=2**53)]
+Flag = Annotated[bool, Field(strict=True)]
+
+
+T = TypeVar("T")
 
 
 class RecordError(ValueError):
@@ -95,6 +106,28 @@ def parse_lines(content: bytes, file: Path) -> Iterator[dict[str, Any]]:
 def parse_line(line: bytes, file: Path, number: int) -> dict[str, Any]:
     """The JSON object in line `number` of `file`; raises `RecordError`."""
     return _parse(line, f"{file}, line {number}")
+
+
+def as_record(kind: type[T], content: Any, place: str) -> T:
+    """`content` as the dataclass `kind`; keys that it does not have are left out.
+
+    Raises:
+        RecordError: for a field that is missing or of another type, naming `place` and the field.
+    """
+    try:
+        return _adapter(kind).validate_python(content)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        if first["type"] == "missing":
+            raise RecordError(f"{place}: has no {where!r}") from None
+        said = first["msg"][:1].lower() + first["msg"][1:]
+        raise RecordError(f"{place}: {where} is {printable(repr(first['input']), limit=60)}; {said}") from None
+
+
+@cache
+def _adapter(kind: type) -> Any:
+    return TypeAdapter(kind)
 
 
 def json_line(record: Mapping[str, Any]) -> str:

@@ -12,11 +12,23 @@ import json
 import os
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
-from opd.records.files import RecordError, json_line, now, read_config, read_json, read_lines, write_atomic
+from opd.printable import printable
+from opd.records.files import (
+    Count,
+    Flag,
+    RecordError,
+    as_record,
+    json_line,
+    now,
+    read_config,
+    read_json,
+    read_lines,
+    write_atomic,
+)
 
 State = Literal["pending", "running", "preempted", "finished", "failed"]
 
@@ -32,14 +44,14 @@ class Status:
     """`status.json`: the run's state, as the run reports it. Times are ISO 8601 in UTC."""
 
     state: State
-    step: int
-    num_steps: int
+    step: Count
+    num_steps: Count
     error: str | None
     started: str
     updated: str
     host: str
     job_id: str | None
-    attempts: int
+    attempts: Count
 
 
 @dataclass(frozen=True)
@@ -59,13 +71,13 @@ class Sample:
 
     benchmark: str
     problem_id: str
-    sample: int
-    correct: bool
+    sample: Count
+    correct: Flag
     score: float
     answer: str
     prediction: str | None
-    num_tokens: int
-    truncated: bool
+    num_tokens: Count
+    truncated: Flag
 
     def __post_init__(self) -> None:
         if not 0 <= self.score <= 1:
@@ -128,15 +140,7 @@ class RunDir:
 
     def status(self) -> Status:
         """The run's state when it last wrote it."""
-        raw = read_json(self.status_file)
-        try:
-            if raw["state"] not in get_args(State):
-                raise RecordError(
-                    f"{self.status_file}: {raw['state']!r} is not a state; the states are {', '.join(get_args(State))}"
-                )
-            return Status(**{field.name: raw[field.name] for field in fields(Status)})
-        except KeyError as error:
-            raise RecordError(f"{self.status_file}: has no {error}") from error
+        return as_record(Status, read_json(self.status_file), str(self.status_file))
 
     def manifest(self) -> dict[str, Any]:
         """The code, packages and hardware of the run."""
@@ -173,12 +177,11 @@ class RunDir:
         """The graded answers of the evaluation at `step`. In older records, which have no scores, they are 1 for the
         correct answers and 0 for the others.
         """
-        file, names = self.samples_file(step), [field.name for field in fields(Sample)]
-        lines: list[dict[str, Any]] = [{**line, "score": _score(line, file)} for line in read_lines(file)]
-        try:
-            return [Sample(**{name: line[name] for name in names}) for line in lines]
-        except KeyError as error:
-            raise RecordError(f"{file}: a line has no {error}") from error
+        file = self.samples_file(step)
+        return [
+            as_record(Sample, {**line, "score": _score(line, file)}, f"{file}, line {number}")
+            for number, line in enumerate(read_lines(file), 1)
+        ]
 
     # ---- writing
 
@@ -230,7 +233,7 @@ class RunDir:
 def _score(line: Mapping[str, Any], file: Path) -> float:
     score = line.get("score", float(line.get("correct") is True))
     if type(score) not in (int, float) or not 0 <= score <= 1:
-        raise RecordError(f"{file}: score is {json.dumps(score)[:40]}, not a number from 0 to 1")
+        raise RecordError(f"{file}: score is {printable(repr(score), limit=40)}, not a number from 0 to 1")
     return float(score)
 
 

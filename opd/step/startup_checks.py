@@ -1,7 +1,6 @@
 """Checks before any weights are loaded: student and teachers read and end texts alike, and the memory suffices."""
 
 import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory
 from opd.model.remedies import remedies
 from opd.model.shapes import shape
 from opd.model.texts import Reading, Texts, end_alike, read
+from opd.printable import warn
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
 from opd.step.methods import bind, bound_ensemble
@@ -37,7 +37,7 @@ def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = No
     student, *teachers = loaded or load_readings(config)
     for warning in compare_tokenizers(config, student, *teachers):
         if ranks.main:
-            print(f"opd: warning: {warning}", file=sys.stderr)
+            warn(warning)
     models = model_configs(config)
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)

@@ -1,7 +1,6 @@
 """From a checked config to the models that score: the teachers, on the engine that is named, and the anchor."""
 
 import os
-import sys
 from collections.abc import Callable
 from dataclasses import asdict
 
@@ -16,6 +15,7 @@ from opd.model.load import load_model, load_tokenizer, same_vocabulary
 from opd.model.policy import Policy, Scorer
 from opd.model.sharded import shard
 from opd.model.texts import Texts
+from opd.printable import warn
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
 from opd.teacher.full_distributions import FullDistributions
@@ -86,7 +86,7 @@ def on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> T
     loaded_from = run_in_background([server.check() for server in servers], ranks)()
     for (key, model), server, roots in zip(_named(config), servers, loaded_from, strict=True):
         if model != "self" and key not in texts.alike:
-            _compare_vocabulary(texts.tokenizer, [server.model, *roots], key=f"{key}={model!r}", warn=ranks.main)
+            _compare_vocabulary(texts.tokenizer, [server.model, *roots], key=f"{key}={model!r}", say_so=ranks.main)
     return ServerTeachers(servers, ranks)
 
 
@@ -137,7 +137,7 @@ def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Call
     return load
 
 
-def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, key: str, warn: bool) -> None:
+def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, key: str, say_so: bool) -> None:
     """Compares the student's vocabulary with that at the first of `places` which can be loaded here."""
     for place in dict.fromkeys(places):
         try:
@@ -145,9 +145,5 @@ def _compare_vocabulary(student: PreTrainedTokenizerBase, places: list[str], *, 
         except UserError:
             continue
         return same_vocabulary(student, theirs, key=key)
-    if warn:
-        print(
-            f"opd: warning: {key}: its tokenizer cannot be loaded here, so its vocabulary is not compared with the "
-            "student's",
-            file=sys.stderr,
-        )
+    if say_so:
+        warn(f"{key}: its tokenizer cannot be loaded here, so its vocabulary is not compared with the student's")

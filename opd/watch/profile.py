@@ -1,11 +1,11 @@
 """`profile=true`: a trace of two steps by torch's profiler, with the run's stages, for https://ui.perfetto.dev."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+from opd.printable import warn
 from opd.ranks.dist import Ranks
 
 SKIPPED, WARM_UP, RECORDED = 1, 1, 2  # steps of this process
@@ -39,4 +39,4 @@ def profiled(
         stage_hooks.remove(record_function)
     if ranks.main and not written:
         first = SKIPPED + WARM_UP + 1
-        print(f"opd: warning: profile: no trace, because it begins at step {first} of a process", file=sys.stderr)
+        warn(f"profile: no trace, because it begins at step {first} of a process")

@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+from opd.printable import printable_text, say
+
 RECENT = 3600.0  # seconds whose steps and evaluations the time left is estimated from
 
 
@@ -14,7 +16,7 @@ class Lines:
 
     def report(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
         """Reports that step `number` is done (0: the evaluation before the first)."""
-        print(line(run, number, metrics), flush=True)
+        say(line(run, number, metrics))
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -46,7 +48,9 @@ class Live(Lines):
         self.metrics |= metrics
         self.stages[0] = "done" if number == self.num_steps else "saving"
         if any(name.startswith("evaluate/") for name in metrics):
-            self.bars.console.print(line(run, number, metrics), highlight=False, markup=False, soft_wrap=True)
+            self.bars.console.print(
+                printable_text(line(run, number, metrics)), highlight=False, markup=False, soft_wrap=True
+            )
         self.bars.update(
             self.task, completed=number, description=self._description(), stage=self.stages[-1], refresh=True
         )

@@ -10,6 +10,7 @@ from opd.check import config as check
 from opd.config import identity
 from opd.config.schema import RunConfig, Wandb
 from opd.errors import UserError
+from opd.printable import say, warn
 from opd.records.run_dir import RunDir
 
 PATIENCE = 60.0  # seconds that a tracker may take to start, and to send the rest at the end
@@ -62,7 +63,7 @@ class WandbTracker(Tracker):
         self.run.define_metric("step")
         self.run.define_metric("*", step_metric="step")
         where = self.run.url if knobs.mode == "online" else f"{knobs.mode}, in {folder.path / 'wandb'}"
-        print(f"{folder.path}: tracked by wandb, {where}", flush=True)
+        say(f"{folder.path}: tracked by wandb, {where}")
 
     def log(self, line: Mapping[str, Any]) -> None:
         self.run.log(dict(line))
@@ -104,7 +105,7 @@ class FaultTolerant(Tracker):
 def _abandon(error: Exception) -> None:
     """Warns that wandb failed, and tears down its hooks into imports and the exit."""
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
-    print(f"opd: warning: tracker: wandb is lost ({reason}); the run and its records go on without it", file=sys.stderr)
+    warn(f"tracker: wandb is lost ({reason}); the run and its records go on without it")
     if wandb := sys.modules.get("wandb"):
         with suppress(Exception, SystemExit):
             wandb.teardown()

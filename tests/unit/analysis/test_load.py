@@ -64,7 +64,7 @@ def test_scores_are_of_the_samples(tmp_path):
         ("config.yaml", "name: x\nstudy: y\nseed: 0\ngamma: 0.", "config.yaml: its last line is cut off"),
         ("status.json", None, "status.json: No such file or directory"),
         ("status.json", "", "status.json: Expecting value"),
-        ("status.json", json.dumps({**STATUS, "state": "happy"}), "status.json: 'happy' is not a state"),
+        ("status.json", json.dumps({**STATUS, "state": "happy"}), "status.json: state is 'happy'"),
         ("status.json", json.dumps({**STATUS, "step": "4"}), "status.json: step is '4', not of type int"),
         ("status.json", "{}", "status.json: has no state"),
         ("status.json", "[" * 100_000, "status.json: maximum recursion depth exceeded"),

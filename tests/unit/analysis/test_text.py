@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.text import csv_cell, encodable, markdown, plot_label, printable, script_json
+from analysis.text import csv_cell, encodable, markdown, plot_label, script_json
+from opd.printable import printable
 
 ANY = st.text(st.characters(exclude_categories=()))  # lone surrogates too
 

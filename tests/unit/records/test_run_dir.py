@@ -71,7 +71,7 @@ def test_line_that_is_not_utf8_is_named(run):
 def test_sample_without_a_field_is_named(run):
     line = {"benchmark": "a", "problem_id": "1"}
     write_atomic(run.samples_file(5), json.dumps(line) + "\n")
-    with pytest.raises(RecordError, match=r"step_000005\.jsonl: a line has no 'sample'"):
+    with pytest.raises(RecordError, match=r"step_000005\.jsonl, line 1: has no 'sample'"):
         run.samples(5)
 
 
@@ -118,7 +118,7 @@ def test_evaluations_are_in_order_of_steps_and_foreign_files_are_no_evaluations(
         ("", "Expecting value"),
         ("[]", "is not a JSON object"),
         ('{"state": "running"}', "has no 'step'"),
-        (json.dumps({**vars(STATUS), "state": "happy"}), "'happy' is not a state; the states are pending, running"),
+        (json.dumps({**vars(STATUS), "state": "happy"}), "state is 'happy'; input should be 'pending', 'running'"),
     ],
 )
 def test_bad_status_is_named(run, content, reason):

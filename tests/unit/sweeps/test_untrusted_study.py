@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -137,16 +138,21 @@ EVENTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("command", [status, resubmit, cancel, prune, logs])
 @pytest.mark.parametrize("event", EVENTS)
-def test_names_in_a_ledger_cannot_lead_elsewhere(event: str, command, tmp_path: Path, refused):
+def test_names_in_a_ledger_cannot_lead_elsewhere(event: str, tmp_path: Path, refused):
     ledger = failed_study(tmp_path)
     intent = {"submission": "two", "sweep": "s", "cluster": "local", "code": "c", "runs": [RUN], "portion": 1}
     ledger.append("intent", **(intent | EVENTS[event]))
     before = sorted(tmp_path.parent.rglob("*"))
-    arguments = {cancel: ["study=main"], logs: [RUN]}.get(command, [])
-    assert "line 3: has a wrong value (" in refused(command, *arguments, f"paths.outputs={tmp_path}")
-    assert set(before) >= {file for file in tmp_path.parent.rglob("*") if file.name != "lock"}
+    for command, arguments in ((resubmit, []), (cancel, ["study=main"])):
+        said = refused(command, *arguments, f"paths.outputs={tmp_path}")
+        assert re.search("line 3: .* is .*; string should match pattern", said)
+    for command in (status, prune):
+        command.main([f"paths.outputs={tmp_path}"])
+    with pytest.raises(UserError, match="has no log"):
+        logs.main([RUN, f"paths.outputs={tmp_path}"])
+    assert [run.run for run in state.read(ledger).runs] == [RUN]
+    assert set(before) >= {file for file in tmp_path.parent.rglob("*") if not file.name.endswith("lock")}
 
 
 @pytest.mark.parametrize(
@@ -155,8 +161,8 @@ def test_names_in_a_ledger_cannot_lead_elsewhere(event: str, command, tmp_path: 
 def test_jobs_in_a_ledger_are_numbers(more: dict[str, Any], tmp_path: Path):
     ledger = failed_study(tmp_path)
     ledger.append("submitted", **({"submission": "one", "pid": None, "host": None} | more))
-    with pytest.raises(UserError, match="line 3: has a wrong value"):
-        state.read(ledger)
+    with pytest.raises(UserError, match=r"line 3: (jobs|pid).* is .*; "):
+        ledger.submissions()
 
 
 def test_tasks_of_a_submission_cannot_lead_elsewhere(tmp_path: Path):
@@ -164,7 +170,7 @@ def test_tasks_of_a_submission_cannot_lead_elsewhere(tmp_path: Path):
     (tmp_path / f"{RUN}.yaml").write_text((folder / "configs" / f"{RUN}.yaml").read_text())
     away = os.path.relpath(tmp_path / RUN, folder / "configs")
     (folder / "tasks.json").write_text(json.dumps([away]))
-    with pytest.raises(RecordError, match=r"tasks.json: is not a list of runs \('\.\./.*' is not a valid name\)"):
+    with pytest.raises(RecordError, match=r"tasks.json: runs\.0 is '\.\./.*'; string should match pattern"):
         Task.read(folder, 0)
 
 
