@@ -154,6 +154,10 @@ def _unread() -> None:
 
 def user_message(error: Exception) -> str | None:
     """The sentence for an error that the user can fix; None for any other."""
+    from opd.records.files import RecordError
+
+    if isinstance(error, RecordError):
+        return f"{error}; restore that record or move it away"
     return str(error) if isinstance(error, UserError) else composition_sentence(error) or disk_sentence(error)
 
 
@@ -169,9 +173,12 @@ _DISK = {
     errno.ENOSPC: "free some space, then rerun the same command to resume from the last checkpoint",
     errno.EDQUOT: "the disk quota is exhausted; free some space, then rerun the same command to resume",
     errno.EACCES: "choose a writable folder with paths.outputs=DIR and paths.models=DIR",
+    errno.EPERM: "choose a writable folder with paths.outputs=DIR and paths.models=DIR",
     errno.EROFS: "choose a writable folder with paths.outputs=DIR and paths.models=DIR",
     errno.ENOTDIR: "a file is in the place of a folder; choose another with paths.outputs=DIR",
     errno.EEXIST: "a file is in the place of a folder; choose another with paths.outputs=DIR",
+    errno.EISDIR: "a folder is in the place of a file; move it away, then rerun the same command",
+    errno.ENOENT: "it was moved or removed meanwhile; put it back, then rerun the same command",
     errno.EIO: "the disk is failing; repair it or choose another folder, then rerun the same command",
     errno.ESTALE: "the file server has lost it; rerun the same command once it is back",
     errno.ENAMETOOLONG: "choose a shorter name= or study=",

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from opd import cli
 from opd.check import config as check
 from opd.checkpoint.atomic import CHECKSUMS, find_damage
+from opd.checkpoint.steps import find_step_damage
 from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.errors import UserError
@@ -99,7 +100,8 @@ def arguments(given: list[str]) -> list[str]:
         if not model.is_dir():
             raise UserError(f"{model}: there is no such checkpoint; the run has {_checkpoints(folder)}")
         config = config_argument.read(folder.config_file)
-        if (model / CHECKSUMS).exists() and (wrong := find_damage(model)) is not None:
+        wrong = find_step_damage(folder.checkpoints, int(step)) if step is not None else find_damage(model)
+        if (model / CHECKSUMS).exists() and wrong is not None:
             raise UserError(f"{model}: the checkpoint is damaged ({wrong}); the run has {_checkpoints(folder)}")
         # The checkpoint is merged: no adapters are needed.
         config |= {"name": f"{config.get('name')}-{model.name}", "study": "evaluate"}

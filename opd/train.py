@@ -54,16 +54,18 @@ def train(config: RunConfig) -> Status:
 
 def _train_other_rank(config: RunConfig, folder: RunDir) -> Status:
     """Run on a rank other than the main one, which writes no records and prints nothing."""
-    before = folder.status() if folder.status_file.exists() else None
-    if before is not None and before.state == "finished":
-        return before
+    with suppress(files.RecordError):
+        before = folder.status() if folder.status_file.exists() else None
+        if before is not None and before.state == "finished":
+            return before
     return _run(config, folder)
 
 
 def _train(config: RunConfig, folder: RunDir) -> Status:
     content = check.as_dict(config)
+    files.remove_parts(folder.path)
     _check_same_config(folder, content)
-    before = folder.status() if folder.status_file.exists() else None
+    before = _status_before(folder)
     if before is not None and before.state == "finished":
         say(f"{folder.path}: already finished, {before.num_steps} steps; nothing to do")
         return before
@@ -149,16 +151,17 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
         content = check.as_dict(config)
         done, best = _newest_intact(folder, ranks), (None, float("-inf"))
         if done:
-            state = checkpoint.load(step_folder(folder.checkpoints, done), run.learned)
+            progress = checkpoint.load(step_folder(folder.checkpoints, done), run.learned)
             run.sampler.sync()
-            if state["best_step"] is not None:
-                best = (state["best_step"], state["best_score"])
+            if progress.best_step is not None and progress.best_score is not None:
+                best = (progress.best_step, progress.best_score)
 
         def begin() -> None:
             if done:
                 say(f"{folder.path}: resuming after step {done} of {run.num_steps}")
             folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
-            folder.rewind(done if done else -1)
+            for warning in folder.rewind(done if done else -1):
+                warn(warning)
             folder.update_status(step=done, num_steps=run.num_steps)
 
         ranks.on_main(begin)
@@ -207,10 +210,23 @@ def _sampling(run: Any) -> str:
     ).to_json_string()
 
 
+def _status_before(folder: RunDir) -> Status | None:
+    """The status that an earlier process left; None without one that can be read: checkpoints say how far it came."""
+    try:
+        return folder.status() if folder.status_file.exists() else None
+    except files.RecordError as error:
+        warn(f"{error}; it is written anew")
+        return None
+
+
 def _check_same_config(folder: RunDir, content: dict[str, Any]) -> None:
     if not folder.config_file.exists():
         return
-    old = folder.config()
+    try:
+        old = folder.config()
+    except files.RecordError as error:
+        warn(f"{error}; it is written anew, with the config whose hash is in the directory's name")
+        return
     changed = [key for key in changed_keys(old, content) if identity.is_hashed(key)]
     if changed:
         raise UserError(

@@ -34,7 +34,8 @@ def write_folder(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finis
 
     def begin() -> None:
         shutil.rmtree(part, ignore_errors=True)
-        part.mkdir(parents=True)
+        folder.parent.mkdir(exist_ok=True)
+        part.mkdir()
 
     def write() -> dict[str, Checksum]:
         own.mkdir()
@@ -69,7 +70,9 @@ def write_folder(folder: Path, ranks: Ranks, fill: Callable[[Path], None], finis
 
 
 def find_damage(folder: Path) -> str | None:
-    """The first damage to a folder that `write_folder` wrote, as a clause; None if every file is as it was written."""
+    """The first damage to a folder that `write_folder` wrote, as a clause; None if every file is as it was written, and
+    there are no others that a reader would take for a part of it.
+    """
     try:
         sums = read_json(folder / CHECKSUMS)
         for name, expected in sums.items():
@@ -82,6 +85,12 @@ def find_damage(folder: Path) -> str | None:
             for name, actual in zip(sums, pool.map(lambda name: _sum(folder / name), sums), strict=True):
                 if actual != sums[name]:
                     return f"{name} differs from what was written"
+        read = (file for kind in ("*.safetensors", "*.json") for file in sorted(folder.rglob(kind)))
+        for name in (str(file.relative_to(folder)) for file in read):
+            if name not in sums and name != CHECKSUMS:
+                return f"{name} is not in {CHECKSUMS}"
+        if not sums:
+            return f"{CHECKSUMS} names no file"
     except RecordError:
         return f"{CHECKSUMS} cannot be read"
     except (OSError, TypeError, KeyError) as error:

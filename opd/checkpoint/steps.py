@@ -4,10 +4,12 @@ import re
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from opd.checkpoint.atomic import find_damage
 from opd.errors import UserError
+from opd.records.files import Count, RecordError, as_record, read_json
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
@@ -21,6 +23,32 @@ def step_folder(checkpoints: Path, step: int) -> Path:
     return checkpoints / f"step_{step:06d}"
 
 
+def find_step_damage(checkpoints: Path, step: int) -> str | None:
+    """`find_damage` of the checkpoint of `step`; a copy of another step's is damage too."""
+    folder = step_folder(checkpoints, step)
+    if damage := find_damage(folder):
+        return damage
+    try:
+        progress = read_progress(folder)
+    except RecordError as error:
+        return str(error).removeprefix(f"{folder}/")
+    return None if progress.step == step else f"it is the checkpoint of step {progress.step}"
+
+
+@dataclass(frozen=True)
+class Progress:
+    """`state.json`: the checkpoint's step, and the step with the best score so far."""
+
+    step: Count
+    best_step: Count | None
+    best_score: float | None
+
+
+def read_progress(folder: Path) -> Progress:
+    """The progress at a checkpoint; raises `RecordError`."""
+    return as_record(Progress, read_json(folder / "state.json"), str(folder / "state.json"))
+
+
 def newest_intact(checkpoints: Path, warn: Callable[[str], None]) -> int | None:
     """The last step with an undamaged checkpoint, None if there are none; calls `warn` for later ones, all damaged.
 
@@ -30,7 +58,7 @@ def newest_intact(checkpoints: Path, warn: Callable[[str], None]) -> int | None:
     steps = saved_steps(checkpoints)
     for step in reversed(steps):
         folder = step_folder(checkpoints, step)
-        if (damage := find_damage(folder)) is None:
+        if (damage := find_step_damage(checkpoints, step)) is None:
             return step
         if step == steps[0]:
             raise UserError(

@@ -17,9 +17,8 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 from warnings import catch_warnings
 
 import torch
@@ -33,12 +32,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from transformers.core_model_loading import revert_weight_conversion
 
 from opd.checkpoint.atomic import write_folder
+from opd.checkpoint.steps import Progress, read_progress
 from opd.errors import UserError
 from opd.model import lora
 from opd.model.optim import Optimizer
 from opd.model.sharded import full_on
 from opd.ranks.dist import Ranks
-from opd.records.files import read_json
 
 Writer = Callable[[Path, Ranks], None]
 
@@ -57,7 +56,7 @@ class Learned:
         return bool(lora.adapters(self.model))
 
 
-def resumable(learned: Learned, state: Mapping[str, Any], ranks: Ranks) -> Writer:
+def resumable(learned: Learned, progress: Progress, ranks: Ranks) -> Writer:
     """Copies what a resume needs to CPU memory; returns a function that writes the copy to a folder, which may run in
     a thread with a process group of its own. All ranks must call both.
     """
@@ -73,7 +72,7 @@ def resumable(learned: Learned, state: Mapping[str, Any], ranks: Ranks) -> Write
             save_file(moments, folder / _of_rank("optimizer.safetensors", ranks))
         if ranks.main:
             learned.tokenizer.save_pretrained(folder)
-            (folder / "state.json").write_text(json.dumps(dict(state), indent=1))
+            (folder / "state.json").write_text(json.dumps(asdict(progress), indent=1))
 
     return lambda folder, ranks: _write(folder, ranks, fill)
 
@@ -157,8 +156,8 @@ def _add_index(folder: Path) -> None:
         (folder / "model.safetensors.index.json").write_text(json.dumps(index, indent=1, sort_keys=True))
 
 
-def load(folder: Path, learned: Learned) -> dict[str, Any]:
-    """Fills model and optimizer in place from a checkpoint, each rank its own shards; returns the checkpoint's state.
+def load(folder: Path, learned: Learned) -> Progress:
+    """Fills model and optimizer in place from a checkpoint, each rank its own shards.
 
     Raises:
         UserError: where the checkpoint cannot be read or belongs to another model, naming the folder.
@@ -174,7 +173,7 @@ def load(folder: Path, learned: Learned) -> dict[str, Any]:
         adamw = learned.optimizer.adamw
         state = {int(index): moments[index] for index in moments}
         adamw.load_state_dict({"state": state, "param_groups": adamw.state_dict()["param_groups"]})
-        return read_json(folder / "state.json")
+        return read_progress(folder)
     except (Exception, CheckpointException) as error:
         cause = next(iter(error.failures.values()))[0] if isinstance(error, CheckpointException) else error
         if not isinstance(cause, Exception):  # a Ctrl-C, which torch wraps too, says nothing about the checkpoint

@@ -4,6 +4,7 @@ import errno
 import json
 import math
 import os
+import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -52,10 +53,20 @@ def write_atomic(file: Path, content: str | bytes) -> None:
             out.flush()
             os.fsync(out.fileno())
         os.replace(part, file)
-    except OSError:
+    except OSError as error:
         with suppress(OSError):
             part.unlink()
+        error.filename, error.filename2 = str(file), None
         raise
+
+
+def remove_parts(folder: Path) -> None:
+    """Removes what writers that were killed have left half-written in `folder` and the folders in it."""
+    for part in (*folder.glob(".*.part"), *folder.glob("*/.*.part")):
+        if part.is_dir() and not part.is_symlink():
+            shutil.rmtree(part, ignore_errors=True)
+        else:
+            part.unlink(missing_ok=True)
 
 
 def read_config(file: Path) -> dict[str, Any]:

@@ -24,6 +24,8 @@ from opd.records.files import (
     as_record,
     json_line,
     now,
+    parse_line,
+    read_bytes,
     read_config,
     read_json,
     read_lines,
@@ -185,6 +187,10 @@ class RunDir:
 
     # ---- writing
 
+    def _write(self, file: Path, content: str | bytes) -> None:
+        self.path.stat()  # a directory that was moved away in mid-run must not begin again, empty
+        write_atomic(file, content)
+
     def write_config(self, text: str) -> None:
         write_atomic(self.config_file, text)
 
@@ -205,15 +211,22 @@ class RunDir:
         with open(self.metrics_file, "ab") as file:
             file.write(json_line(metrics).encode())
 
-    def rewind(self, step: int) -> None:
-        """Removes the records after `step`, and a torn last line, so that a resumed run can write them again."""
-        kept = [line for line in self.metrics() if line["step"] <= step]
+    def rewind(self, step: int) -> list[str]:
+        """Removes the records after `step`, a torn last line and lines of metrics that cannot be read, so that a
+        resumed run can write on; returns warnings about the last.
+        """
+        warnings = []
         if self.metrics_file.exists():
-            write_atomic(self.metrics_file, "".join(json.dumps(line) + "\n" for line in kept))
+            kept, damaged = _readable(read_bytes(self.metrics_file), self.metrics_file)
+            if damaged:
+                warnings.append(f"{damaged[0]}; {len(damaged)} such lines are left out, and the report will say so")
+            lines = (json.dumps(line) + "\n" for line in kept if line["step"] <= step)
+            write_atomic(self.metrics_file, "".join(lines))
         for files in (self.evaluations(), self.texts(), self.rollouts(), self.pages()):
             for written, file in files.items():
                 if written > step:
                     file.unlink()
+        return warnings
 
     def write_samples(self, step: int, samples: Iterable[Sample], texts: bytes = b"") -> None:
         """Writes the graded answers, and their texts as `opd.records.texts` packs them.
@@ -221,13 +234,31 @@ class RunDir:
         A writer that is killed in between leaves answers without texts, never with those of another evaluation.
         """
         self.texts_file(step).unlink(missing_ok=True)
-        write_atomic(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+        self._write(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
         if texts:
-            write_atomic(self.texts_file(step), texts)
+            self._write(self.texts_file(step), texts)
 
     def write_rollouts(self, step: int, data: Mapping[str, Any], page: str) -> None:
-        write_atomic(self.rollouts_file(step), json.dumps(data, allow_nan=False) + "\n")
-        write_atomic(self.page_file(step), page)
+        self._write(self.rollouts_file(step), json.dumps(data, allow_nan=False) + "\n")
+        self._write(self.page_file(step), page)
+
+
+def _readable(content: bytes, file: Path) -> tuple[list[dict[str, Any]], list[str]]:
+    """The lines of metrics that are records of a step, and what is wrong with the others but a torn last one."""
+    kept, damaged = [], []
+    for number, line in enumerate(content.split(b"\n")[:-1], 1):
+        try:
+            record = parse_line(line, file, number)
+            as_record(_Step, record, f"{file}, line {number}")
+            kept.append(record)
+        except RecordError as error:
+            damaged.append(str(error))
+    return kept, damaged
+
+
+@dataclass(frozen=True)
+class _Step:
+    step: Count
 
 
 def _score(line: Mapping[str, Any], file: Path) -> float:

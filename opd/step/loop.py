@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from opd.checkpoint import store as checkpoint
-from opd.checkpoint.steps import prune, step_folder
+from opd.checkpoint.steps import Progress, prune, step_folder
 from opd.data.batch import Prompt, Sampling
 from opd.data.prompts import batch_indices
 from opd.errors import UserError
@@ -239,8 +239,8 @@ def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
     """
     folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
     run.ranks.on_all(run.background.wait)  # one copy of the weights at a time
-    state = {"step": number, "best_step": best[0], "best_score": None if best[0] is None else best[1]}
-    write = checkpoint.resumable(run.learned, state, run.ranks)
+    progress = Progress(number, best[0], None if best[0] is None else best[1])
+    write = checkpoint.resumable(run.learned, progress, run.ranks)
 
     def write_and_prune() -> None:
         write(step_folder(folder, number), run.background_ranks)

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from opd.checkpoint import atomic
 from opd.checkpoint import store as checkpoint
+from opd.checkpoint.steps import Progress
 from opd.checkpoint.store import Learned
 from opd.config.schema import Compute, Optim
 from opd.model.load import load_model
@@ -66,7 +67,7 @@ def write(ranks: Ranks, folder: Path, family: str) -> dict[str, Any]:
     learner, beside = Learner(folder / family, ranks), ranks.with_own_group(timeout=60.0)
     learner.learn(1)
     learned = learner.weights()
-    step = checkpoint.resumable(learner.learned, {"step": 1}, ranks)
+    step = checkpoint.resumable(learner.learned, Progress(1, None, None), ranks)
     final = checkpoint.final(learner.learned, {"README.md": "card"}, ranks)
     learner.learn(2)  # what is written is as it was
     step(folder / f"{family}-step", beside)
@@ -77,7 +78,7 @@ def write(ranks: Ranks, folder: Path, family: str) -> dict[str, Any]:
 def read(ranks: Ranks, folder: Path, family: str) -> dict[str, Any]:
     """Goes on from the checkpoint."""
     learner = Learner(folder / family, ranks)
-    assert checkpoint.load(folder / f"{family}-step", learner.learned) == {"step": 1}
+    assert checkpoint.load(folder / f"{family}-step", learner.learned) == Progress(1, None, None)
     learned = learner.weights()
     learner.learn(2)
     return {"learned": learned, "next": learner.weights()}
@@ -90,7 +91,7 @@ def fail(ranks: Ranks, folder: Path, family: str) -> dict[str, Any]:
     if ranks.rank == 1:
         atomic._flush = lambda path: (_ for _ in ()).throw(OSError(28, "No space left on device", str(path)))
     try:
-        checkpoint.resumable(learner.learned, {"step": 2}, ranks)(folder / f"{family}-step", ranks)
+        checkpoint.resumable(learner.learned, Progress(2, None, None), ranks)(folder / f"{family}-step", ranks)
     except OSError as error:
         return {"errno": error.errno, "file": error.filename}
     return {}

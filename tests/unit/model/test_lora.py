@@ -8,6 +8,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from opd.checkpoint import store as checkpoint
+from opd.checkpoint.steps import Progress
 from opd.config.schema import Lora
 from opd.data.batch import Prompt, Sampling
 from opd.errors import UserError
@@ -51,7 +52,7 @@ def saved(learned, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder, (model, optimizer) = tmp_path_factory.mktemp("saved"), learned
     tiny_qwen3(dtype=torch.float32).save_pretrained(folder / "base")
     thing = checkpoint.Learned(model, str(folder / "base"), build_tokenizer(), optimizer)
-    checkpoint.resumable(thing, {"step": 3}, ALONE)(folder / "step_000003", ALONE)
+    checkpoint.resumable(thing, Progress(3, None, None), ALONE)(folder / "step_000003", ALONE)
     checkpoint.final(thing, {}, ALONE)(folder / "final", ALONE)
     return folder
 
@@ -113,7 +114,7 @@ def test_a_resumable_checkpoint_holds_adapters_and_goes_on_exactly(saved: Path):
     assert not (saved / "step_000003" / "model.safetensors").exists()
     other, other_optimizer = adapted(seed=9)
     thing = checkpoint.Learned(other, str(saved / "base"), build_tokenizer(), other_optimizer)
-    assert checkpoint.load(saved / "step_000003", thing) == {"step": 3}
+    assert checkpoint.load(saved / "step_000003", thing) == Progress(3, None, None)
     reference, reference_optimizer = adapted()
     learn(reference, reference_optimizer, steps=4)
     other(IDS).logits.square().mean().backward()

@@ -29,7 +29,9 @@ def sample(number: int) -> Sample:
 
 @pytest.fixture
 def run(tmp_path):
-    return RunDir(tmp_path / "default-1a2b3c4d-s0")
+    folder = tmp_path / "default-1a2b3c4d-s0"
+    folder.mkdir()
+    return RunDir(folder)
 
 
 def read(run: RunDir, content: bytes) -> list:
