@@ -11,7 +11,7 @@ from opd.config.places import ROOT
 from opd.errors import UserError
 from sweeps import executor, snapshot
 from sweeps.executor import Settings
-from sweeps.ledger import Ledger, new_id, write_submission
+from sweeps.ledger import Ledger, Submission, new_id, read_submission, write_submission
 from sweeps.snapshot import Code
 
 
@@ -69,6 +69,7 @@ def recover(ledger: Ledger) -> None:
 
     Raises:
         UserError: where a scheduler must be asked and does not answer, or the ledger has lost a submission.
+        RecordError: where such a submission is damaged.
     """
     known = {one.id: one for one in ledger.submissions()}
     for one in known.values():
@@ -89,9 +90,25 @@ def recover(ledger: Ledger) -> None:
     for folder in (ledger.folder / "submissions").glob("*"):
         if folder.name in known:
             continue
-        if any((folder / "attempts").glob("*")):
+        if any((folder / "attempts").glob("*")) or _was_handed_over(folder):
             raise UserError(
-                f"{ledger.file}: has no submission {folder.name}, whose runs have started; restore the ledger, or give "
-                "study=ANOTHER"
+                f"{ledger.file}: has no submission {folder.name}, whose runs have started or are queued; restore the "
+                "ledger, or end them and give study=ANOTHER"
             )
         shutil.rmtree(folder)  # its command died before it wrote the intent
+
+
+def _was_handed_over(folder: Path) -> bool:
+    """Whether a scheduler has the runs of a submission that the ledger does not have; see `recover`."""
+    if not (folder / "tasks.json").exists():
+        return False  # it is written last
+    runs, cluster = read_submission(folder)
+    scheduler = executor.get(cluster["kind"])
+    lost = Submission(folder.name, folder, "", cluster["kind"], "", "", runs, portion=max(len(runs), 1))
+    try:
+        return scheduler.recover(lost) is not None
+    except executor.Unavailable as error:
+        raise UserError(
+            f"the ledger has no submission {folder.name}, and {scheduler.name} does not answer whether it "
+            f"has its runs ({error}); try again when it does"
+        ) from None

@@ -8,10 +8,12 @@ from pathlib import Path
 import pytest
 
 from opd.errors import UserError
-from sweeps import cancel, cluster, logs, resubmit, state, submit
+from sweeps import cancel, cluster, executor, logs, resubmit, state, submit
 from sweeps.ledger import Ledger
+from sweeps.run_state import Job
 from sweeps.submission import recover
-from tests.unit.sweeps.conftest import RUN, failed_study
+from tests.unit.sweeps.conftest import RUN, failed_study, submitted
+from tests.unit.sweeps.scripted import ScriptedExecutor, ScriptedSettings
 
 
 @pytest.fixture
@@ -46,9 +48,29 @@ def test_a_folder_in_place_of_the_ledger_is_reported(ledger: Ledger, refused):
     assert str(ledger.file) in refused(resubmit, f"paths.outputs={ledger.study.parent}")
 
 
+def test_without_a_ledger_what_a_scheduler_has_is_not_queued_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(executor.EXECUTORS, "scripted", "tests.unit.sweeps.scripted.ScriptedExecutor")
+    ledger, scheduler = Ledger(tmp_path / "main"), executor.get("scripted")
+    folder = submitted(ledger, [RUN], settings=ScriptedSettings("scripted", 4, 1, 1, "short"))
+    ledger.file.unlink()
+    monkeypatch.setattr(ScriptedExecutor, "names", {"1": "one"})
+    monkeypatch.setattr(ScriptedExecutor, "jobs", {"1_0": Job("waiting", "Q")})
+    with ledger.lock(), pytest.raises(UserError, match="has no submission one, whose runs have started or are queued"):
+        recover(ledger)
+    monkeypatch.setattr(ScriptedExecutor, "down", True)
+    with ledger.lock(), pytest.raises(UserError, match="the script does not answer"):
+        recover(ledger)
+    assert folder.exists() and scheduler is not None
+    monkeypatch.setattr(ScriptedExecutor, "down", False)
+    monkeypatch.setattr(ScriptedExecutor, "names", {})
+    with ledger.lock():
+        recover(ledger)
+    assert not folder.exists(), "its command died before it was handed over"
+
+
 def test_a_missing_ledger_does_not_delete_submissions_that_have_started(ledger: Ledger):
     ledger.file.unlink()
-    with ledger.lock(), pytest.raises(UserError, match="has no submission one, whose runs have started"):
+    with ledger.lock(), pytest.raises(UserError, match="has no submission one, whose runs have started or are queued"):
         recover(ledger)
     assert (ledger.submission_folder("one") / "tasks.json").exists()
 
