@@ -2,7 +2,8 @@
 is never run, and weights are read from safetensors only: a pickle can run code when it is read.
 """
 
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -22,7 +23,8 @@ from transformers import (
 
 from opd.data import hub
 from opd.errors import UserError
-from opd.model import lora, packed
+from opd.model import adapted, packed
+from opd.records.files import RecordError, read_json
 
 # A progress bar for each file, most of which take milliseconds, would drown the run's own output.
 logging.disable_progress_bar()
@@ -54,25 +56,66 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
         UserError: where it cannot be loaded, or its logits are not `hidden @ head.T`.
     """
     _check_exists(model, key)
+    base = _base(model, revision, key)
+    if base is not None:
+        plain = load_model(base, revision=None, dtype=dtype, key=f"{key}={model!r}: its base")
+        return adapted.merged(plain, model, key=key)
+    loaded = _weights(model, revision, key, dtype=getattr(torch, dtype)).eval()
+    if any(tensor.is_meta for tensor in loaded.parameters()):
+        raise UserError(f"{key}={model!r}: some of its weights are missing")
+    _check_head(loaded, model, key)
+    packed.enable(loaded)
+    return loaded
+
+
+def check_weights(model: str, *, revision: str | None, key: str) -> None:
+    """Refuses a model whose weights are not those that its config asks for, without reading them: for an engine that
+    loads them by itself, and draws at random what is missing.
+
+    Raises:
+        UserError: as `load_model`.
+    """
+    _check_exists(model, key)
+    if _base(model, revision, key) is None:
+        _weights(model, revision, key, device_map="meta")
+
+
+def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrainedModel:
+    """The model as transformers loads it; every key of its config's model has a weight of its shape, and no other."""
     _refuse_kernels(model, revision, key)
+    _refuse_outside(model, key)
     try:
         with _quiet_hub():
-            loaded = AutoModelForCausalLM.from_pretrained(
+            loaded, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 model,
-                dtype=getattr(torch, dtype),
                 attn_implementation="sdpa",
                 use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported below, by name
+                **how,
                 **_settings(model, revision),
             )
     except Exception as error:
         raise UserError(_cannot_load("model", model, key, error)) from error
-    if any(tensor.is_meta for tensor in loaded.parameters()):
-        raise UserError(f"{key}={model!r}: some of its weights are missing")
-    lora.merge(loaded)  # if the directory is one of peft's, which names its base model
-    loaded.eval()
-    _check_head(loaded, model, key)
-    packed.enable(loaded)
+    surplus = [name for name in sorted(found["unexpected_keys"]) if not _HARMLESS.search(name)]
+    shapes = sorted(name for name, *_ in found["mismatched_keys"])
+    for names, wrong in ((sorted(found["missing_keys"]), "has no"), (shapes, "has another shape of"), (surplus, "has")):
+        if names:
+            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            instead = f", but {surplus[0]}" if surplus and names is not surplus else ""
+            raise UserError(
+                f"{key}={model!r}: its checkpoint {wrong} {names[0]}{others}{instead}, unlike the "
+                f"{type(loaded).__name__} that its config.json names; save it again from the model that was trained"
+            )
     return loaded
+
+
+# Weights that a family's checkpoints may have beside those that a language model computes with: buffers that are
+# computed, heads that guess further tokens, and the parts that read images and sounds.
+_HARMLESS = re.compile(
+    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$|(^|\.)mtp\."
+    r"|(^|\.)(visual|vision_tower|vision_model|audio_tower|multi_modal_projector)\."
+)
 
 
 def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConfig:
@@ -82,6 +125,8 @@ def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConf
         UserError: where it cannot be loaded.
     """
     _check_exists(model, key)
+    if (base := _base(model, revision, key)) is not None:
+        return load_config(base, revision=None, key=f"{key}={model!r}: its base")
     _refuse_kernels(model, revision, key)
     try:
         with _quiet_hub():
@@ -168,12 +213,44 @@ def _refuse_kernels(model: str, revision: str | None, key: str) -> None:
     try:
         with _quiet_hub():
             named, _ = PreTrainedConfig.get_config_dict(model, **_settings(model, revision))
-    except Exception:  # adapters have no config.json; any other error is reported by whoever reads it next
-        return
-    for part in (named, *(inner for inner in named.values() if isinstance(inner, dict))):
-        for name, value in part.items():
-            if "implementation" in name and "/" in str(value):
-                raise UserError(f"{key}={model!r}: its config.json names code to run ({name}={value!r}); remove that")
+    except Exception as error:
+        raise UserError(_cannot_load("config", model, key, error)) from error
+    for name, value in _nested(named):
+        if "implementation" in name and "/" in str(value):
+            raise UserError(f"{key}={model!r}: its config.json names code to run ({name}={value!r}); remove that")
+
+
+def _nested(config: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name, value in config.items():
+        yield str(name), value
+        for inner in value if isinstance(value, list) else [value]:
+            if isinstance(inner, Mapping):
+                yield from _nested(inner)
+
+
+def _refuse_outside(model: str, key: str) -> None:
+    """Refuses an index of weights that names files elsewhere."""
+    for file in Path(model).glob("*.index.json") if Path(model).is_dir() else ():
+        try:
+            names = read_json(file).get("weight_map")
+        except RecordError as error:
+            raise UserError(f"{key}={model!r}: {error}") from None
+        for name in set(map(str, names.values())) if isinstance(names, dict) else ():
+            if Path(name).name != name:
+                raise UserError(f"{key}={model!r}: {file.name} names {name!r}, which is not a file in that directory")
+
+
+def _base(model: str, revision: str | None, key: str) -> str | None:
+    """The base model, where `model` is a directory of adapters."""
+    settings = {name: value for name, value in _settings(model, revision).items() if name != "trust_remote_code"}
+    try:
+        with _quiet_hub():
+            base = adapted.base_of(model, key=key, **settings)
+            if base is not None and adapted.base_of(base, key=key, local_files_only=settings["local_files_only"]):
+                raise UserError(f"{key}={model!r}: its base, {base}, has adapters too; merge those first")
+            return base
+    except OSError as error:
+        raise UserError(_cannot_load("model", model, key, error)) from error
 
 
 def _settings(model: str, revision: str | None) -> dict[str, Any]:
@@ -184,14 +261,15 @@ def _settings(model: str, revision: str | None) -> dict[str, Any]:
 
 @contextmanager
 def _quiet_hub() -> Iterator[None]:
-    """Silences the hub client's warning at each retry: our error message says it once."""
-    client = getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(ERROR)
+    """Silences the hub client's warning at each retry and transformers' tables: our error message says it once."""
+    loggers = [(each, each.level) for each in (getLogger("huggingface_hub"), getLogger("transformers"))]
+    for logger, _ in loggers:
+        logger.setLevel(ERROR)
     try:
         yield
     finally:
-        client.setLevel(level)
+        for logger, level in loggers:
+            logger.setLevel(level)
 
 
 def _check_head(model: PreTrainedModel, name: str, key: str) -> None:

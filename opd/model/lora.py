@@ -92,18 +92,6 @@ def _delta(module: Any) -> Tensor:
     return delta.T if output_axis(module.base_layer) else delta
 
 
-def merge(model: PreTrainedModel) -> None:
-    """Merges the adapters of an unsharded model into its weights and removes them."""
-    for name, module in adapters(model).items():
-        module.base_layer.weight.data += _delta(module).to(module.base_layer.weight)
-        owner, _, last = name.rpartition(".")
-        setattr(model.get_submodule(owner), last, module.base_layer)
-    if getattr(model, "_hf_peft_config_loaded", False):  # transformers would save only adapters
-        model._hf_peft_config_loaded = False
-        del model.peft_config
-        del model._weight_conversions  # from peft's names
-
-
 def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     """The adapters, still sharded, under the names of peft's files."""
     return {

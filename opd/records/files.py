@@ -56,8 +56,9 @@ def write_atomic(file: Path, content: str | bytes) -> None:
     except OSError as error:
         with suppress(OSError):
             part.unlink()
-        error.filename, error.filename2 = str(file), None
-        raise
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(file)) from error  # which names the file, not the part of it
 
 
 def remove_parts(folder: Path) -> None:

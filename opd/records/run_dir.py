@@ -187,10 +187,6 @@ class RunDir:
 
     # ---- writing
 
-    def _write(self, file: Path, content: str | bytes) -> None:
-        self.path.stat()  # a directory that was moved away in mid-run must not begin again, empty
-        write_atomic(file, content)
-
     def write_config(self, text: str) -> None:
         write_atomic(self.config_file, text)
 
@@ -234,13 +230,13 @@ class RunDir:
         A writer that is killed in between leaves answers without texts, never with those of another evaluation.
         """
         self.texts_file(step).unlink(missing_ok=True)
-        self._write(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
+        write_atomic(self.samples_file(step), "".join(json.dumps(asdict(sample)) + "\n" for sample in samples))
         if texts:
-            self._write(self.texts_file(step), texts)
+            write_atomic(self.texts_file(step), texts)
 
     def write_rollouts(self, step: int, data: Mapping[str, Any], page: str) -> None:
-        self._write(self.rollouts_file(step), json.dumps(data, allow_nan=False) + "\n")
-        self._write(self.page_file(step), page)
+        write_atomic(self.rollouts_file(step), json.dumps(data, allow_nan=False) + "\n")
+        write_atomic(self.page_file(step), page)
 
 
 def _readable(content: bytes, file: Path) -> tuple[list[dict[str, Any]], list[str]]:

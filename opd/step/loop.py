@@ -178,6 +178,7 @@ def loop(
         report(run, 0, record(0, metrics))
     for number in range(start, run.num_steps + 1):
         run.seconds.clear()
+        run.ranks.on_main(run.folder.path.stat)  # one that was moved away must not begin again, empty
         run.meter.begin()
         metrics = step(run, number)
         metrics |= run.meter.metrics(metrics["response/tokens"], run.seconds)

@@ -134,10 +134,10 @@ WAYS: dict[Callable[[Path], None], str | None] = {
         model / "config.json", text_config={"attn_implementation": "a/b:c"}
     ): "names code to run (attn_i",
     lambda model: edit(model / "config.json", use_kernels=True, kernel_config={"RMSNorm": "some/kernel"}): None,
-    adapter_import: "megatron_core",
+    adapter_import: "megatron_config is set",
     adapter_library: None,
     adapter_pickle: "no model can be loaded",
-    adapter_cache: "no model can be loaded",
+    adapter_cache: "init_lora_weights='corda' changed the base model",
 }
 
 

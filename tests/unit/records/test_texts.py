@@ -29,9 +29,7 @@ def sample(number: int) -> Sample:
 
 @pytest.fixture
 def run(tmp_path):
-    folder = tmp_path / "default-1a2b3c4d-s0"
-    folder.mkdir()
-    return RunDir(folder)
+    return RunDir(tmp_path / "default-1a2b3c4d-s0")
 
 
 def read(run: RunDir, content: bytes) -> list:
