@@ -3,6 +3,7 @@ is never run, and weights are read from safetensors only: a pickle can run code 
 """
 
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from logging import ERROR, getLogger
@@ -76,8 +77,9 @@ def check_weights(model: str, *, revision: str | None, key: str) -> None:
         UserError: as `load_model`.
     """
     _check_exists(model, key)
-    if _base(model, revision, key) is None:
-        _weights(model, revision, key, device_map="meta")
+    if _base(model, revision, key) is not None:
+        raise UserError(f"{key}={model!r}: has adapters, which this engine does not load; give the merged model")
+    _weights(model, revision, key, device_map="meta")
 
 
 def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrainedModel:
@@ -136,13 +138,44 @@ def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConf
 
 
 def load_ends(model: str, *, revision: str | None) -> list[int]:
-    """The end-of-text tokens in the model's generation config; none where it has no such file."""
+    """The end-of-text tokens in the model's generation config; none where it has no such file.
+
+    Raises:
+        UserError: for a file that says what no generation can do.
+    """
     try:
         with _quiet_hub():
             ends = GenerationConfig.from_pretrained(model, **_settings(model, revision)).eos_token_id
     except OSError:
         return []
+    except Exception as error:  # as in loading
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{model}: its generation_config.json cannot be used: {reason}") from error
     return [ends] if isinstance(ends, int) else list(ends or [])
+
+
+def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, key: str) -> None:
+    """Tries to save everything of a model but its weights, so that no run fails at its first checkpoint.
+
+    Mends what is known: sampling settings in a generation config that does not sample, which transformers loads with a
+    warning and refuses to save.
+
+    Raises:
+        UserError: where it cannot be saved.
+    """
+    if (generation := model.generation_config) is not None and not generation.do_sample:
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            generation.do_sample = True  # what settings of sampling were meant for
+    try:
+        with tempfile.TemporaryDirectory() as folder, _quiet_hub():
+            for part in (model.config, model.generation_config, tokenizer):
+                if part is not None:
+                    part.save_pretrained(folder)
+    except Exception as error:  # as in loading
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(f"{key}: this model cannot be saved again: {reason}") from error
 
 
 def end_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] | None) -> None:
@@ -176,9 +209,23 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     return tuple(sorted({end, *([more] if isinstance(more, int) else more or [])}))
 
 
-def max_positions(model: PreTrainedModel) -> int | None:
-    """The number of positions of the model, None where its config does not say."""
-    return getattr(model.config, "max_position_embeddings", None)
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """The number of positions of a model, None where its config does not say.
+
+    A `rope_scaling` that stretches an original length has room for that length times its factor; configs differ in
+    whether `max_position_embeddings` is the one or the other, so the larger counts.
+    """
+    text = config.get_text_config()
+    positions = getattr(text, "max_position_embeddings", None)
+    if not isinstance(positions, int):
+        return None
+    scaling = getattr(text, "rope_scaling", None) or getattr(text, "rope_parameters", None)
+    kinds = [scaling, *scaling.values()] if isinstance(scaling, dict) else []  # of each kind of layer, in some families
+    for kind in (each for each in kinds if isinstance(each, dict)):
+        factor, original = kind.get("factor"), kind.get("original_max_position_embeddings")
+        if isinstance(factor, int | float):
+            positions = max(positions, int((original if isinstance(original, int) else positions) * factor))
+    return positions
 
 
 def same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokenizerBase, *, key: str) -> None:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from opd.data.batch import Prompt, Rollout, Sampling, pad
 from opd.errors import UserError
+from opd.model.load import max_positions
 from opd.model.sharded import Root, uncompiled
 from opd.rollout.continuous import ContinuousBatch
 from opd.rollout.fused_forward import can_fuse
@@ -71,7 +72,7 @@ class TransformersSampler(StudentSampler):
                 logit that is NaN or infinite.
         """
         config, name = self.model.config.get_text_config(), name_of(self.learner)
-        positions = getattr(config, "max_position_embeddings", None)
+        positions = max_positions(config)
         room = {f"the {self.max_batch_tokens} max_batch_tokens of the sampler": self.max_batch_tokens}
         room |= {} if positions is None else {f"the {positions} positions of {name}": positions}
         check_request(prompts, sampling, vocab_size=config.vocab_size, name=name, room=room)

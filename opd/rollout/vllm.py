@@ -12,6 +12,7 @@ from torch import Tensor
 from opd.config.recipe import Count, Positive
 from opd.data.batch import Prompt, Rollout, Sampling, pad
 from opd.errors import UserError
+from opd.model.load import max_positions
 from opd.model.sharded import Root
 from opd.rollout.drift import mean_drift
 from opd.rollout.sampler import check_request, check_stops, make_rollout, name_of
@@ -77,7 +78,7 @@ class VllmSampler:
         self.root, self.learner, self.vocab_size = root, model, config.vocab_size
         self.stop_ids, self.pad_id = tuple(stop_ids), pad_id
         check_stops(stop_ids, self.vocab_size, name_of(model))
-        positions = getattr(config, "max_position_embeddings", None)
+        positions = max_positions(config)
         if max_model_len is not None and positions is not None and max_model_len > positions:
             raise UserError(
                 f"rollout.max_model_len={max_model_len}: {name_of(model)} has {positions} positions; set at most that, "

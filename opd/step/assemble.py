@@ -24,7 +24,7 @@ from opd.data.control import Control
 from opd.data.control import encode as encode_control
 from opd.data.problem import Problem
 from opd.errors import UserError
-from opd.model.load import end_with, load_model, load_tokenizer, max_positions, stop_token_ids
+from opd.model.load import check_saving, end_with, load_model, load_tokenizer, max_positions, stop_token_ids
 from opd.model.lora import add_adapters
 from opd.model.optim import Optimizer
 from opd.model.policy import Policy
@@ -75,6 +75,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     root = shard(student, ranks, config.compute, learns=True)
     policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
     longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
+    startup_checks.check_positions(config, longest)
     teachers = build_teachers(config, texts, ranks, longest=longest)
     sampler = build_sampler(config, root, tokenizer)
     evaluation_sampler = with_environment(config, sampler, tokenizer, ranks)
@@ -138,6 +139,7 @@ def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     path, revision = locate("self", config)
     model = load_model(path, revision=revision, dtype="float32", key="student.model")
     end_with(model, tokenizer, config.student.stop_tokens)
+    check_saving(model, tokenizer, key=f"student.model={config.student.model!r}")
     return model
 
 
@@ -252,7 +254,7 @@ def check_length(key: str, length: int, encoded: list[Prompt], student: PreTrain
     Raises:
         UserError: with the length that would fit.
     """
-    positions, longest = max_positions(student), before + max(len(prompt.token_ids) for prompt in encoded)
+    positions, longest = max_positions(student.config), before + max(len(prompt.token_ids) for prompt in encoded)
     if positions is not None and longest + length > positions:
         raise UserError(
             f"{key}={length}: with the longest prompt ({longest} tokens) it is more than the student's "

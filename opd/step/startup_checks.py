@@ -12,7 +12,7 @@ from opd.check.engines import engine
 from opd.check.signal import uses_anchor
 from opd.config.schema import RunConfig
 from opd.errors import UserError
-from opd.model.load import load_config, load_tokenizer, same_vocabulary
+from opd.model.load import load_config, load_tokenizer, max_positions, same_vocabulary
 from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory
 from opd.model.remedies import remedies
 from opd.model.shapes import shape
@@ -95,6 +95,27 @@ def model_configs(config: RunConfig, load: Any = load_config) -> Models:
         anchor=of(config.shaping.anchor, "shaping.anchor") if uses_anchor(config) else None,
         together=sorted({bound.needed(step / 200) for step in range(201)}) if own else [()],
     )
+
+
+def check_positions(config: RunConfig, longest: int) -> None:
+    """Refuses teachers and anchors that have fewer positions than the longest prompt with its response has tokens.
+
+    Raises:
+        UserError: with the length of responses that would fit.
+    """
+    models = model_configs(config)
+    named = {f"teacher.models.{index}": each for index, each in enumerate(models.teachers)}
+    if models.anchor is not None:
+        named["shaping.anchor"] = models.anchor
+    for key, model in named.items():
+        positions = max_positions(model)
+        if positions is not None and longest > positions:
+            room = positions - longest + config.max_response_length
+            remedy = f"set max_response_length={room}, or choose another" if room > 0 else "choose another"
+            raise UserError(
+                f"{key}: has {positions} positions, and the longest prompt with its response has {longest} tokens; "
+                f"{remedy}"
+            )
 
 
 def check_memory(config: RunConfig, models: Models, estimate: MemoryEstimate) -> None:

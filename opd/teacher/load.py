@@ -11,7 +11,7 @@ from opd.check.signatures import imported
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.model.int8 import quantize_layers
-from opd.model.load import load_model, load_tokenizer, same_vocabulary
+from opd.model.load import check_weights, load_model, load_tokenizer, same_vocabulary
 from opd.model.policy import Policy, Scorer
 from opd.model.sharded import shard
 from opd.model.texts import Texts
@@ -99,6 +99,7 @@ def on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teac
 
     def loader(key: str, model: str) -> Callable[[], VllmScorer]:
         source, revision = locate(model, config)
+        check_weights(source, revision=revision, key=key)
         knobs = {"dtype": config.teacher.dtype, "likeliest": _likeliest(config), **asdict(settings)}
         return lambda: VllmScorer(source, revision=revision, longest=longest, key=key, **knobs)
 

@@ -261,6 +261,30 @@ def test_a_teacher_of_another_vocabulary_is_refused(command, models: Path, tmp_p
     assert status == 2 and "its vocabulary is not the student's: token" in one_sentence(error)
 
 
+def edited(source: Path, target: Path, file: str, **changes: object) -> Path:
+    shutil.copytree(source, target)
+    (target / file).write_text(json.dumps(json.loads((target / file).read_text()) | changes))
+    return target
+
+
+def test_a_teacher_with_too_few_positions_is_refused(command, models: Path, tmp_path: Path):
+    short = edited(models / "medium", tmp_path / "short", "config.json", max_position_embeddings=16)
+    status, error = command(f"teacher.models=[{short}]")
+    assert status == 2 and one_sentence(error).startswith("teacher.models.0: has 16 positions, and the longest prompt")
+    status, error = command(f"teacher.models=[{short}]", "preflight=true")
+    assert status == 2 and "teacher.models.0: has 16 positions" in one_sentence(error)
+
+
+def test_sampling_settings_of_a_model_that_does_not_sample_fail_no_checkpoint(command, models: Path, tmp_path: Path):
+    greedy = {"do_sample": False, "temperature": 0.6, "top_p": 0.95}
+    mended = edited(models / "student", tmp_path / "mended", "generation_config.json", **greedy)
+    status, _ = command(f"student.model={mended}")
+    assert status == 0
+    refused = edited(models / "student", tmp_path / "refused", "generation_config.json", max_new_tokens=-1, **greedy)
+    status, error = command(f"student.model={refused}")
+    assert status == 2 and "its generation_config.json cannot be used: `max_new_tokens` must" in one_sentence(error)
+
+
 def test_a_failed_run_says_so_in_its_record_and_can_go_on(command, models: Path, tmp_path: Path):
     teacher = tmp_path / "teacher"
     status, _ = command(f"teacher.models=[{teacher}]")

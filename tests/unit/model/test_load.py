@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from opd.errors import UserError
-from opd.model.load import check_weights, load_config, load_model
+from opd.model.load import check_weights, load_config, load_model, max_positions
 from opd.recipes.build import fresh, save
 from opd.recipes.tokenizer import build_tokenizer
 from tests.unit.model.test_untrusted import SMALL, edit
@@ -40,7 +40,7 @@ def rewrite(model: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]
     [
         (
             lambda w: {f"module.{name}": tensor for name, tensor in w.items()},
-            "its checkpoint has no model.embed_tokens",
+            "others, but module.model.embed_tokens",
         ),
         (lambda w: {name: tensor for name, tensor in w.items() if name != LAYER}, f"has no {LAYER}, unlike the Qwen3"),
         (lambda w: w | {"model.layers.7.mlp.up_proj.weight": torch.zeros(2)}, "its checkpoint has model.layers.7.mlp"),
@@ -77,8 +77,31 @@ def test_an_index_cannot_name_files_elsewhere(name: str, model: Path):
 @pytest.mark.parametrize("inner", [{"_attn_implementation": "a/b"}, {"parts": [{"attn_implementation": {"": "a/b"}}]}])
 def test_code_is_named_however_deep_it_lies(inner: dict, model: Path):
     edit(model / "config.json", text_config={"vision_config": inner})
-    with pytest.raises(UserError, match="its config.json names code to run"):
+    with pytest.raises(UserError, match="names code to run"):
         load_config(str(model), **PLACE)
+
+
+@pytest.mark.parametrize(
+    ("changes", "positions"),
+    [
+        ({}, 64),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0, "rope_theta": 1e4}}, 256),
+        (
+            {
+                "max_position_embeddings": 131072,
+                "rope_parameters": {
+                    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192,
+                    "low_freq_factor": 1.0, "high_freq_factor": 4.0, "rope_theta": 1e4,
+                },
+            },
+            131072,
+        ),
+        ({"max_position_embeddings": 128, "rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, 256),
+    ],
+)  # fmt: skip
+def test_positions_count_what_a_stretched_rope_adds(changes: dict, positions: int, model: Path):
+    edit(model / "config.json", **changes)
+    assert max_positions(load_config(str(model), **PLACE)) == positions
 
 
 # ---- adapters
@@ -104,7 +127,7 @@ def adapters(model: Path, config: peft.PeftConfig) -> Path:
     config.task_type = peft.TaskType.CAUSAL_LM
     adapted = peft.get_peft_model(AutoModelForCausalLM.from_pretrained(model), config)
     torch.manual_seed(1)
-    for name, parameter in adapted.named_parameters():
+    for parameter in adapted.parameters():
         if parameter.requires_grad:
             parameter.data += 0.1 * torch.randn_like(parameter)
     adapted.save_pretrained(model.parent / "adapters")
