@@ -159,7 +159,14 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
         def begin() -> None:
             if done:
                 say(f"{folder.path}: resuming after step {done} of {run.num_steps}")
-            folder.write_manifest(manifest(content, world_size=ranks.size, tokenizers={"student": vocabulary}))
+            folder.write_manifest(
+                manifest(
+                    content,
+                    world_size=ranks.size,
+                    tokenizers={"student": vocabulary},
+                    unchecked=run.teachers.unchecked,
+                )
+            )
             for warning in folder.rewind(done if done else -1):
                 warn(warning)
             folder.update_status(step=done, num_steps=run.num_steps)

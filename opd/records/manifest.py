@@ -5,7 +5,7 @@ import json
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,12 @@ SNAPSHOT = "snapshot.json"
 PACKAGES = ("opd", "torch", "transformers", "peft", "tokenizers", "vllm", "hydra-core", "math-verify", "numpy")
 
 
-def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[str, str]) -> dict[str, Any]:
-    """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary."""
+def manifest(
+    config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[str, str], unchecked: Sequence[str] = ()
+) -> dict[str, Any]:
+    """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary, `unchecked` are
+    sentences about what could not be checked.
+    """
     commit, dirty = git_state()
     return {
         "run_id": identity.run_id(config),
@@ -32,6 +36,7 @@ def manifest(config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
         "world_size": world_size,
         "tokenizers": dict(tokenizers),
+        "unchecked": list(unchecked),
         "plugins": {name: plugin.hash for name, plugin in plugins.used().items()},
     }
 

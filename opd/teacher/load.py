@@ -1,8 +1,10 @@
 """From a checked config to the models that score: the teachers, on the engine that is named, and the anchor."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -20,6 +22,9 @@ from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
 from opd.teacher.full_distributions import FullDistributions
 from opd.teacher.local import LocalTeachers, Teachers
+
+if TYPE_CHECKING:
+    from opd.teacher.server import Server
 
 
 def build_teachers(config: RunConfig, texts: Texts, ranks: Ranks, *, longest: int) -> Teachers:
@@ -87,7 +92,26 @@ def on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> T
     for (key, model), server, roots in zip(_named(config), servers, loaded_from, strict=True):
         if model != "self" and key not in texts.alike:
             _compare_vocabulary(texts.tokenizer, [server.model, *roots], key=f"{key}={model!r}", say_so=ranks.main)
-    return ServerTeachers(servers, ranks)
+    unchecked = _check_scores(config, texts, servers, ranks)
+    return ServerTeachers(servers, ranks, unchecked)
+
+
+def _check_scores(config: RunConfig, texts: Texts, servers: Sequence["Server"], ranks: Ranks) -> list[str]:
+    """Checks the servers' scores on the main rank; returns what could not be checked, which it says once."""
+    from opd.teacher.honest import check_scores, probe
+    from opd.teacher.server import run_in_background
+
+    requests = []
+    for server, model in zip(servers, config.teacher.models, strict=True):
+        text = probe(texts.tokenizer, server.longest)
+        place = locate(model, config)[0]
+        copy = place if Path(place).is_dir() else None
+        if text is not None and ranks.main:
+            requests.append(check_scores(server.score, text, name=server.replicas.name, copy=copy))
+    unchecked = [sentence for found in run_in_background(requests, ranks)() for sentence in found]
+    for sentence in unchecked:
+        warn(sentence)
+    return unchecked
 
 
 def on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:

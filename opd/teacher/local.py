@@ -18,7 +18,9 @@ T = TypeVar("T")
 
 @runtime_checkable
 class Teachers(Protocol):
-    """The teachers of a run, smallest first."""
+    """The teachers of a run, smallest first. `unchecked`: sentences about scores that could not be checked."""
+
+    unchecked: Sequence[str] = ()
 
     def __len__(self) -> int: ...
 

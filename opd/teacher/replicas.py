@@ -2,6 +2,7 @@
 
 import asyncio
 import itertools
+import json
 import logging
 import math
 import random
@@ -21,6 +22,9 @@ FIRST_BACKOFF, LONGEST_BACKOFF = 0.2, 10.0
 
 # Minimum timeout of a last retry, in seconds.
 MIN_TIMEOUT = 0.1
+
+# Bytes that an answer may have beside its scores.
+SMALL = 2**22
 
 # Status codes of a server that starts, is busy or fails temporarily.
 RETRYABLE = {408, 425, 429, *range(500, 600)}
@@ -111,40 +115,55 @@ class Replicas:
         """The JSON at `path`; see `post`."""
         return await self._send(client, replica, "GET", path, None)
 
-    async def post(self, client: httpx.AsyncClient, replica: Replica, path: str, body: Any) -> Any:
-        """The JSON that answers `body`.
+    async def post(self, client: httpx.AsyncClient, replica: Replica, path: str, body: Any, *, most: int = 0) -> Any:
+        """The JSON that answers `body`, of at most `most` bytes above `SMALL`.
 
         Raises:
             Unavailable: a retry may succeed.
             UserError: it would not.
         """
-        return await self._send(client, replica, "POST", path, body)
+        return await self._send(client, replica, "POST", path, body, most)
 
-    async def _send(self, client: httpx.AsyncClient, replica: Replica, method: str, path: str, body: Any) -> Any:
+    async def _send(
+        self, client: httpx.AsyncClient, replica: Replica, method: str, path: str, body: Any, most: int = 0
+    ) -> Any:
         try:
-            answer = await client.request(method, replica.url + path, json=body)
+            async with client.stream(method, replica.url + path, json=body) as answer:
+                content = await self._read(answer, replica, SMALL + most)
         except (httpx.InvalidURL, httpx.UnsupportedProtocol) as error:
             raise UserError(f"{self.name}: {replica.url} is no URL of a server ({self._first_line(error)})") from None
         except httpx.TransportError as error:
             raise Unavailable(self._first_line(error)) from None
         if answer.status_code in RETRYABLE:
-            raise Unavailable(f"status {answer.status_code}{self._reason(answer)}")
+            raise Unavailable(f"status {answer.status_code}{self._reason(content)}")
         if answer.status_code != 200:
             raise UserError(
-                f"{self.name}: {replica.url} refuses {path} with status {answer.status_code}{self._reason(answer)}"
+                f"{self.name}: {replica.url} refuses {path} with status {answer.status_code}{self._reason(content)}"
             )
         try:
-            return answer.json()
-        except ValueError:
+            return json.loads(content)
+        except (ValueError, RecursionError):
             raise Unavailable("what it answers is not JSON") from None
 
-    def _reason(self, answer: httpx.Response) -> str:
+    async def _read(self, answer: httpx.Response, replica: Replica, most: int) -> bytes:
+        """The body. Raises `UserError` as soon as it is longer than `most` bytes."""
+        parts, size = [], 0
+        async for part in answer.aiter_bytes():
+            parts.append(part)
+            if (size := size + len(part)) > most:
+                raise UserError(
+                    f"{self.name}: {replica.url} answers with more than {most / 2**20:.3g} MiB, which no scores "
+                    "of what it was asked have"
+                )
+        return b"".join(parts)
+
+    def _reason(self, body: bytes) -> str:
         """The message in an error's body, as the rest of a clause."""
         try:
-            content = answer.json()
+            content = json.loads(body)
             message = content.get("error") or content
             message = message if isinstance(message, str) else message["message"]
-        except (ValueError, LookupError, AttributeError, TypeError):
+        except (ValueError, LookupError, AttributeError, TypeError, RecursionError):
             return ""
         return f": {self._first_line(message)}" if isinstance(message, str) else ""
 

@@ -15,11 +15,15 @@ import torch
 from opd.data.batch import Rollout, TeacherScores, TopTokens
 from opd.errors import UserError
 from opd.ranks.dist import Ranks
+from opd.teacher.honest import refuse_impossible
 from opd.teacher.local import Teachers, response_tokens, scores_of_tokens, sequences
 from opd.teacher.replicas import Replica, Replicas, Unavailable
 
 # vLLM cannot write -inf in JSON and sends this instead.
 NO_PROBABILITY = -9999.0
+
+# Of one token's score in an answer, with its name and the text of the token.
+BYTES_OF_A_SCORE = 1024
 
 
 @dataclass(frozen=True)
@@ -88,10 +92,11 @@ class Server:
             "temperature": 1.0,
             "prompt_logprobs": self.likeliest,
         }
-        answer = await self.replicas.post(client, replica, "/v1/completions", body)
+        most = sum(map(len, rows)) * (self.likeliest + 1) * BYTES_OF_A_SCORE
+        answer = await self.replicas.post(client, replica, "/v1/completions", body, most=most)
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
-            return [
+            scores = [
                 _parse_positions(row, choice["prompt_logprobs"], self.likeliest)
                 for row, choice in zip(rows, choices, strict=True)
             ]
@@ -100,6 +105,8 @@ class Server:
                 f"{self.replicas.name}: {replica.url} does not answer with prompt_logprobs of the {len(rows)} "
                 "sequences that it was asked about; serve the teacher with vLLM 0.32"
             ) from None
+        refuse_impossible(scores, name=f"{self.replicas.name}: {replica.url}")
+        return scores
 
     async def _check_model(self, client: httpx.AsyncClient, replica: Replica) -> str:
         """Checks that it serves the model, and sequences of this length; returns where the model was loaded from."""
@@ -131,8 +138,8 @@ class Server:
 class ServerTeachers(Teachers):
     """Teachers on servers; every rank requests scores of its own responses."""
 
-    def __init__(self, servers: Sequence[Server], ranks: Ranks):
-        self._servers, self._ranks = servers, ranks
+    def __init__(self, servers: Sequence[Server], ranks: Ranks, unchecked: Sequence[str] = ()):
+        self._servers, self._ranks, self.unchecked = servers, ranks, unchecked
 
     def __len__(self) -> int:
         return len(self._servers)

@@ -125,7 +125,7 @@ def test_the_student_scores_while_a_server_does(
 
     monkeypatch.setattr(Policy, "scores", own)
     together = config(*served(server), "num_steps=1")
-    server.faults += [held] * 20
+    server.faults += [Handler.answer] * 4 + [held] * 20  # four requests see before whether its scores are a model's
     assert train(together).state == "finished"
     assert server.requests and len(server.faults) < 20
 

@@ -4,6 +4,8 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +15,7 @@ from opd.data.batch import Rollout, TeacherScores, TopTokens
 from opd.errors import UserError
 from opd.model.policy import Scorer
 from opd.teacher import replicas
+from opd.teacher.honest import Probe, check_scores
 from opd.teacher.local import LocalTeachers, Teachers
 from opd.teacher.replicas import Replicas
 from opd.teacher.server import Server, ServerTeachers
@@ -137,6 +140,10 @@ def not_json(handler: Handler, right: dict[str, Any]) -> None:
     handler.raw(b"<html>please wait</html>")
 
 
+def deep(handler: Handler, right: dict[str, Any]) -> None:
+    handler.raw(b"[" * 200_000)
+
+
 def changed(change: Callable[[list[dict[str, Any]]], None]) -> Fault:
     def fault(handler: Handler, right: dict[str, Any]) -> None:
         right["choices"].sort(key=lambda choice: choice["index"])
@@ -147,7 +154,7 @@ def changed(change: Callable[[list[dict[str, Any]]], None]) -> Fault:
 
 
 @pytest.mark.parametrize(
-    "fault", [hang, drop, half, not_json, *map(status, (408, 429, 500, 503))], ids=lambda fault: fault.__name__
+    "fault", [hang, drop, half, not_json, deep, *map(status, (408, 429, 500, 503))], ids=lambda fault: fault.__name__
 )
 def test_transient_faults_are_retried(fault: Fault, rollout: Rollout, serve: Callable[..., TinyServer]):
     server = serve()
@@ -186,6 +193,91 @@ LASTING = {
     "a refusal": (status(400), r"http://127.0.0.1:\d+ refuses /v1/completions with status 400: this is 400$"),
     "no such path": (status(404), "refuses /v1/completions with status 404"),
 }
+
+
+def endless(handler: Handler, right: dict[str, Any]) -> None:
+    handler.send_response(200)
+    handler.send_header("Transfer-Encoding", "chunked")
+    handler.end_headers()
+    with suppress(OSError):  # the client hangs up
+        while True:
+            handler.wfile.write(b"10000\r\n" + b"1" * 0x10000 + b"\r\n")
+
+
+def test_an_endless_answer_is_refused_at_once(rollout: Rollout, serve: Callable[..., TinyServer]):
+    server = serve()
+    server.faults = [endless]
+    with pytest.raises(UserError, match=r"answers with more than [\d.]+ MiB, which no scores"):
+        score(rollout, on(server.url, concurrency=1))
+
+
+# ---- a teacher that lies: what it makes of the true log-prob of a token
+
+
+def lies(number: Callable[[float], float]) -> Callable[[list[dict[str, Any]]], None]:
+    def change(choices: list[dict[str, Any]]) -> None:
+        for choice in choices:
+            for position in filter(None, choice["prompt_logprobs"]):
+                for found in position.values():
+                    found["logprob"] = number(found["logprob"])
+
+    return change
+
+
+def shifted(places: int) -> Callable[[list[dict[str, Any]]], None]:
+    def change(choices: list[dict[str, Any]]) -> None:
+        for choice in choices:
+            numbers = [next(iter(each.values()))["logprob"] for each in choice["prompt_logprobs"][1:]]
+            for position, number in zip(
+                choice["prompt_logprobs"][1:], numbers[places:] + numbers[:places], strict=True
+            ):
+                next(iter(position.values()))["logprob"] = number
+
+    return change
+
+
+LIES: dict[str, tuple[Callable[[list[dict[str, Any]]], None], str]] = {
+    "probabilities": (lies(math.exp), "none can be above 0"),
+    "positive": (lies(abs), "none can be above 0"),
+    "zeros": (lies(lambda number: 0.0), "scores every token of a text as certain|add up to"),
+    "one number": (lies(lambda number: -2.5), "scores different last tokens alike|add up to"),
+    "base 10": (lies(lambda number: number / math.log(10)), "add up to|scores a text as"),
+    "half the temperature": (lies(lambda number: 2 * number), "scores a text as"),
+    "earlier tokens": (
+        shifted(-1),
+        "its score of a token depends|scores different last tokens alike|add up to",
+    ),
+    "later tokens": (shifted(1), "its score of a token depends|scores different last tokens alike|add up to"),
+}
+
+
+@pytest.mark.parametrize("likeliest", [0, 4])
+@pytest.mark.parametrize("lie", LIES)
+def test_a_server_that_lies_is_refused_before_training(
+    lie: str, likeliest: int, serve: Callable[..., TinyServer], tmp_path: Path
+):
+    server, text = serve(), Probe([3, 4, 5, 6, 7, 8, 9, 10], 5)
+    model().save_pretrained(tmp_path)
+    asked = {"name": "teacher.server.urls.0", "copy": str(tmp_path)}
+    ask = on(server.url, likeliest=likeliest).score
+    assert asyncio.run(check_scores(ask, text, **asked)) == []
+    server.faults = [changed(LIES[lie][0])] * 4
+    with pytest.raises(UserError, match=LIES[lie][1]) as refused:
+        asyncio.run(check_scores(ask, text, **asked))
+    assert str(refused.value).startswith("teacher.server.urls.0: ") and "\n" not in str(refused.value)
+
+
+def test_what_could_not_be_compared_is_said(serve: Callable[..., TinyServer]):
+    text = Probe([3, 4, 5, 6, 7, 8, 9, 10], 5)
+    said = asyncio.run(check_scores(on(serve().url).score, text, name="teacher.server.urls.0", copy=None))
+    assert said == ["teacher.server.urls.0: its weights are not at hand, so its scores were not compared with theirs"]
+
+
+def test_a_probability_above_one_is_refused_in_mid_run(rollout: Rollout, serve: Callable[..., TinyServer]):
+    server = serve()
+    server.faults = [position(0.5)]
+    with pytest.raises(UserError, match=r"a log-probability is 0\.5, and none can be above 0"):
+        score(rollout, on(server.url, concurrency=1))
 
 
 @pytest.mark.parametrize("fault", LASTING)
