@@ -88,7 +88,8 @@ def encode(
 
     Raises:
         UserError: where the tokenizer has no chat template or its template refuses the turns, `system` is given
-            without one, a prompt is empty, or all are too long.
+            without one, a prompt is empty, ends with an end-of-text token or begins with two beginnings, or all are
+            too long.
     """
     from opd.data.batch import Prompt
 
@@ -106,6 +107,7 @@ def encode(
     for problem, token_ids in zip(problems, encoded, strict=True):
         if not token_ids:
             raise UserError(f"problem {problem.id!r}: the tokenizer produces no tokens for it")
+        _check_ends(problem, token_ids, tokenizer, template)
         if len(token_ids) > max_prompt_length:
             dropped.append(problem.id)
         else:
@@ -117,6 +119,37 @@ def encode(
             f"the shortest has {shortest} tokens"
         )
     return prompts, dropped
+
+
+def _check_ends(
+    problem: Problem, token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase", template: Literal["chat", "raw"]
+) -> None:
+    """Refuses a prompt that a tokenizer or template has closed: what follows it would be another text."""
+    ends = [tokenizer.eos_token_id, tokenizer.pad_token_id]
+    if token_ids[-1] in ends:
+        token = tokenizer.convert_ids_to_tokens(token_ids[-1])
+        cause = (
+            "its chat template closes the turn that the model should answer in"
+            if template == "chat"
+            else "its tokenizer adds that (add_eos_token), or prompts.suffix does"
+        )
+        raise UserError(
+            f"problem {problem.id!r}: its prompt ends with {token!r}, after which no answer follows; {cause}"
+        )
+    first = tokenizer.bos_token_id
+    if first is not None and first not in ends and list(token_ids[:2]) == [first, first]:
+        raise UserError(
+            f"problem {problem.id!r}: its prompt begins with {tokenizer.bos_token!r} twice; leave it out of "
+            "prompts.prefix"
+        )
+
+
+def unreadable(prompts: "Sequence[Prompt]", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
+    """The ids of prompts with a token for what the tokenizer does not know: the model does not see what is there."""
+    unknown = tokenizer.unk_token_id
+    if unknown is None or unknown == tokenizer.eos_token_id:
+        return []
+    return [prompt.id for prompt in prompts if unknown in prompt.token_ids]
 
 
 def epoch_order(num_prompts: int, *, seed: int, epoch: int) -> "Int[np.ndarray, ' prompt']":

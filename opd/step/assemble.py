@@ -1,7 +1,6 @@
 """From a checked config to the things a run is made of: models, prompts, stages."""
 
 import json
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
@@ -32,6 +31,7 @@ from opd.model.sharded import Root, shard
 from opd.model.texts import Reading
 from opd.objective.filter import eligible
 from opd.objective.support import Support
+from opd.printable import warn
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate, make_models
 from opd.records.run_dir import RunDir
@@ -224,11 +224,15 @@ def load_prompts(source: AnySource, config: RunConfig, tokenizer: PreTrainedToke
         max_prompt_length=config.prompts.max_prompt_length,
         environment=bind("environment", config.environment)(),
     )
+    if lost := prompts.unreadable(encoded, tokenizer):
+        warn(
+            f"{key}: {len(lost)} of {len(problems)} prompts have characters that the tokenizer does not know, the "
+            f"first of them {lost[0]}"
+        )
     if dropped:
-        print(
-            f"opd: {len(dropped)} of {len(problems)} prompts are longer than prompts.max_prompt_length="
-            f"{config.prompts.max_prompt_length} and are left out, the first of them {dropped[0]}",
-            file=sys.stderr,
+        warn(
+            f"{len(dropped)} of {len(problems)} prompts are longer than prompts.max_prompt_length="
+            f"{config.prompts.max_prompt_length} and are left out, the first of them {dropped[0]}"
         )
     return encoded
 

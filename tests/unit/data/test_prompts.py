@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from opd.config.schema import Dataset
 from opd.data.environment import single_turn
 from opd.data.problem import Problem
-from opd.data.prompts import batch_indices, encode, epoch_order, load_problems
+from opd.data.prompts import batch_indices, encode, epoch_order, load_problems, unreadable
 from opd.errors import UserError
 from opd.recipes.tokenizer import build_tokenizer
 from tests.shared_data import shared
@@ -321,6 +321,41 @@ def test_template_that_refuses_a_system_turn():
 def test_problem_without_a_token_is_refused(chat_tokenizer):
     with pytest.raises(UserError, match="problem 'odd': the tokenizer produces no tokens for it"):
         encode([Problem("odd", "∫", "1", "x")], chat_tokenizer, **PLAIN)
+
+
+def closing(tokenizer, *, twice: bool = False):
+    """A tokenizer that adds the end, or the beginning, to each text, as some families' do."""
+    from tokenizers.processors import TemplateProcessing
+
+    name, token = ("<|teacher-0|>", "<|teacher-0|>") if twice else ("<|end|>", "<|end|>")
+    tokens = [(name, tokenizer.convert_tokens_to_ids(name))]
+    single = f"{token} $A" if twice else f"$A {token}"
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=single, special_tokens=tokens)
+    if twice:
+        tokenizer.bos_token = token
+    return tokenizer
+
+
+def test_a_prompt_that_its_tokenizer_closes_is_refused():
+    with pytest.raises(UserError, match=r"problem 'p1': its prompt ends with '<\|end\|>', .* \(add_eos_token\)"):
+        encode(PROBLEMS, closing(build_tokenizer()), **PLAIN)
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = "{% for turn in messages %}{{ turn.content }}<|end|>{% endfor %}"
+    with pytest.raises(UserError, match="its chat template closes the turn that the model should answer in"):
+        encode(PROBLEMS, tokenizer, **PLAIN | {"template": "chat"})
+
+
+def test_two_beginnings_are_refused_and_one_is_not():
+    tokenizer = closing(build_tokenizer(), twice=True)
+    assert encode(PROBLEMS, tokenizer, **PLAIN)[0][0].token_ids[0] == tokenizer.bos_token_id
+    with pytest.raises(UserError, match=r"begins with '<\|teacher-0\|>' twice; leave it out of prompts.prefix"):
+        encode(PROBLEMS, tokenizer, **PLAIN | {"prefix": "<|teacher-0|>"})
+
+
+def test_characters_that_the_tokenizer_does_not_know_are_named():
+    odd = [*PROBLEMS, Problem("odd", "∫1+1=", "2", "x")]
+    prompts, _ = encode(odd, tokenizer := build_tokenizer(), **PLAIN)
+    assert unreadable(prompts, tokenizer) == ["odd"]
 
 
 def test_nothing_to_show():
