@@ -102,7 +102,11 @@ REFUSALS_REST = """\
 Before the first step a run is also refused where
 
 - a teacher's or anchor's vocabulary is not the student's, token for token: the same width is not enough;
-- a teacher's server cannot be reached, serves another model, or takes shorter sequences than the run has;
+- a checkpoint lacks weights that its config asks for, or has others;
+- a teacher has fewer positions than the longest prompt and its response have tokens;
+- a prompt ends with an end-of-text token that its tokenizer or chat template has added;
+- a teacher's server cannot be reached, serves another model, takes shorter sequences than the run has, or returns
+  numbers that are not log-probs of its model;
 - a model is missing or damaged, its output head has a bias, or it scales or caps its logits;
 - the tokenizer has no end-of-text token, or cannot tell the control tokens of two teachers apart;
 - the longest prompt and `max_response_length` together are more than the student's positions (a prompt longer than
