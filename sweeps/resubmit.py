@@ -14,7 +14,7 @@ from opd.cli import key_values
 from opd.config import plugins
 from opd.config.identity import as_today
 from opd.errors import UserError
-from opd.printable import say
+from opd.printable import say, warn
 from opd.records.config_argument import key_variable
 from opd.records.files import read_json
 from sweeps import cli, cluster, executor, selection, snapshot, state, submission
@@ -49,6 +49,8 @@ def main(arguments: Sequence[str]) -> None:
 def resubmit(ledger: Ledger, filters: Mapping[str, str], settings: Settings | None, flags: set[str]) -> int:
     """Submit a study's selected runs, without `settings` each to the cluster of its last submission; their number."""
     if "--dry-run" in flags:
+        for warning in ledger.intact_submissions()[1]:
+            warn(warning)
         return len(_selected(ledger, filters))
     with ledger.lock():
         submission.recover(ledger)

@@ -5,7 +5,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from opd.errors import UserError
-from opd.printable import warn
 from sweeps import state
 from sweeps.ledger import Ledger
 from sweeps.run_state import STATES, RunState
@@ -36,11 +35,8 @@ def studies(given: Mapping[str, str]) -> list[Ledger]:
 
 
 def runs(ledger: Ledger, given: Mapping[str, str]) -> list[RunState]:
-    """`select` from the current state of a study, without metrics; warns of what cannot be read or asked."""
-    study = state.read(ledger, metrics=False)
-    for warning in study.warnings:
-        warn(warning)
-    return select(study.runs, given)
+    """`select` from the current state of a study, without metrics."""
+    return select(state.read(ledger, metrics=False).runs, given)
 
 
 def select(candidates: Sequence[RunState], given: Mapping[str, str]) -> list[RunState]:
