@@ -18,7 +18,7 @@ from opd import command_help
 from opd.config import plugins
 from opd.config.identity import override_as_today
 from opd.config.places import CONF, ROOT
-from opd.errors import UserError
+from opd.errors import UserError, first_line
 from opd.printable import printable_text
 
 
@@ -57,7 +57,7 @@ def resolved(config: Any) -> dict[str, Any]:
             missing = min(OmegaConf.missing_keys(config))
         raise UserError(f"{missing}: has no value; give it one, as {missing}=VALUE") from None
     except OmegaConfBaseException as error:
-        raise UserError(f"{error.full_key}: {_first_line(error)}") from None
+        raise UserError(f"{error.full_key}: {first_line(error)}") from None
     values.pop("sweep", None)
     return values
 
@@ -206,7 +206,7 @@ def composition_sentence(error: BaseException) -> str | None:
     if match := re.search(r"Could not (?:find|load|append) '([^']+)'", text):
         group, _, name = match[1].rpartition("/")
         return f"{group or 'config'}={name}: there is no such choice; {choices(group, name)}"
-    return _first_line(error).rstrip(".")
+    return first_line(error).rstrip(".")
 
 
 def _raised_by_hydra(error: BaseException) -> bool:
@@ -251,10 +251,6 @@ def key_values(arguments: Sequence[str], allowed: Sequence[str]) -> dict[str, st
             raise UserError(f"{argument}: is not an argument of this command; give {known}")
         values[key] = value
     return values
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _stop(sentence: str, status: int = 2) -> None:

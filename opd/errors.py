@@ -3,3 +3,8 @@ class UserError(Exception):
 
     Entry points print the sentence without a traceback and exit with status 2.
     """
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says in its first line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

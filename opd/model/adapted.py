@@ -9,7 +9,7 @@ import torch
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from opd.errors import UserError
+from opd.errors import UserError, first_line
 from opd.records.files import RecordError, read_json
 
 # Kinds that are merged into the weights; the others change what a model reads, or choose among experts.
@@ -73,8 +73,7 @@ def merged(base: PreTrainedModel, adapters: str, *, key: str) -> PreTrainedModel
         with torch.inference_mode():
             ours = plain(ids).logits
     except Exception as error:  # peft raises many types of errors here; all mean the same to the user
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{key}={adapters!r}: its adapters cannot be loaded: {reason}") from error
+        raise UserError(f"{key}={adapters!r}: its adapters cannot be loaded: {first_line(error)}") from error
     if absent:
         raise UserError(f"{key}={adapters!r}: some adapters have no weights: {absent[0].splitlines()[0][:200]}")
     rtol, atol = (1e-5, 1e-5) if ours.dtype == torch.float32 else (0.05, 0.1)

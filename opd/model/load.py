@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from opd.data import hub
-from opd.errors import UserError
+from opd.errors import UserError, first_line
 from opd.model import adapted, packed
 from opd.records.files import RecordError, read_json
 
@@ -149,8 +149,7 @@ def load_ends(model: str, *, revision: str | None) -> list[int]:
     except OSError:
         return []
     except Exception as error:  # as in loading
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{model}: its generation_config.json cannot be used: {reason}") from error
+        raise UserError(f"{model}: its generation_config.json cannot be used: {first_line(error)}") from error
     return [ends] if isinstance(ends, int) else list(ends or [])
 
 
@@ -174,8 +173,7 @@ def check_saving(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, *, 
                 if part is not None:
                     part.save_pretrained(folder)
     except Exception as error:  # as in loading
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise UserError(f"{key}: this model cannot be saved again: {reason}") from error
+        raise UserError(f"{key}: this model cannot be saved again: {first_line(error)}") from error
 
 
 def end_with(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, tokens: Sequence[str] | None) -> None:
@@ -335,7 +333,7 @@ def _check_head(model: PreTrainedModel, name: str, key: str) -> None:
 
 
 def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(". :")
+    reason = first_line(error).rstrip(". :")
     if Path(model).is_dir():
         if what == "model" and [*Path(model).glob("*.bin")] and not [*Path(model).glob("*.safetensors")]:
             reason = "its weights are a pickle, which can run code; save them as safetensors"

@@ -16,6 +16,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import Field, TypeAdapter, ValidationError
 
 from opd.config.identity import as_today
+from opd.errors import first_line
 from opd.printable import printable
 
 # Types of a record's fields: numbers that every reader of JSON holds exactly, and nothing converted.
@@ -82,7 +83,7 @@ def read_config(file: Path) -> dict[str, Any]:
     try:
         config = load_yaml(content.decode())
     except (ValueError, RecursionError, YAMLError) as error:
-        raise RecordError(f"{file}: {_reason(error)}") from error
+        raise RecordError(f"{file}: {first_line(error)}") from error
     if not isinstance(config, dict):
         raise RecordError(f"{file}: is not a mapping")
     return as_today(config)
@@ -151,7 +152,7 @@ def _parse(text: bytes, place: str) -> dict[str, Any]:
     try:
         content = json.loads(text.decode())
     except (ValueError, RecursionError) as error:
-        raise RecordError(f"{place}: {_reason(error)}") from error
+        raise RecordError(f"{place}: {first_line(error)}") from error
     if not isinstance(content, dict):
         raise RecordError(f"{place}: is not a JSON object")
     return content
@@ -159,7 +160,3 @@ def _parse(text: bytes, place: str) -> dict[str, Any]:
 
 def _missing(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
-
-
-def _reason(error: BaseException) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

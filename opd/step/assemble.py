@@ -62,7 +62,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
             "prompts evenly"
         )
     ranks.on_main(lambda: make_models(config))
-    texts = startup_checks.check(config, ranks, readings)
+    texts, models = startup_checks.check(config, ranks, readings)
     tokenizer = texts.tokenizer
     student = load_student(config, tokenizer)
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
@@ -75,7 +75,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     root = shard(student, ranks, config.compute, learns=True)
     policy = Policy(root, ranks, temperature=config.rollout["temperature"], **asdict(config.memory))
     longest = tokens.longest + max(len(prompt.token_ids) for prompt in training) + config.max_response_length
-    startup_checks.check_positions(config, longest)
+    startup_checks.check_positions(config, models, longest)
     teachers = build_teachers(config, texts, ranks, longest=longest)
     sampler = build_sampler(config, root, tokenizer)
     evaluation_sampler = with_environment(config, sampler, tokenizer, ranks)

@@ -26,8 +26,9 @@ from opd.step.methods import bind, bound_ensemble
 SMALL = 2**24
 
 
-def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = None) -> Texts:
+def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = None) -> tuple[Texts, Models]:
     """Refuses a run whose teachers read or end texts differently from its student, or that does not fit this machine.
+    Returns its texts, and its models' configs.
 
     `loaded`: the result of `load_readings`, if there is one already; a large vocabulary takes seconds to read.
 
@@ -42,7 +43,7 @@ def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = No
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)
         check_memory(config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length))
-    return Texts(student.tokenizer, frozenset(reading.key for reading in teachers))
+    return Texts(student.tokenizer, frozenset(reading.key for reading in teachers)), models
 
 
 def compare_tokenizers(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:
@@ -97,13 +98,12 @@ def model_configs(config: RunConfig, load: Any = load_config) -> Models:
     )
 
 
-def check_positions(config: RunConfig, longest: int) -> None:
+def check_positions(config: RunConfig, models: Models, longest: int) -> None:
     """Refuses teachers and anchors that have fewer positions than the longest prompt with its response has tokens.
 
     Raises:
         UserError: with the length of responses that would fit.
     """
-    models = model_configs(config)
     named = {f"teacher.models.{index}": each for index, each in enumerate(models.teachers)}
     if models.anchor is not None:
         named["shaping.anchor"] = models.anchor

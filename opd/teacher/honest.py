@@ -41,13 +41,9 @@ def refuse_impossible(scores: Sequence[TopTokens], *, name: str) -> None:
                 f"{name}: a log-probability is {highest:.3g}, and none can be above 0; the server must return natural "
                 "logarithms of probabilities"
             )
-        # The first is the text's own token, which may be among the likeliest that follow.
-        own, likeliest = each.logp[:, 0], each.logp[:, 1:].exp()
-        listed = (each.ids[:, 1:] == each.ids[:, :1]).any(1)
-        first = torch.zeros_like(each.ids[:, 1:], dtype=torch.bool)
-        for column in range(1, each.ids.shape[1]):  # a token that is listed twice counts once
-            first[:, column - 1] = (each.ids[:, 1:column] != each.ids[:, column : column + 1]).all(1)
-        total = (likeliest * first).sum(1) + torch.where(listed, 0.0, own.exp())
+        # The first is the text's own token; of the likeliest that follow it alone may be listed again.
+        again = each.ids[:, 1:] == each.ids[:, :1]
+        total = each.logp[:, 0].exp() + each.logp[:, 1:].exp().masked_fill(again, 0.0).sum(1)
         if (largest := float(total.max())) > MOST_SUM:
             raise UserError(
                 f"{name}: the probabilities of one position add up to {largest:.3g}; the server must return natural "

@@ -9,7 +9,7 @@ from typing import Any
 from opd.check import config as check
 from opd.config import identity
 from opd.config.schema import RunConfig, Wandb
-from opd.errors import UserError
+from opd.errors import UserError, first_line
 from opd.printable import say, warn
 from opd.records.run_dir import RunDir
 
@@ -104,7 +104,7 @@ class FaultTolerant(Tracker):
 
 def _abandon(error: Exception) -> None:
     """Warns that wandb failed, and tears down its hooks into imports and the exit."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+    reason = first_line(error).rstrip(".")
     warn(f"tracker: wandb is lost ({reason}); the run and its records go on without it")
     if wandb := sys.modules.get("wandb"):
         with suppress(Exception, SystemExit):
