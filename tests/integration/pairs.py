@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from opd.config.schema import CONF
 from opd.data import control
 from opd.errors import UserError
 from opd.grading.grading import Grade
+from opd.model.load import load_config
 from opd.model.texts import Texts
 from opd.records.run_dir import RunDir
 from opd.rollout import sampler as rollout_engine
@@ -211,8 +212,9 @@ class World:
         monkeypatch.setattr(control, "encode", cache(control.encode))
         monkeypatch.setattr(assemble, "load_prompts", self._once(assemble.load_prompts))
         # The models' vocabularies are one, whichever of them is the student.
+        configs = partial(startup_checks.model_configs, load=cache(load_config))
         texts = self._once(lambda config: Texts(assemble.load_student_tokenizer(config), frozenset()))
-        monkeypatch.setattr(startup_checks, "check", lambda config, *_: texts(config))
+        monkeypatch.setattr(startup_checks, "check", lambda config, *_: (texts(config), configs(config)))
         monkeypatch.setattr(TransformersSampler, "sample", rollout)
         self.grade([False, False, True, False])
         monkeypatch.setattr(
