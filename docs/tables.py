@@ -104,7 +104,9 @@ Before the first step a run is also refused where
 - a teacher's or anchor's vocabulary is not the student's, token for token: the same width is not enough;
 - a checkpoint lacks weights that its config asks for, or has others;
 - a teacher has fewer positions than the longest prompt and its response have tokens;
-- a prompt ends with an end-of-text token that its tokenizer or chat template has added;
+- a prompt ends with an end-of-text token that its tokenizer or chat template has added (a tokenizer that changes
+  texts, so that its tokens stand for others, is said);
+- the chat template refuses the turns, or takes more than five seconds for a conversation;
 - a teacher's server cannot be reached, serves another model, takes shorter sequences than the run has, or returns
   numbers that are not log-probs of its model;
 - a model is missing or damaged, its output head has a bias, or it scales or caps its logits;
@@ -118,7 +120,8 @@ Before the first step a run is also refused where
 - `student.lora.target_modules` names no layer, or one that is not a linear layer below the output head;
 - `compute.offload` on ranks that compute on the CPU, `compute.compile` where torch finds no compiler, or
   `compute.activation_checkpointing` of a model that cannot make its activations anew;
-- the run directory contains a run of another config, or another process is writing to it.
+- the run directory contains a run of another config, or another process is writing to it; or the run that it
+  contains began with other weights, tokenizer or problems under the same names.
 
 While it runs, a loss, gradient, logit or log-probability that is not a finite number ends it; the student and its
 checkpoints stay as they were before that update. So does a teacher's server that does not answer within

@@ -35,6 +35,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from opd.records.manifest import manifest, vocabulary_hash
     from opd.step.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer, with_environment
     from opd.step.benchmarks import answer_benchmarks, summarize
+    from opd.step.contents import contents, date_in_prompts, with_date
 
     content, settings = check.as_dict(config), config.evaluate
     if not settings.benchmarks:
@@ -46,6 +47,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
         raise UserError("opd.evaluate runs in one process; start it without torchrun, as one task")
     records.make_folder(folder.path)  # fail now rather than after the evaluation
     ranks = dist.start(timeout=config.compute.rank_timeout)
+    config = with_date(config)
     tokenizer = load_student_tokenizer(config)
     model = load_student(config, tokenizer)
     benchmarks = load_benchmarks(config, tokenizer, model)
@@ -66,8 +68,15 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     samples = [sample for problem in answered for sample in problem.samples]
     scores = summarize(samples)
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
+    sets = {f"evaluate.sources.{name}": problems for name, problems in benchmarks.items()}
     folder.write_manifest(
-        manifest(content, world_size=1, tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())})
+        manifest(
+            content,
+            world_size=1,
+            tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())},
+            contents=contents(config, tokenizer, sets, trains=False),
+            date=date_in_prompts(config, tokenizer, given=content),
+        )
     )
     folder.write_samples(0, samples, b"".join(problem.texts for problem in answered))
     records.write_atomic(folder.metrics_file, records.json_line({"step": 0, **scores}))
@@ -106,6 +115,8 @@ def arguments(given: list[str]) -> list[str]:
         # The checkpoint is merged: no adapters are needed.
         config |= {"name": f"{config.get('name')}-{model.name}", "study": "evaluate"}
         config["student"] = {**config.get("student", {}), "model": str(model), "lora": None}
+        if date := _date(folder):
+            config["prompts"] = {**config.get("prompts", {}), "date": date}
         more = [
             f"+benchmark@evaluate.sources.{wanted}={wanted}"
             for word in rest
@@ -123,6 +134,15 @@ def arguments(given: list[str]) -> list[str]:
     if not model.startswith("sft:") and not any(word.startswith("scale=") for word in rest):
         chosen += ["scale=own", "prompts.source.file=null"]
     return [*chosen, *rest]
+
+
+def _date(folder: RunDir) -> str | None:
+    """The date in the run's prompts, where its manifest has one."""
+    try:
+        found = folder.manifest().get("date")
+    except records.RecordError:
+        return None
+    return found if isinstance(found, str) else None
 
 
 def _checkpoints(folder: RunDir) -> str:

@@ -130,6 +130,7 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
     from opd.records.manifest import manifest, vocabulary_hash
     from opd.records.model_card import model_card
     from opd.step.assemble import assemble
+    from opd.step.contents import check_same, contents, date_in_prompts, with_date
     from opd.step.loop import loop
     from opd.step.observers import observe
     from opd.watch.tracker import Tracker, track
@@ -145,10 +146,11 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
 
     try:
         ranks.on_main(start_tracker)
+        content, before = check.as_dict(config), _manifest_before(folder, ranks)
+        config = with_date(config, before.get("date"))
         run = assemble(config, folder, ranks)
         cleanup.callback(run.close)
         vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
-        content = check.as_dict(config)
         done, best = _newest_intact(folder, ranks), (None, float("-inf"))
         if done:
             progress = checkpoint.load(step_folder(folder.checkpoints, done), run.learned)
@@ -157,13 +159,18 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
                 best = (progress.best_step, progress.best_score)
 
         def begin() -> None:
+            sets = {f"evaluate.sources.{name}": problems for name, problems in run.benchmarks.items()}
+            made_of = contents(config, run.tokenizer, {"prompts.source": run.prompts, **sets}, trains=True)
             if done:
+                check_same(folder, before, made_of)
                 say(f"{folder.path}: resuming after step {done} of {run.num_steps}")
             folder.write_manifest(
                 manifest(
                     content,
                     world_size=ranks.size,
                     tokenizers={"student": vocabulary},
+                    contents=made_of,
+                    date=date_in_prompts(config, run.tokenizer, given=content),
                     unchecked=run.teachers.unchecked,
                 )
             )
@@ -199,6 +206,15 @@ def _newest_intact(folder: RunDir, ranks: Ranks) -> int:
 
     ranks.on_main(lambda: newest.append(newest_intact(folder.checkpoints, warn)))
     return ranks.gather(newest[0] if ranks.main else None)[0] or 0
+
+
+def _manifest_before(folder: RunDir, ranks: Ranks) -> dict[str, Any]:
+    """The manifest that an earlier process left, as the main rank reads it; empty without one that can be read."""
+    found: list[dict[str, Any]] = []
+    if ranks.main:
+        with suppress(files.RecordError):
+            found = [folder.manifest()] if folder.manifest_file.exists() else []
+    return (ranks.gather(found)[0] or [{}])[0]
 
 
 def _sampling(run: Any) -> str:

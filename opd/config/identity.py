@@ -44,6 +44,7 @@ LATER: dict[str, Any] = {
     "evaluate.sources.*:dataset.grader": "mathematics",
     "evaluate.texts": 0,
     "recipes.*.hints": 0.0,
+    "prompts.date": None,
 }
 
 

@@ -5,6 +5,7 @@ a `_target_`; its knobs are that function's keyword-only parameters, which `opd.
 """
 
 from collections.abc import Iterator
+from datetime import datetime
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, PlainValidator
@@ -25,6 +26,15 @@ def _weight(value: Any) -> float | list[float]:
         raise ValueError("should be a number that is at least 0, or [first, last] along training")
     return [float(each) for each in numbers] if isinstance(value, list) else float(value)
 
+
+def _moment(value: Any) -> str:
+    try:
+        return datetime.fromisoformat(value).isoformat() and value
+    except (TypeError, ValueError):
+        raise ValueError("should be a date (YYYY-MM-DD), or one with a time (YYYY-MM-DDTHH:MM)") from None
+
+
+Moment = Annotated[str, PlainValidator(_moment)]
 
 # The weight of a term of `signal`.
 Weight = Annotated[float | list[float], PlainValidator(_weight)]
@@ -101,7 +111,11 @@ AnySource = Generated | Dataset | Called | DataMixture
 
 @dataclass(config=STRICT, frozen=True)
 class Prompts:
-    """Training prompts, and how any problem is presented to the models (benchmarks too)."""
+    """Training prompts, and how any problem is presented to the models (benchmarks too).
+
+    `date` is what a chat template that writes the date gets (YYYY-MM-DD, or with a time); null: when the run started,
+    which its manifest records and a resumed run keeps.
+    """
 
     source: Annotated[AnySource, Field(discriminator="kind")]
     template: Literal["raw", "chat"]
@@ -109,6 +123,7 @@ class Prompts:
     prefix: str
     suffix: str
     max_prompt_length: Count
+    date: Moment | None
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -5,11 +5,13 @@ import json
 import logging
 import math
 import re
-from collections.abc import Iterator, Sequence
-from functools import lru_cache, partial
+from collections.abc import Callable, Iterator, Sequence
+from datetime import datetime
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+from unicodedata import normalize
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from opd.config.schema import Dataset
 from opd.data import hub
 from opd.data.environment import Environment, Message
 from opd.data.problem import Problem
+from opd.data.template import render
 from opd.errors import UserError
 from opd.grading.answer import plain
 
@@ -79,12 +82,15 @@ def encode(
     suffix: str,
     max_prompt_length: int,
     environment: Environment,
+    date: datetime | None = None,
+    notice: Callable[[str], None] = lambda sentence: None,
 ) -> "tuple[list[Prompt], list[str]]":
     """Prompts as the student sees them, and the ids of the problems left out because theirs is too long.
 
     A conversation begins as `environment` says, with prefix and suffix around its last message. `raw` continues its
-    texts; `chat` puts them (after a system turn where `system` is given) into the tokenizer's chat template, and opens
-    the assistant's turn.
+    texts; `chat` puts them (after a system turn where `system` is given) into the tokenizer's chat template, which may
+    ask for the `date`, and opens the assistant's turn. `notice` gets a sentence where the tokens of prompts stand for
+    other texts than these.
 
     Raises:
         UserError: where the tokenizer has no chat template or its template refuses the turns, `system` is given
@@ -98,11 +104,25 @@ def encode(
         for turns in environment.start(problems)
     ]
     if template == "chat":
-        encoded = _chat(begun, tokenizer, system)
+        before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
+        texts = render(tokenizer, [[*before, *turns] for turns in begun], key="prompts.template", date=date)
     elif system is not None:
         raise UserError("prompts.system: a raw prompt has no system turn; use prompts.template=chat or prompts.prefix")
     else:
-        encoded = tokenizer([_joined(turns) for turns in begun])["input_ids"] if begun else []
+        texts = [_joined(turns) for turns in begun]
+    # A template writes the beginning of a text itself.
+    encoded: Any = tokenizer(texts, add_special_tokens=template == "raw")["input_ids"] if texts else []
+    changes = [
+        (problem.id, change)
+        for problem, text, token_ids in zip(problems, texts, encoded, strict=True)
+        if (change := _change(text, token_ids, tokenizer))
+    ]
+    if changes:
+        first, (given, seen) = changes[0]
+        notice(
+            f"the tokenizer changes the text of {len(changes)} of {len(texts)} prompts, and the models answer what it "
+            f"makes of them: in the first of them, {first}, {seen!r} stands for {given!r}"
+        )
     prompts, dropped = [], []
     for problem, token_ids in zip(problems, encoded, strict=True):
         if not token_ids:
@@ -142,6 +162,25 @@ def _check_ends(
             f"problem {problem.id!r}: its prompt begins with {tokenizer.bos_token!r} twice; leave it out of "
             "prompts.prefix"
         )
+
+
+def _change(text: str, token_ids: Sequence[int], tokenizer: "PreTrainedTokenizerBase") -> tuple[str, str] | None:
+    """Where the tokens first stand for another text: a few characters of the text and of the other.
+
+    Not counted: the form of accents, spaces around the text, what a tokenizer puts before every text, and characters
+    that it does not know, which `unreadable` finds.
+    """
+    if tokenizer.unk_token_id in token_ids:
+        return None
+    wanted, changes = normalize("NFC", text).strip(), []
+    for skip in (False, True):
+        decoded: Any = tokenizer.decode(list(token_ids), skip_special_tokens=skip, clean_up_tokenization_spaces=False)
+        found = normalize("NFC", decoded).strip()
+        if wanted in found:
+            return None
+        at = next((at for at, (one, other) in enumerate(zip(wanted, found, strict=False)) if one != other), len(found))
+        changes.append((at, wanted[at : at + 12], found[at : at + 12]))
+    return max(changes)[1:]
 
 
 def unreadable(prompts: "Sequence[Prompt]", tokenizer: "PreTrainedTokenizerBase") -> list[str]:
@@ -311,6 +350,7 @@ def reply_ids(
     tokenizer: "PreTrainedTokenizerBase",
     *,
     template: Literal["chat", "raw"],
+    date: datetime | None = None,
 ) -> list[int]:
     """The tokens of a reply after the conversation `before`, which ends with a turn of the model's; the chat template
     closes that turn where it was left open, and opens the model's next one.
@@ -320,10 +360,10 @@ def reply_ids(
     """
     if template == "raw":
         return tokenizer(_joined(reply), add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
-    text: Any = partial(tokenizer.apply_chat_template, tokenize=False)
+    [everything] = render(tokenizer, [[*before, *reply]], key="prompts.template", date=date)
+    [closed] = render(tokenizer, [before], key="prompts.template", date=date, opened=False)
     # Sampled tokens end with the turn's end; what a template puts after that, mostly a line break, was not sampled.
-    closed = str(text([*before])).rstrip()
-    everything = str(text([*before, *reply], add_generation_prompt=True))
+    closed = closed.rstrip()
     if not everything.startswith(closed):
         raise UserError("prompts.template=chat: the chat template rewrites earlier turns when a reply is added")
     return tokenizer(everything[len(closed) :], add_special_tokens=False)["input_ids"]  # pyright: ignore[reportReturnType]
@@ -331,18 +371,3 @@ def reply_ids(
 
 def _joined(turns: Sequence[Message]) -> str:
     return "".join(turn["content"] for turn in turns)
-
-
-def _chat(
-    begun: Sequence[Sequence[Message]], tokenizer: "PreTrainedTokenizerBase", system: str | None
-) -> list[list[int]]:
-    if tokenizer.chat_template is None:
-        raise UserError("prompts.template=chat: the student's tokenizer has no chat template; use prompts.template=raw")
-    before = [] if system is None else [{"role": "system", "content": system}]
-    conversations = [[*before, *turns] for turns in begun]
-    try:
-        return tokenizer.apply_chat_template(  # pyright: ignore[reportReturnType]
-            conversations, add_generation_prompt=True, tokenize=True, return_dict=False
-        )
-    except Exception as error:  # a template is a program of its own, which may refuse a system turn or fail
-        raise UserError(f"prompts.template=chat: the tokenizer's chat template refuses the turns: {error}") from error

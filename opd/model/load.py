@@ -40,7 +40,7 @@ def load_tokenizer(model: str, *, revision: str | None, key: str) -> PreTrainedT
     _check_exists(model, key)
     try:
         with _quiet_hub():
-            tokenizer = AutoTokenizer.from_pretrained(model, **_settings(model, revision))
+            tokenizer = AutoTokenizer.from_pretrained(model, **settings(model, revision))
     except Exception as error:  # transformers raises many types of errors here; all mean the same to the user
         raise UserError(_cannot_load("tokenizer", model, key, error)) from error
     if tokenizer.eos_token_id is None:
@@ -95,7 +95,7 @@ def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrain
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, by name
                 **how,
-                **_settings(model, revision),
+                **settings(model, revision),
             )
     except Exception as error:
         raise UserError(_cannot_load("model", model, key, error)) from error
@@ -132,7 +132,7 @@ def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConf
     _refuse_kernels(model, revision, key)
     try:
         with _quiet_hub():
-            return AutoConfig.from_pretrained(model, **_settings(model, revision))
+            return AutoConfig.from_pretrained(model, **settings(model, revision))
     except Exception as error:
         raise UserError(_cannot_load("config", model, key, error)) from error
 
@@ -145,7 +145,7 @@ def load_ends(model: str, *, revision: str | None) -> list[int]:
     """
     try:
         with _quiet_hub():
-            ends = GenerationConfig.from_pretrained(model, **_settings(model, revision)).eos_token_id
+            ends = GenerationConfig.from_pretrained(model, **settings(model, revision)).eos_token_id
     except OSError:
         return []
     except Exception as error:  # as in loading
@@ -257,7 +257,7 @@ def _refuse_kernels(model: str, revision: str | None, key: str) -> None:
     """Refuses a config.json that names a hub repository as the implementation of a layer: transformers would run it."""
     try:
         with _quiet_hub():
-            named, _ = PreTrainedConfig.get_config_dict(model, **_settings(model, revision))
+            named, _ = PreTrainedConfig.get_config_dict(model, **settings(model, revision))
     except Exception as error:
         raise UserError(_cannot_load("config", model, key, error)) from error
     for name, value in _nested(named):
@@ -287,18 +287,19 @@ def _refuse_outside(model: str, key: str) -> None:
 
 def _base(model: str, revision: str | None, key: str) -> str | None:
     """The base model, where `model` is a directory of adapters."""
-    settings = {name: value for name, value in _settings(model, revision).items() if name != "trust_remote_code"}
+    how = {name: value for name, value in settings(model, revision).items() if name != "trust_remote_code"}
     try:
         with _quiet_hub():
-            base = adapted.base_of(model, key=key, **settings)
-            if base is not None and adapted.base_of(base, key=key, local_files_only=settings["local_files_only"]):
+            base = adapted.base_of(model, key=key, **how)
+            if base is not None and adapted.base_of(base, key=key, local_files_only=how["local_files_only"]):
                 raise UserError(f"{key}={model!r}: its base, {base}, has adapters too; merge those first")
             return base
     except OSError as error:
         raise UserError(_cannot_load("model", model, key, error)) from error
 
 
-def _settings(model: str, revision: str | None) -> dict[str, Any]:
+def settings(model: str, revision: str | None) -> dict[str, Any]:
+    """What every call of transformers gets that may ask the hub."""
     # When the hub cannot be reached, what earlier runs left in its cache is used.
     offline = not Path(model).is_dir() and not hub.reachable()
     return {"revision": revision, "trust_remote_code": False, "local_files_only": offline}

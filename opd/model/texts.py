@@ -6,6 +6,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from opd.data.environment import Message
+from opd.data.template import render
 from opd.errors import UserError
 from opd.model.load import load_ends, token_ids
 
@@ -83,10 +85,9 @@ def _listed(reading: Reading, ids: Sequence[int]) -> str:
 
 def rendered(tokenizer: PreTrainedTokenizerBase, system: str | None, text: str) -> str | None:
     """A user's turn as the tokenizer's chat template renders it; None without a template, or where it fails."""
-    if tokenizer.chat_template is None:
-        return None
-    turns = [*([] if system is None else [{"role": "system", "content": system}]), {"role": "user", "content": text}]
+    before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
     try:
-        return str(tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False))
-    except Exception:  # a template is a program, which may raise anything
+        turns: list[Message] = [*before, {"role": "user", "content": text}]
+        return render(tokenizer, [turns], key="prompts.template", date=None)[0]
+    except UserError:
         return None

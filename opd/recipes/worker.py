@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,6 +23,7 @@ from opd.config.recipe import Recipe
 from opd.data import tasks
 from opd.data.batch import pad
 from opd.data.prompts import read_jsonl
+from opd.data.template import render
 from opd.errors import UserError
 from opd.recipes.build import build, save
 from opd.recipes.make import make_model
@@ -34,6 +36,9 @@ _REPORTS, _SECONDS = 200, 2.0
 
 # After this many draws in a row that are too long, `max_length` is refused.
 _SKIPPED = 1000
+
+# What a chat template that asks for the time gets: a recipe makes the same model on any day.
+A_DAY = datetime(2024, 7, 26)
 
 
 @dataclass(frozen=True)
@@ -212,11 +217,7 @@ def encode_prompt(tokenizer: "PreTrainedTokenizerBase", text: str, template: str
     """`chat`: one user message and the start of an answer; `raw`: the text itself."""
     if template == "raw":
         return tokenizer.encode(text)
-    if not tokenizer.chat_template:
-        raise UserError("template=chat: the tokenizer has no chat template; use template=raw")
-    text = str(
-        tokenizer.apply_chat_template([{"role": "user", "content": text}], add_generation_prompt=True, tokenize=False)
-    )
+    [text] = render(tokenizer, [[{"role": "user", "content": text}]], key="template", date=A_DAY)
     return tokenizer.encode(text, add_special_tokens=False)
 
 

@@ -20,10 +20,17 @@ PACKAGES = ("opd", "torch", "transformers", "peft", "tokenizers", "vllm", "hydra
 
 
 def manifest(
-    config: Mapping[str, Any], *, world_size: int, tokenizers: Mapping[str, str], unchecked: Sequence[str] = ()
+    config: Mapping[str, Any],
+    *,
+    world_size: int,
+    tokenizers: Mapping[str, str],
+    contents: Mapping[str, str],
+    date: str | None = None,
+    unchecked: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary, `unchecked` are
-    sentences about what could not be checked.
+    """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary, `contents` a config key
+    to the hash of what stands behind it, `date` is the one in the prompts, if any, and `unchecked` are sentences about
+    what could not be checked.
     """
     commit, dirty = git_state()
     return {
@@ -36,6 +43,8 @@ def manifest(
         "hardware": {"machine": platform.machine(), "system": platform.system(), "cpus": os.cpu_count()},
         "world_size": world_size,
         "tokenizers": dict(tokenizers),
+        "contents": dict(contents),
+        "date": date,
         "unchecked": list(unchecked),
         "plugins": {name: plugin.hash for name, plugin in plugins.used().items()},
     }

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -146,7 +147,9 @@ def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
 def with_environment(config: RunConfig, sampler: Sampler, tokenizer: PreTrainedTokenizerBase, ranks: Ranks) -> Sampler:
     """The sampler, with the environment's replies within its responses."""
     read: Any = partial(tokenizer.decode, skip_special_tokens=True)
-    write = partial(prompts.reply_ids, tokenizer=tokenizer, template=config.prompts.template)
+    write = partial(
+        prompts.reply_ids, tokenizer=tokenizer, template=config.prompts.template, date=template_date(config)
+    )
     return Turns(sampler, bind("environment", config.environment)(), ranks, read, write)
 
 
@@ -223,6 +226,8 @@ def load_prompts(source: AnySource, config: RunConfig, tokenizer: PreTrainedToke
         suffix=config.prompts.suffix,
         max_prompt_length=config.prompts.max_prompt_length,
         environment=bind("environment", config.environment)(),
+        date=template_date(config),
+        notice=lambda sentence: warn(f"{key}: {sentence}"),
     )
     if lost := prompts.unreadable(encoded, tokenizer):
         warn(
@@ -235,6 +240,11 @@ def load_prompts(source: AnySource, config: RunConfig, tokenizer: PreTrainedToke
             f"{config.prompts.max_prompt_length} and are left out, the first of them {dropped[0]}"
         )
     return encoded
+
+
+def template_date(config: RunConfig) -> datetime | None:
+    """What a chat template that writes the date gets; None: now."""
+    return None if config.prompts.date is None else datetime.fromisoformat(config.prompts.date)
 
 
 def load_benchmarks(

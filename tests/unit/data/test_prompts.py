@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -358,6 +359,27 @@ def test_characters_that_the_tokenizer_does_not_know_are_named():
     odd = [*PROBLEMS, Problem("odd", "∫1+1=", "2", "x")]
     prompts, _ = encode(odd, tokenizer := build_tokenizer(), **PLAIN)
     assert unreadable(prompts, tokenizer) == ["odd"]
+
+
+@pytest.mark.parametrize(
+    ("change", "seen"),
+    [("Lowercase", "'x' stands for 'X'"), ("Strip", None), ("NFD", None), ("Replace", "'1+' stands for ' 1+'")],
+)
+def test_a_tokenizer_that_changes_texts_is_said(change, seen):
+    from tokenizers import Tokenizer, decoders, models, normalizers
+    from transformers import PreTrainedTokenizerFast
+
+    vocabulary = {token: index for index, token in enumerate(["<s>", *"+=1 xXe\u0301é"])}
+    backend = Tokenizer(models.BPE(vocabulary, []))
+    backend.decoder = decoders.Fuse()
+    given = (" ", "") if change == "Replace" else ()
+    backend.normalizer = getattr(normalizers, change)(*given)
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="<s>")
+    text = {"Lowercase": "X", "Strip": " 1+1 ", "NFD": "é=1", "Replace": "1 1+"}[change]
+    said: list[str] = []
+    encode([Problem("plain", "1", "1", "x"), Problem("p", text, "1", "x")], tokenizer, **PLAIN, notice=said.append)
+    where = "the tokenizer changes the text of 1 of 2 prompts, .*: in the first of them, p, "
+    assert [bool(re.match(f"{where}{re.escape(seen or '')}$", sentence)) for sentence in said] == [True] * bool(seen)
 
 
 def test_nothing_to_show():
