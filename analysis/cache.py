@@ -116,7 +116,7 @@ def _pack(contents: RunContents) -> bytes:
     """A header in JSON, then arrays as `numpy.save` writes them, compressed."""
     every = contents.evaluations
     names = [(one.step, one.benchmark, one.problem, list(map(asdict, one.examples))) for one in every]
-    header = json.dumps({"row": contents.row, "evaluations": names}).encode()
+    header = json.dumps({"row": contents.row, "evaluations": names, "sets": contents.sets}).encode()
     arrays = [
         contents.training.step,
         contents.training.values,
@@ -142,4 +142,5 @@ def _unpack(content: bytes) -> RunContents:
             Evaluation(step, benchmark, problem, array(), array(), [Example(**example) for example in examples])
             for step, benchmark, problem, examples in header["evaluations"]
         ],
+        sets=header["sets"],
     )

@@ -3,8 +3,9 @@
 Paths are relative to the folder that was loaded, so that the frames are a pure function of the records in it.
 """
 
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -71,13 +72,14 @@ def load(root: Path, *, cache: Cache | None = None) -> Records:
         seen[path] += 1
         read.append(_assess(path if seen[path] == 1 else f"{path} #{seen[path]}", folder, content))
     kept = sorted(_without_duplicates(read), key=lambda run: [run.row[key] for key in ("name", "arm", "seed", "run")])
+    _tell_apart(kept)
     details, damaged = read_details((run.row["arm"], run.path, run.folder) for run in kept)
     damage = sorted((run.path, *what) for run in read for what in run.damage) + damaged
     damage += sorted((_relative(Path(error.filename), root), "all in it", str(error.strerror)) for error in unreadable)
     unfinished = [(run.path, *what) for run in read for what in run.unfinished]
     names = ["run", "arm", *(column.name for column in RUN_COLUMNS), "counted", "last_known", "max_known"]
     examples = [
-        (run.path, one.step, *(getattr(example, name) for name in _EXAMPLE))
+        (run.path, one.step, *run.names([example.benchmark]), *(getattr(example, name) for name in _EXAMPLE[1:]))
         for run in kept
         for one in run.evaluations[-1:]
         for example in one.examples
@@ -119,11 +121,16 @@ class _Run:
     evaluations: list[Evaluation]
     damage: list[tuple[str, str]]
     unfinished: list[tuple[str, str]] = field(default_factory=list)
+    sets: Mapping[str, str] = field(default_factory=dict)
+    named: dict[str, str] = field(default_factory=dict)  # benchmark → the name that tells it from another of its name
+
+    def names(self, benchmarks: Iterable[str]) -> list[str]:
+        return [self.named.get(name, name) for name in benchmarks]
 
 
 def _assess(path: str, folder: RunDir, contents: RunContents) -> _Run:
     """The run with what its numbers may be used for, and what it is left out of."""
-    run = _Run(path, folder, {}, contents.training, contents.evaluations, list(contents.damage))
+    run = _Run(path, folder, {}, contents.training, contents.evaluations, list(contents.damage), sets=contents.sets)
     run.damage += [(f"its evaluation at step {step}", reason) for step, reason in contents.damaged.items()]
     run.damage += [("its best score over training", "one of its evaluations is damaged")] if contents.damaged else []
     if not contents.row:
@@ -172,6 +179,21 @@ def _without_duplicates(read: Sequence[_Run]) -> list[_Run]:
     return list(kept.values())
 
 
+def _tell_apart(kept: Sequence[_Run]) -> None:
+    """Gives benchmarks of one name whose problems differ names of their own; that of most runs keeps it. A run that
+    does not record its problems is taken to have those of most.
+    """
+    for benchmark in sorted({name for run in kept for name in run.sets}):
+        count = Counter(run.sets[benchmark] for run in kept if benchmark in run.sets)
+        usual = min(count, key=lambda content: (-count[content], content))
+        for run in kept:
+            if (content := run.sets.get(benchmark, usual)) != usual:
+                digest = re.sub(r"[^0-9a-f]", "", content.rpartition(":")[2])[:6]
+                run.named[benchmark] = f"{benchmark}-{digest}"
+                reason = f"has other problems, answers or another grader than in most runs: it is {benchmark}-{digest}"
+                run.unfinished.append((f"its scores on {benchmark}", reason))
+
+
 def _training(kept: Sequence[_Run]) -> pd.DataFrame:
     curves = [run.training for run in kept]
     values = np.concatenate([np.empty((len(TRAINING_COLUMNS), 0)), *(curve.values for curve in curves)], axis=1)
@@ -185,14 +207,14 @@ def _training(kept: Sequence[_Run]) -> pd.DataFrame:
 
 
 def _scores(kept: Sequence[_Run]) -> pd.DataFrame:
-    every = [(run.path, evaluation) for run in kept for evaluation in run.evaluations]
+    every = [(run, evaluation) for run in kept for evaluation in run.evaluations]
     sizes = [len(evaluation.problem) for _, evaluation in every]
     values = np.concatenate([np.empty((len(SCORES), 0)), *(evaluation.scores for _, evaluation in every)], axis=1)
     return pd.DataFrame(
         {
-            "run": np.repeat(np.array([path for path, _ in every], dtype=object), sizes),
+            "run": np.repeat(np.array([run.path for run, _ in every], dtype=object), sizes),
             "step": np.repeat(np.array([evaluation.step for _, evaluation in every], dtype=int), sizes),
-            "benchmark": [benchmark for _, evaluation in every for benchmark in evaluation.benchmark],
+            "benchmark": [name for run, evaluation in every for name in run.names(evaluation.benchmark)],
             "problem": [problem for _, evaluation in every for problem in evaluation.problem],
             "k": np.concatenate([np.empty(0, dtype=int), *(evaluation.k for _, evaluation in every)]),
             **dict(zip(SCORES, values, strict=True)),

@@ -1,6 +1,7 @@
 """Reads one run directory, and names what in it is damaged."""
 
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ class RunContents:
         evaluations: the intact ones, by step.
         damaged: step → what is wrong with its evaluation, by step.
         damage: what else was left out and why.
+        sets: benchmark → the hash of its problems, where the run records that.
     """
 
     row: dict[str, Any] = field(default_factory=dict)
@@ -37,6 +39,7 @@ class RunContents:
     evaluations: list[Evaluation] = field(default_factory=list)
     damaged: dict[int, str] = field(default_factory=dict)
     damage: list[tuple[str, str]] = field(default_factory=list)
+    sets: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_intact(self) -> bool:
@@ -54,7 +57,7 @@ def read_run(run: RunDir) -> RunContents:
     due = _due(config, row)
     training, lost = _training(run, row, first=0 if 0 in due or not row["num_steps"] else 1)
     evaluations, damaged = _evaluations(run, due, training.length)
-    return RunContents(row, training, evaluations, damaged, damage + lost + _foreign(run))
+    return RunContents(row, training, evaluations, damaged, damage + lost + _foreign(run), _sets(run))
 
 
 def _identify(run: RunDir, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -110,6 +113,17 @@ def _check_manifest(run: RunDir, digest: str, row: Mapping[str, Any]) -> list[tu
     if expected != digest:
         raise RecordError("config.yaml: is not the config that the run was started with, according to manifest.json")
     return []
+
+
+def _sets(run: RunDir) -> dict[str, str]:
+    """Benchmark → the hash of its problems, answers and grader, as the manifest has them; earlier ones have none."""
+    try:
+        recorded = run.manifest().get("contents")
+    except RecordError:
+        return {}
+    found = re.compile(r"evaluate\.sources\.([\w.+-]+)")
+    every = recorded.items() if isinstance(recorded, dict) else ()
+    return {match[1]: str(value) for key, value in every if (match := found.fullmatch(key))}
 
 
 def _training(run: RunDir, row: Mapping[str, Any], *, first: int) -> tuple[Training, list[tuple[str, str]]]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from analysis.cache import Cache
 from analysis.load import load
 from opd.records.run_dir import find_runs
 from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_run
@@ -284,3 +285,46 @@ def test_random_damage_never_raises_and_never_touches_another_run(demo_runs, tmp
     for run in spared:
         for one, other in zip(only(before, run), only(after, run), strict=True):
             pd.testing.assert_frame_equal(one, other)
+
+
+def with_problems(run, content: str | None) -> None:
+    own = (
+        {}
+        if content is None
+        else {"contents": {"evaluate.sources.arithmetic": f"sha256:{content}", "student.model": "x"}}
+    )
+    run.write_manifest({**run.manifest(), **own})
+
+
+def test_benchmarks_of_other_problems_are_told_apart(tmp_path):
+    usual = [write_run(tmp_path, replace(SMALL, seed=seed)) for seed in range(3)]
+    other, older = write_run(tmp_path, replace(SMALL, name="other")), write_run(tmp_path, replace(SMALL, name="older"))
+    for run in usual:
+        with_problems(run, "aaaaaaaaaa")
+    with_problems(other, "bbbbbbcccc")
+    with_problems(older, None)
+    cache = Cache(tmp_path, margin=-1)
+    for _ in range(2):  # the second time from the cache
+        records = load(tmp_path, cache=cache)
+        for frame in (records.scores, records.answers):
+            named = frame.groupby(frame["run"].str.partition("/")[2].str.partition("-")[0])["benchmark"].unique()
+            assert {name: list(found) for name, found in named.items()} == {
+                "default": ["arithmetic"],
+                "older": ["arithmetic"],
+                "other": ["arithmetic-bbbbbb"],
+            }
+        (row,) = left_out(records)
+        assert row[1:] == (
+            "its scores on arithmetic",
+            "has other problems, answers or another grader than in most runs: it is arithmetic-bbbbbb",
+        )
+        assert records.damage == []
+
+
+@pytest.mark.parametrize(
+    "contents", [5, [1], {"evaluate.sources.arithmetic": {"a": 1}}, {"evaluate.sources.\u202e": "x"}]
+)
+def test_damaged_hashes_of_problems_leave_the_run(tmp_path, contents):
+    run = write_run(tmp_path, SMALL)
+    run.write_manifest({**run.manifest(), "contents": contents})
+    assert set(load(tmp_path).scores["benchmark"]) == {"arithmetic"}
