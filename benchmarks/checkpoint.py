@@ -19,6 +19,7 @@ from transformers import Qwen3Config, Qwen3ForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
 from opd.checkpoint import store as checkpoint
+from opd.checkpoint.steps import Progress
 from opd.checkpoint.store import Learned
 from opd.config.schema import Compute, Optim
 from opd.model.optim import Optimizer
@@ -81,7 +82,7 @@ def work(rank: int, size: int, port: int, folder: Path, args: argparse.Namespace
 
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before, started = peak_memory(ranks.device), time.perf_counter()
-    write = checkpoint.resumable(learned, {"step": 1}, ranks)
+    write = checkpoint.resumable(learned, Progress(1, None, None), ranks)
     copied, held = time.perf_counter(), peak_memory(ranks.device) - before
     write(folder / "step_000001", ranks)
     written = time.perf_counter()

@@ -54,7 +54,7 @@ def write_study(root: Path, size: Size) -> None:
     steps = [f"num_steps={size.steps}", "batch_size=32", f"prompts.source.num={32 * size.steps}"]
     with composer() as composed:
         config = check.as_dict(composed.config(["study=big", *steps, f"evaluate.every={every}"]))
-    like = manifest(config, world_size=1, tokenizers={})
+    like = manifest(config, world_size=1, tokenizers={}, contents={})
     lines, evaluated = _answers(size), [*range(0, size.steps, every), size.steps]
     names = ["default", *(f"arm_{number:03d}" for number in range(1, -(-size.runs // SEEDS) - len(TEACHERS)))]
     names += list(TEACHERS)

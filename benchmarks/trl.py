@@ -188,7 +188,7 @@ def save(tokenizer: Any, seed: int, folder: Path, args: argparse.Namespace) -> N
     )
     model = Qwen3ForCausalLM(config)
     with torch.no_grad():
-        embedding = model.get_input_embeddings().weight
+        embedding: Any = model.get_input_embeddings().weight
         embedding[:, 0] = 4.0
         embedding[:2, 0] = -4.0
     model.save_pretrained(folder)

@@ -66,7 +66,7 @@ def trl(setting: Setting) -> None:
     import torch
     from datasets import Dataset
     from transformers import AutoTokenizer, TrainerCallback, logging
-    from trl import DistillationConfig, DistillationTrainer
+    from trl import DistillationConfig, DistillationTrainer  # pyright: ignore[reportAttributeAccessIssue]
 
     logging.disable_progress_bar()
     torch.set_num_threads(setting.threads)

@@ -11,6 +11,7 @@ import random
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -24,6 +25,7 @@ from opd.model.policy import Scorer
 from opd.model.sharded import Root
 from opd.ranks import dist
 from opd.recipes.make import locate
+from opd.rollout.replica import Precision
 from opd.rollout.sampler import TransformersSampler
 from opd.step.assemble import load_benchmarks, load_prompts
 from opd.step.benchmarks import responses
@@ -31,7 +33,7 @@ from sweeps.compose import composer
 
 FORK = 0.5  # nats: a token whose next-token entropy is above this is a fork
 TRAINING = 64  # prompts of training, one response each, for entropies and rounded samplers
-PRECISIONS = ("int8", "float8", "int4")
+PRECISIONS: tuple[Precision, ...] = ("int8", "float8", "int4")
 
 
 @dataclass(frozen=True)
@@ -53,11 +55,12 @@ class Model:
         self.model = load_model(path, revision=revision, dtype="float32", key="model")
         self.root = Root(self.model, dist.start(timeout=60))
 
-    def sampler(self, dtype: str = "float32") -> TransformersSampler:
+    def sampler(self, dtype: Precision = "float32") -> TransformersSampler:
+        pad: Any = self.tokenizer.pad_token_id
         return TransformersSampler(
             self.root,
             stop_ids=stop_token_ids(self.model, self.tokenizer),
-            pad_id=self.tokenizer.pad_token_id,
+            pad_id=pad,
             dtype=dtype,
             max_batch_tokens=self.config.rollout["max_batch_tokens"],
         )
@@ -80,7 +83,7 @@ class Model:
                 shares.append((lengths > limit).float().mean().item())
         return Scores(_mean(means), _mean(bests), {limit: _mean(shares) for limit, shares in reached.items()})
 
-    def rollout(self, prompts: Sequence[Prompt], dtype: str = "float32") -> Rollout:
+    def rollout(self, prompts: Sequence[Prompt], dtype: Precision = "float32") -> Rollout:
         sampling = Sampling(1, self.config.max_response_length, 1.0, 1.0, 0)
         return self.sampler(dtype).sample(prompts, sampling, key=(1,))
 

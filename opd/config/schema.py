@@ -418,6 +418,11 @@ class RunConfig:
     plugins: list[Text]
 
     @property
+    def longest_text(self) -> int:
+        """The most tokens that a prompt and its response may have, in training or an evaluation."""
+        return self.prompts.max_prompt_length + max(self.max_response_length, self.evaluate.max_response_length)
+
+    @property
     def uses_vocabulary(self) -> bool:
         """Whether something besides the support needs full distributions of student and teachers."""
         return self.filter.get("score") == "exact_kl" or bool(self.ensemble.get("normalize"))

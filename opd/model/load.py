@@ -90,7 +90,7 @@ def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrain
         with _quiet_hub():
             loaded, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 model,
-                attn_implementation="sdpa",
+                attn_implementation=attention(load_config(model, revision=revision, key=key)),
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, by name
@@ -110,6 +110,11 @@ def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrain
                 f"{type(loaded).__name__} that its config.json names; save it again from the model that was trained"
             )
     return loaded
+
+
+def attention(config: PreTrainedConfig) -> str:
+    """The attention of transformers that computes what the config says: torch's, which knows no soft caps, or its own."""
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
 
 
 # Weights that a family's checkpoints may have beside those that a language model computes with: buffers that are

@@ -97,9 +97,8 @@ class Policy(Scorer):
 
     def learn(self, micro: MicroBatch, loss: Any) -> None:
         """Backpropagates `loss(hidden states, head)`, this rank's term of a sum over all ranks."""
-        with self.root.recomputing_activations():
-            # FSDP averages gradients over the ranks.
-            (self.root(micro, loss) * self.ranks.size).backward()
+        # FSDP averages gradients over the ranks.
+        (self.root(micro, loss) * self.ranks.size).backward()
 
 
 class _Scored(torch.autograd.Function):

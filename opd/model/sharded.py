@@ -2,14 +2,15 @@
 
 import functools
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
 from opd.config.schema import Compute
@@ -27,16 +28,6 @@ class Root(nn.Module):
     def __init__(self, model: PreTrainedModel, ranks: Ranks):
         super().__init__()
         self.model, self.ranks, self.device = model, ranks, ranks.device
-
-    @contextmanager
-    def recomputing_activations(self) -> Iterator[None]:
-        """Within this context, layers with activation checkpointing recompute activations in the backward pass."""
-        # transformers does so only in training mode; otherwise the model stays in evaluation mode.
-        self.model.train(getattr(self.model, "is_gradient_checkpointing", False))
-        try:
-            yield
-        finally:
-            self.model.eval()
 
     def forward(self, micro: MicroBatch, make: Callable[[Tensor, Tensor], Any]) -> Any:
         return make(response_hidden(self.model, micro, self.device), self.model.get_output_embeddings().weight)  # pyright: ignore
@@ -56,7 +47,8 @@ def shard(model: PreTrainedModel, ranks: Ranks, compute: Compute, *, learns: boo
         for layer in layers(model):
             layer.compile()
     if learns and compute.activation_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        for layer in layers(model):
+            recompute(layer)
     root = Root(model if compute.offload else model.to(ranks.device), ranks)  # pyright: ignore[reportArgumentType]
     if ranks.grouped:
         from torch.distributed.device_mesh import init_device_mesh
@@ -74,6 +66,22 @@ def shard(model: PreTrainedModel, ranks: Ranks, compute: Compute, *, learns: boo
     return root
 
 
+def recompute(layer: nn.Module) -> None:
+    """Makes the layer compute its activations anew in the backward pass instead of keeping them.
+
+    transformers' own way needs training mode, which would switch dropout on: the model stays in evaluation mode.
+    """
+    plain = layer.forward
+
+    @functools.wraps(plain)
+    def forward(*given: Any, **more: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(*given, **more)
+        return checkpoint(plain, *given, use_reentrant=False, preserve_rng_state=False, **more)
+
+    layer.forward = forward
+
+
 def uncompiled() -> AbstractContextManager[Any]:
     """Within this context, layers run uncompiled, which is faster with a growing cache of keys and values."""
     # Where nothing has loaded the compiler, nothing is compiled, and `set_stance` would load it.
@@ -86,15 +94,12 @@ def _refuse_ineffective(model: PreTrainedModel, ranks: Ranks, compute: Compute) 
             "compute.offload=true: the ranks compute on the CPU, where the weights are already; set "
             "compute.offload=false"
         )
-    if compute.activation_checkpointing and not model.supports_gradient_checkpointing:
-        raise UserError(
-            f"compute.activation_checkpointing=true: {type(model).__name__} does not support it; set "
-            "compute.activation_checkpointing=false"
-        )
-    if compute.compile and not layers(model):
-        raise UserError(
-            f"compute.compile=true: {type(model).__name__} has no list of layers to compile; set compute.compile=false"
-        )
+    for knob in ("activation_checkpointing", "compile"):
+        if getattr(compute, knob) and not layers(model):
+            raise UserError(
+                f"compute.{knob}=true: {type(model).__name__} has no list of layers, to each of which it would apply; "
+                f"set compute.{knob}=false"
+            )
 
 
 @functools.cache

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from opd.model.int8 import quantize
 from opd.model.linear import Linear, output_axis
 from opd.model.lora import adapters, merged
+from opd.model.rope import same_frequencies
 
 Precision = Literal["float32", "bfloat16", "int8", "float8", "int4"]
 
@@ -41,6 +42,7 @@ def replicate(learner: PreTrainedModel, precision: Precision) -> PreTrainedModel
             dtype=torch.bfloat16 if precision == "bfloat16" else torch.float32,
             attn_implementation=learner.config._attn_implementation,
         )
+    same_frequencies(replica, learner)
     return replica.to(learner.device).requires_grad_(False).eval()
 
 

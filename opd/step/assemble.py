@@ -28,6 +28,7 @@ from opd.model.load import check_saving, end_with, load_model, load_tokenizer, m
 from opd.model.lora import add_adapters
 from opd.model.optim import Optimizer
 from opd.model.policy import Policy
+from opd.model.rope import fix_frequencies
 from opd.model.sharded import Root, shard
 from opd.model.texts import Reading
 from opd.objective.filter import eligible
@@ -139,6 +140,7 @@ def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
         torch.set_num_threads(config.threads)
     path, revision = locate("self", config)
     model = load_model(path, revision=revision, dtype="float32", key="student.model")
+    fix_frequencies(model, config.longest_text)
     end_with(model, tokenizer, config.student.stop_tokens)
     check_saving(model, tokenizer, key=f"student.model={config.student.model!r}")
     return model

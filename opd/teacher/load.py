@@ -15,6 +15,7 @@ from opd.errors import UserError
 from opd.model.int8 import quantize_layers
 from opd.model.load import check_weights, load_model, load_tokenizer, same_vocabulary
 from opd.model.policy import Policy, Scorer
+from opd.model.rope import fix_frequencies
 from opd.model.sharded import shard
 from opd.model.texts import Texts
 from opd.printable import warn
@@ -155,6 +156,7 @@ def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Call
     def load() -> Scorer:
         dtype, convert = PRECISIONS[config.teacher.dtype]
         loaded = load_model(path, revision=revision, dtype=dtype, key=key).requires_grad_(False)
+        fix_frequencies(loaded, config.longest_text)
         convert(loaded)
         root = shard(loaded, ranks, config.compute, learns=False)
         return Scorer(root, ranks, temperature=config.teacher.temperature, **asdict(config.memory))

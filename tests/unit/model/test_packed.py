@@ -5,6 +5,7 @@ import torch
 
 from opd.model import packed
 from opd.model.policy import Policy
+from opd.model.sharded import layers, recompute
 from opd.rollout.replica import refresh, replicate
 from tests.unit.rollout.families import FAMILIES, build, double_norms
 from tests.unit.small import ALONE, rollout_of, root
@@ -19,6 +20,9 @@ PACKED = {
     "qwen3-wide",
     "llama-rope-scaled",
     "gpt2",
+    "opt",
+    "phi3-longrope",
+    "llama-dynamic",
 }
 CPU = torch.device("cpu")
 
@@ -79,7 +83,8 @@ def test_activations_that_are_made_anew_are_packed_too(monkeypatch):
     double_norms(monkeypatch)
     plain, ours, rollout = build(dtype=torch.float64), build(dtype=torch.float64), ragged()
     packed.enable(ours)
-    ours.gradient_checkpointing_enable({"use_reentrant": False})
+    for layer in layers(ours):
+        recompute(layer)
     grad = torch.ones(rollout.tokens.shape, dtype=torch.float64)
     policy(plain).backward(rollout, grad, None)
     policy(ours).backward(rollout, grad, None)

@@ -168,8 +168,9 @@ def test_a_machine_that_cannot_compile_is_named(monkeypatch: pytest.MonkeyPatch)
         shard(tiny_qwen3(), ALONE, replace(PLAIN, compile=True), learns=True)
 
 
-def test_a_model_that_keeps_its_activations_is_refused():
+@pytest.mark.parametrize("knob", ["activation_checkpointing", "compile"])
+def test_a_model_without_layers_is_refused(knob: str):
     model = tiny_qwen3()
-    model.supports_gradient_checkpointing = False
-    with pytest.raises(UserError, match="activation_checkpointing=true: Qwen3ForCausalLM does not support it"):
-        shard(model, ALONE, replace(PLAIN, activation_checkpointing=True), learns=True)
+    model.model.layers = None
+    with pytest.raises(UserError, match=f"compute.{knob}=true: Qwen3ForCausalLM has no list of layers"):
+        shard(model, ALONE, replace(PLAIN, **{knob: True}), learns=True)

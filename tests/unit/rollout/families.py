@@ -9,6 +9,8 @@ from transformers import PreTrainedModel
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from opd.data.batch import Prompt, Sampling
+from opd.model.load import attention
+from opd.model.rope import fix_frequencies
 from opd.rollout.sampler import TransformersSampler
 from tests.unit.small import root
 
@@ -50,6 +52,55 @@ FAMILIES: dict[str, tuple[type, dict]] = {
         transformers.Gemma3TextConfig,
         {**SIZES, "head_dim": 8, "sliding_window": 6, "num_hidden_layers": 6},
     ),
+    "phi3-longrope": (
+        transformers.Phi3Config,
+        {
+            **SIZES,
+            "original_max_position_embeddings": 16,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10_000.0,
+                "short_factor": [1.0, 1.1],
+                "long_factor": [2.0, 9.0],
+                "original_max_position_embeddings": 16,
+            },
+        },
+    ),
+    "llama-dynamic": (
+        transformers.LlamaConfig,
+        {
+            **SIZES,
+            "max_position_embeddings": 16,
+            "rope_parameters": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0},
+        },
+    ),
+    "gemma3-dynamic": (
+        transformers.Gemma3TextConfig,
+        {
+            **SIZES,
+            "head_dim": 8,
+            "sliding_window": 6,
+            "num_hidden_layers": 6,
+            "max_position_embeddings": 16,
+            "rope_parameters": {
+                "full_attention": {"rope_type": "dynamic", "factor": 4.0, "rope_theta": 10_000.0},
+                "sliding_attention": {"rope_type": "default", "rope_theta": 10_000.0},
+            },
+        },
+    ),
+    "gemma2-capped": (
+        transformers.Gemma2Config,
+        {**SIZES, "head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": 0.5, "final_logit_softcapping": None},
+    ),
+    "opt": (
+        transformers.OPTConfig,
+        {
+            **{key: value for key, value in SIZES.items() if key != "initializer_range"},
+            "word_embed_proj_dim": 16,
+            "ffn_dim": 24,
+            "init_std": 0.4,
+        },
+    ),
     "bloom": (
         transformers.BloomConfig,
         {"vocab_size": VOCAB, "hidden_size": 16, "n_layer": 2, "n_head": 4, "initializer_range": 0.4},
@@ -58,17 +109,23 @@ FAMILIES: dict[str, tuple[type, dict]] = {
 LEAN = {"qwen3", "qwen3-tied", "qwen2", "llama", "llama-biased", "qwen3-wide"}
 
 
-def build(family: str = "qwen3", dtype: torch.dtype = torch.float32, **changes) -> PreTrainedModel:
+def build(
+    family: str = "qwen3", dtype: torch.dtype = torch.float32, *, longest: int | None = 64, **changes
+) -> PreTrainedModel:
+    """A model as a run has it, whose texts have at most `longest` tokens; None: as transformers has it."""
     config_class, sizes = FAMILIES[family]
     config = config_class(**{**sizes, **changes})
+    capped = {"attn_implementation": "eager"} if attention(config) == "eager" else {}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
-        model = transformers.AutoModelForCausalLM.from_config(config)
+        model = transformers.AutoModelForCausalLM.from_config(config, **capped)
         for name, weight in model.named_parameters():
             if weight.ndim == 1:  # biases and norms at their initial values would hide a mistake
                 torch.nn.init.normal_(weight, 0.0 if "bias" in name else 1.0, 0.3)
     if dtype == torch.float64 and "moe" in family:
         model.set_experts_implementation("eager")  # the fast one knows no float64
+    if longest is not None:
+        fix_frequencies(model, longest)
     return model.to(dtype).eval()
 
 
@@ -86,13 +143,20 @@ def sampler(model: PreTrainedModel, dtype: Any = "float32", max_batch_tokens: in
 
 
 def double_norms(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Norms of a float64 model in float64: transformers rounds their input to float32, which hides the last digits."""
+    """Norms and attention of a float64 model in float64: transformers rounds their inputs to float32, which hides the
+    last digits.
+    """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
-        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+        eps = self.variance_epsilon if hasattr(self, "variance_epsilon") else self.eps
+        weight = self.weight if hasattr(self, "variance_epsilon") else 1 + self.weight
+        return weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + eps)
 
-    for family in ("qwen3.modeling_qwen3.Qwen3", "qwen2.modeling_qwen2.Qwen2", "llama.modeling_llama.Llama"):
-        monkeypatch.setattr(f"transformers.models.{family}RMSNorm.forward", forward)
+    for family in ("qwen3", "qwen2", "llama", "mistral", "phi3", "gemma2", "gemma3"):
+        norm = f"transformers.models.{family}.modeling_{family}.{family.capitalize()}RMSNorm"
+        monkeypatch.setattr(f"{norm}.forward", forward)
+    softmax = torch.nn.functional.softmax
+    monkeypatch.setattr(torch.nn.functional, "softmax", lambda weights, dim=-1, dtype=None: softmax(weights, dim=dim))
 
 
 def warp(logits: torch.Tensor, sampling: Sampling) -> torch.Tensor:
