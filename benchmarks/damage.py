@@ -22,7 +22,7 @@ def damage_files(root: Path, *, share: float, kinds: Sequence[str], seed: int) -
     ]
     touched: dict[str, set[str]] = {}
     for number in rng.choice(len(files), int(share * len(files)), replace=False):
-        (run, file), kind = files[int(number)], kinds[rng.integers(len(kinds))]
+        (run, file), kind = files[int(number)], kinds[int(rng.integers(len(kinds)))]
         EVERY[kind](file, rng)
         touched.setdefault(run, set()).add(kind)
     return touched

@@ -119,7 +119,7 @@ Before the first step a run is also refused where
 - `filter.exclude_ids` names no token of the student;
 - `student.lora.target_modules` names no layer, or one that is not a linear layer below the output head;
 - `compute.offload` on ranks that compute on the CPU, `compute.compile` where torch finds no compiler, or
-  `compute.activation_checkpointing` of a model that cannot make its activations anew;
+  `compute.activation_checkpointing` or `compute.compile` of a model without a list of layers;
 - the run directory contains a run of another config, or another process is writing to it; or the run that it
   contains began with other weights, tokenizer or problems under the same names.
 

@@ -263,7 +263,7 @@ class Shaping:
 
 @dataclass(config=STRICT, frozen=True)
 class Memory:
-    """Bounds on memory, without effect on results: padded tokens per micro-batch, tokens whose logits exist at once."""
+    """Bounds on memory, exact: padded tokens per micro-batch, tokens whose logits exist at once."""
 
     micro_batch_tokens: Count
     logit_chunk: Count
@@ -271,8 +271,9 @@ class Memory:
 
 @dataclass(config=STRICT, frozen=True)
 class Compute:
-    """How the models compute: the precision of products (weights and sums of gradients stay in float32), activation
-    checkpointing, offloading of weights to the CPU, compilation, and how many seconds a rank waits for another.
+    """How the models compute. Of precision: `dtype`, of products (weights and sums of gradients stay in float32), and
+    `compile`. Exact: activation checkpointing and offloading of weights to the CPU. `rank_timeout` is how many seconds
+    a rank waits for another.
     """
 
     dtype: Literal["float32", "bfloat16"]

@@ -113,7 +113,7 @@ def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrain
 
 
 def attention(config: PreTrainedConfig) -> str:
-    """The attention of transformers that computes what the config says: torch's, which knows no soft caps, or its own."""
+    """The attention that computes what the config says: torch's, which knows no soft caps, or transformers' own."""
     return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
 
 

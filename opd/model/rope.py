@@ -32,16 +32,18 @@ def fix_frequencies(model: PreTrainedModel, length: int) -> None:
 
 def same_frequencies(copy: PreTrainedModel, model: PreTrainedModel) -> None:
     """Fixes the frequencies of a copy that was made from `model`'s config as those of `model` are."""
-    theirs = dict(model.named_modules())
-    for name, module in copy.named_modules():
-        if FIXED in _kinds(source := theirs.get(name)).values():
-            module.rope_type = source.rope_type if isinstance(source.rope_type, str) else dict(source.rope_type)
-            for buffer, value in source.named_buffers(recurse=False):
+    theirs: dict[str, Any] = dict(model.named_modules())
+    ours: dict[str, Any] = dict(copy.named_modules())
+    for name, module in ours.items():
+        if FIXED in _kinds(theirs.get(name)).values():
+            kinds = theirs[name].rope_type
+            module.rope_type = dict(kinds) if isinstance(kinds, dict) else kinds
+            for buffer, value in theirs[name].named_buffers(recurse=False):
                 module.register_buffer(buffer, value.clone(), persistent=False)
 
 
 def _depending(model: PreTrainedModel) -> Iterator[tuple[Any, str | None, str]]:
-    """Modules with frequencies that depend on the length, with the kind of layers that these are for, and their kind."""
+    """Modules with frequencies that depend on the length, the type of layer that they are for, and their kind."""
     for module in model.modules():
         for layer_type, kind in _kinds(module).items():
             rope: Any = getattr(module, "config", None)

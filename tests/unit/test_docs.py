@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ import pytest
 import torch
 
 from docs import credit_variance, each_method, formulas, tables
+from opd.config.identity import is_hashed
+from opd.config.schema import Compute, Memory
 from tests.blocks import LANGUAGES, ROOT, blocks, pages
 from tests.unit.objective import test_shaping
 
@@ -37,6 +40,21 @@ def test_every_experiment_is_in_the_tables_or_changes_no_method():
         *("temperature_0_1", "temperature_0_5", "temperature_1_2"),
         *("mis",),
     }
+
+
+def test_every_knob_of_memory_and_precision_is_said_to_be_one_of_both():
+    table = (tables.DOCS / "speed.md").read_text().partition("| knob | kind |")[2].partition("\n\n")[0]
+    kinds = {key: row.split("|")[2].strip() for row in table.splitlines()[2:] for key in re.findall(r"`(.+?)`", row)}
+    knobs = {f"memory.{each.name}" for each in fields(Memory)} | {f"compute.{each.name}" for each in fields(Compute)}
+    assert knobs - {"compute.rank_timeout"} <= kinds.keys()
+    assert {key for key, kind in kinds.items() if key.endswith("dtype")} == {
+        "compute.dtype",
+        "teacher.dtype",
+        "rollout.dtype",
+    }
+    # A knob that rounds makes another run.
+    assert all(is_hashed(key) for key, kind in kinds.items() if kind == "precision")
+    assert set(kinds.values()) == {"exact", "precision"}
 
 
 def test_a_cell_cannot_break_its_table():
