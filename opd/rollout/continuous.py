@@ -43,6 +43,7 @@ class ContinuousBatch:
         sampling: Sampling,
         uniform: Float[Tensor, "batch time"],
         *,
+        number: torch.dtype,
         stop_ids: Sequence[int],
         pad_id: int,
         max_batch_tokens: int,
@@ -63,7 +64,7 @@ class ContinuousBatch:
         self.stops = torch.tensor(stop_ids, device=device)
         self.uniform = uniform.to(device).view(-1)
         self.tokens = torch.full((total, max_tokens), -1, device=device)
-        self.logp = torch.zeros((total, max_tokens), dtype=uniform.dtype, device=device)
+        self.logp = torch.zeros((total, max_tokens), dtype=number, device=device)
         # For each row: the slot of its branch, its newest token, the index in `tokens` of its next one, its last index.
         self.rows = torch.zeros((0, 4), dtype=torch.long, device=device)
         # For each slot: its branch's newest token.

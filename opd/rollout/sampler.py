@@ -100,15 +100,17 @@ class TransformersSampler(StudentSampler):
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"], Float[Tensor, "batch time"]]:
         """→ (tokens, mask, log-probabilities), on the CPU."""
         number = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        uniform = uniforms(key, prompts, sampling.num_samples, sampling.max_tokens, number)
+        vocab_size = self.model.config.get_text_config().vocab_size
+        uniform = uniforms(key, prompts, sampling.num_samples, sampling.max_tokens, number, vocab_size)
         if not prompts:
-            return uniform.long(), uniform.bool(), uniform
+            return uniform.long(), uniform.bool(), uniform.to(number)
         with torch.inference_mode(), uncompiled(), _evaluating(self.model):
             batch = ContinuousBatch(
                 self.model,
                 prompts,
                 sampling,
                 uniform,
+                number=number,
                 stop_ids=self.stop_ids,
                 pad_id=self.pad_id,
                 max_batch_tokens=self.max_batch_tokens,

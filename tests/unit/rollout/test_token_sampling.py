@@ -8,8 +8,10 @@ import scipy.stats
 import torch
 
 from opd.data.batch import Prompt, Sampling
-from opd.rollout.token_sampling import HEAD, SORTED, sample_tokens, truncate, uniforms
-from tests.unit.rollout.families import warp
+from opd.model.policy import Policy
+from opd.rollout.token_sampling import HEAD, LARGE, SORTED, sample_tokens, truncate, uniforms
+from tests.unit.rollout.families import PLAIN, build, prompts, sampler, warp
+from tests.unit.small import ALONE, root
 
 SETTINGS = [(1.0, 1.0, 0), (0.7, 1.0, 0), (1.0, 0.9, 0), (1.0, 1.0, 5), (0.7, 0.8, 0), (1.3, 0.6, 4), (1.0, 1e-6, 0)]
 
@@ -132,3 +134,76 @@ def test_uniforms_are_uniform(axis: int):
         np.take(table, range(1, table.shape[axis]), axis),
     )
     assert abs(np.corrcoef(first.ravel(), second.ravel())[0, 1]) < 4 / np.sqrt(first.size)
+
+
+# ---- large vocabularies
+
+
+def tailed(vocab: int) -> torch.Tensor:
+    """Log-probabilities of a few likely tokens and of 44,508 unlikely ones, 3e-4 together, among and behind them."""
+    generator = torch.Generator().manual_seed(1)
+    weights = torch.zeros(vocab, dtype=torch.float64)
+    likely = torch.randperm(vocab, generator=generator)[:300]
+    tail = torch.randperm(vocab, generator=generator)[:44_508]
+    weights[tail] = torch.rand(44_508, generator=generator, dtype=torch.float64) + 0.1
+    weights *= 3e-4 / weights.sum()
+    weights[likely] += torch.rand(300, generator=generator, dtype=torch.float64) / 150
+    return weights.log().float()
+
+
+def test_every_token_of_a_large_vocabulary_is_drawn_by_its_own_numbers():
+    logits = tailed(152_064)[None]
+    probability = logits.softmax(-1)[0]
+    ends = np.cumsum(probability.numpy().astype(np.longdouble))
+    ends /= ends[-1]
+    possible = (probability > 0).nonzero()[:, 0]
+    middle = (ends - (np.diff(ends, prepend=np.longdouble(0))) / 2)[possible.numpy()].astype(np.float64)
+    drawn, logp = [], []
+    for numbers in torch.from_numpy(middle).split(5_000):
+        found = sample_tokens(logits, torch.zeros(len(numbers), dtype=torch.long), numbers, sampling(1.0, 1.0, 0))
+        drawn.append(found[0])
+        logp.append(found[1])
+    assert torch.equal(torch.cat(drawn), possible)
+    assert torch.equal(torch.cat(logp), probability[possible].log()) and logp[0].dtype == torch.float32
+    # What the sums of float32 do with the same numbers: tokens that no number draws.
+    coarse = sample_tokens(
+        logits, torch.zeros(5_000, dtype=torch.long), torch.from_numpy(middle[-5_000:]).float(), sampling(1.0, 1.0, 0)
+    )
+    assert len(coarse[0].unique()) < 3_000
+
+
+def test_the_ends_of_a_large_vocabulary_are_drawn():
+    logits = torch.full((2, 40_001), -torch.inf)
+    logits[:, 5:39_990] = torch.randn(39_985, generator=torch.Generator().manual_seed(0))
+    numbers = torch.tensor([0.0, 1 - 2**-53], dtype=torch.float64)
+    token, logp = sample_tokens(logits, torch.arange(2), numbers, sampling(1.0, 1.0, 0))
+    assert token.tolist() == [5, 39_989] and logp.isfinite().all()
+
+
+@pytest.mark.parametrize("broken", [torch.nan, torch.inf])
+def test_broken_logits_of_a_large_vocabulary_show_in_logp(broken: float):
+    logits = torch.randn(3, 40_000, generator=torch.Generator().manual_seed(0))
+    logits[1, 7], logits[2] = broken, -torch.inf
+    half = torch.full((3,), 0.5, dtype=torch.float64)
+    token, logp = sample_tokens(logits, torch.arange(3), half, sampling(1.0, 1.0, 0))
+    assert logp.isfinite().tolist() == [True, False, False] and (token < 40_000).all()
+
+
+def test_a_large_vocabularys_numbers_begin_with_those_of_a_small_one():
+    given = ((7, 1), [prompt("a"), prompt("b")], 3, 40, torch.float32)
+    small, large = uniforms(*given), uniforms(*given, vocab_size=152_064)
+    assert small.dtype == torch.float32 and large.dtype == torch.float64
+    rest = (large - small.double()) * 2**24
+    assert rest.min() >= 0 and rest.max() < 1
+    assert scipy.stats.kstest(rest.numpy().ravel(), "uniform").pvalue > 1e-3
+    assert abs(np.corrcoef(rest.numpy().ravel(), small.numpy().ravel())[0, 1]) < 4 / np.sqrt(rest.numel())
+    assert torch.equal(uniforms(*given, vocab_size=LARGE), small)
+    assert torch.equal(uniforms(*given[:4], torch.float64, vocab_size=152_064), uniforms(*given[:4], torch.float64))
+
+
+def test_a_model_of_a_large_vocabulary_is_sampled_as_it_is_scored():
+    model = build("qwen3", vocab_size=40_000, initializer_range=0.3)
+    rollout = sampler(model).sample(prompts(3), PLAIN, key=(1,))
+    assert rollout.rollout_logp.dtype == torch.float32
+    learner = Policy(root(model), ALONE, micro_batch_tokens=1000, logit_chunk=64, temperature=1.0)
+    torch.testing.assert_close(learner.scores(rollout).logp, rollout.rollout_logp, rtol=0, atol=1e-4)
