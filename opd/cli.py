@@ -178,6 +178,7 @@ _DISK = {
     errno.ENOTDIR: "a file is in the place of a folder; choose another with paths.outputs=DIR",
     errno.EEXIST: "a file is in the place of a folder; choose another with paths.outputs=DIR",
     errno.EISDIR: "a folder is in the place of a file; move it away, then rerun the same command",
+    errno.ELOOP: "a link is in the place of a file; move it away, then rerun the same command",
     errno.ENOENT: "it was moved or removed meanwhile; put it back, then rerun the same command",
     errno.EIO: "the disk is failing; repair it or choose another folder, then rerun the same command",
     errno.ESTALE: "the file server has lost it; rerun the same command once it is back",

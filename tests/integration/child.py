@@ -4,6 +4,7 @@ import os
 import runpy
 import signal
 import sys
+import traceback
 from collections.abc import Mapping, Sequence
 from multiprocessing.sharedctypes import Synchronized
 from pathlib import Path
@@ -61,3 +62,18 @@ def rank(number: int, size: int, port: int, arguments: list[str], folder: Path) 
         RANK=str(number), WORLD_SIZE=str(size), LOCAL_RANK=str(number), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
     )
     command(arguments, folder / f"rank_{number}")
+
+
+def modules(commands: Sequence[Sequence[str]], said: Path, env: Mapping[str, str]) -> None:
+    """`python -m` each command in turn; the n-th prints into said_<n>.out and .err, and leaves its status in .rc."""
+    for number, (name, *arguments) in enumerate(commands):
+        place = said.with_name(f"{said.name}_{number}")
+        try:
+            module(name, arguments, place, Path.cwd(), env)
+            status = 0
+        except SystemExit as ended:
+            status = ended.code if isinstance(ended.code, int) else int(ended.code is not None)
+        except BaseException:
+            status = 3
+            traceback.print_exc()
+        place.with_suffix(".rc").write_text(str(status))

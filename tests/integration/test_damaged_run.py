@@ -77,7 +77,7 @@ def given_up(file: Path) -> set[str]:
     return {"metrics"} if file.name == "metrics.jsonl" else set()
 
 
-@pytest.mark.parametrize("place", ["config.yaml", "status.json", "manifest.json", "metrics.jsonl", "evaluate"])
+@pytest.mark.parametrize("place", [".lock", "config.yaml", "status.json", "manifest.json", "metrics.jsonl", "evaluate"])
 def test_a_folder_in_the_place_of_a_record_is_one_sentence(place: str, stopped, tmp_path: Path):
     outputs, _, overrides = stopped
     shutil.copytree(outputs, tmp_path / "outputs")
