@@ -1,7 +1,7 @@
 """The interface between sweeps and what runs them, and the registry of executors by `cluster.kind`.
 
 A new scheduler takes a module with its settings (a dataclass) and its `Executor`, a line in `EXECUTORS`, and a
-`conf/cluster/NAME.yaml`. Its module is imported on first use, by every command, and so should not import pydantic.
+`conf/cluster/NAME.yaml`. Its module is imported on first use, by every command, and so should not import what is slow.
 """
 
 import functools

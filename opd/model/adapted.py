@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import snapshot_download
 from transformers import PreTrainedModel
 from transformers.utils.peft_utils import find_adapter_config_file
 
 from opd.errors import UserError, first_line
 from opd.records.files import RecordError, read_json
+
+_WEIGHTS = "adapter_model.safetensors"
 
 # Kinds that are merged into the weights; the others change what a model reads, or choose among experts.
 _MERGED = re.compile(
@@ -51,20 +54,25 @@ def base_of(model: str, *, key: str, **settings: Any) -> str | None:
     return base
 
 
-def merged(base: PreTrainedModel, adapters: str, *, key: str) -> PreTrainedModel:
-    """`base` with the adapters merged into its weights, checked against peft's own logits.
+def merged(base: PreTrainedModel, adapters: str, *, key: str, **settings: Any) -> PreTrainedModel:
+    """`base` with the adapters merged into its weights, checked against peft's own logits. Those of the hub are taken
+    from its cache: peft would ask for another revision, and read a pickle where there are no safetensors.
 
     Raises:
         UserError: where they are not the base's, or do not merge exactly.
     """
     import peft
 
-    if Path(adapters).is_dir() and not (Path(adapters) / "adapter_model.safetensors").is_file():
-        raise UserError(f"{key}={adapters!r}: no model can be loaded: it has no adapter_model.safetensors")
+    folder = Path(adapters)
+    if not folder.is_dir():
+        names = ["adapter_config.json", _WEIGHTS]
+        folder = Path(snapshot_download(adapters, allow_patterns=names, **settings))
+    if not (folder / _WEIGHTS).is_file():
+        raise UserError(f"{key}={adapters!r}: no model can be loaded: it has no {_WEIGHTS}")
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
-            model = peft.PeftModel.from_pretrained(base, adapters)
+            model = peft.PeftModel.from_pretrained(base, str(folder))
         absent = [str(each.message) for each in warned if "missing adapter keys" in str(each.message)]
         ids = torch.arange(8, device=base.device)[None] % base.config.vocab_size
         with torch.inference_mode():

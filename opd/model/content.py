@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.utils.hub import cached_file, extract_commit_hash
 
 from opd.model.adapted import base_of
-from opd.model.load import settings
+from opd.model.load import hub_settings
 
 # Of a directory, what decides which numbers its model computes and where its texts end; its tokenizer is hashed apart.
 _FILES = ("*.safetensors", "config.json", "generation_config.json", "adapter_config.json")
@@ -19,7 +19,7 @@ def model_content(model: str, *, revision: str | None, key: str) -> str:
 
     Bytes are read once more after loading, by one thread a file: some seconds for tens of gigabytes.
     """
-    how = {name: value for name, value in settings(model, revision).items() if name != "trust_remote_code"}
+    how = hub_settings(model, revision)
     base = base_of(model, key=key, **how)
     own = (
         _directory(Path(model))

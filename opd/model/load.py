@@ -60,7 +60,7 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
     base = _base(model, revision, key)
     if base is not None:
         plain = load_model(base, revision=None, dtype=dtype, key=f"{key}={model!r}: its base")
-        return adapted.merged(plain, model, key=key)
+        return adapted.merged(plain, model, key=key, **hub_settings(model, revision))
     loaded = _weights(model, revision, key, dtype=getattr(torch, dtype)).eval()
     if any(tensor.is_meta for tensor in loaded.parameters()):
         raise UserError(f"{key}={model!r}: some of its weights are missing")
@@ -292,7 +292,7 @@ def _refuse_outside(model: str, key: str) -> None:
 
 def _base(model: str, revision: str | None, key: str) -> str | None:
     """The base model, where `model` is a directory of adapters."""
-    how = {name: value for name, value in settings(model, revision).items() if name != "trust_remote_code"}
+    how = hub_settings(model, revision)
     try:
         with _quiet_hub():
             base = adapted.base_of(model, key=key, **how)
@@ -308,6 +308,11 @@ def settings(model: str, revision: str | None) -> dict[str, Any]:
     # When the hub cannot be reached, what earlier runs left in its cache is used.
     offline = not Path(model).is_dir() and not hub.reachable()
     return {"revision": revision, "trust_remote_code": False, "local_files_only": offline}
+
+
+def hub_settings(model: str, revision: str | None) -> dict[str, Any]:
+    """Those of them that the hub's own client takes."""
+    return {name: value for name, value in settings(model, revision).items() if name != "trust_remote_code"}
 
 
 @contextmanager

@@ -1,6 +1,10 @@
 """What a model's directory says it is, is what is loaded, or it is refused by name."""
 
 import json
+import os
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -179,3 +183,38 @@ def test_adapters_without_their_weights_are_refused(model: Path):
     save_file(weights, file, metadata={"format": "pt"})
     with pytest.raises(UserError, match="some adapters have no weights"):
         load_model(str(folder), dtype="float32", **PLACE)
+
+
+HUB = """
+import sys, torch
+from opd.errors import UserError
+from opd.model.load import load_model
+for revision in sys.argv[1:]:
+    try:
+        model = load_model("owner/name", revision=revision, dtype="float32", key="student.model")
+        print(model(torch.arange(8)[None] % 13).logits.double().sum().item())
+    except UserError as error:
+        print(error)
+"""
+
+
+def test_adapters_on_the_hub_are_those_of_the_revision_and_never_a_pickle(model: Path, tmp_path: Path):
+    cache = tmp_path / "hub" / "models--owner--name"
+    first = shutil.copytree(adapters(model, KINDS["lora"]()), cache / "snapshots" / ("1" * 40))
+    second = shutil.copytree(first, cache / "snapshots" / ("2" * 40))
+    weights = {name: 2 * value for name, value in load_file(second / "adapter_model.safetensors").items()}
+    save_file(weights, second / "adapter_model.safetensors", metadata={"format": "pt"})
+    pickled = shutil.copytree(first, cache / "snapshots" / ("3" * 40))
+    (pickled / "adapter_model.safetensors").unlink()
+    torch.save(weights, pickled / "adapter_model.bin")
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text("1" * 40)
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HUB_CACHE": str(cache.parent)}
+    given = [sys.executable, "-c", HUB, "main", *(digit * 40 for digit in "123")]
+    said = subprocess.run(given, env=environment, capture_output=True, text=True, check=True).stdout.splitlines()
+    ids = torch.arange(8)[None] % 13
+    ours = [
+        load_model(str(each), dtype="float32", **PLACE)(ids).logits.double().sum().item() for each in (first, second)
+    ]
+    assert [float(line) for line in said[:3]] == pytest.approx([ours[0], *ours], rel=1e-6) and ours[0] != ours[1]
+    assert "no model can be loaded: it has no adapter_model.safetensors" in said[3]
