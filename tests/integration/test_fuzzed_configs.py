@@ -58,8 +58,8 @@ def outcome(world: World, seed: int) -> str:
     return "runs" if all(map(math.isfinite, result)) else f"{choices}: has the loss and gradient {result}"
 
 
-def test_every_config_makes_a_step_or_is_refused_clearly(world: World, record_property):
+def test_every_config_makes_a_step_or_is_refused_clearly(world: World):
     found = [outcome(world, seed) for seed in range(NUMBER)]
     assert [each for each in found if each not in ("runs", "refused")] == []
-    record_property("runs", found.count("runs"))
+    print(f"{found.count('runs')} of {NUMBER} run")
     assert found.count("runs") >= NUMBER / 2, found
