@@ -59,6 +59,7 @@ def main(overrides: Sequence[str]) -> None:
     rollout, rows = drawn(plain), []
     student, teacher = plain.policy.scores(rollout).logp, plain.teachers.score(rollout, (0,)).logp[0]
     exact = gradient(plain, rollout, teacher - student)
+    plain.close()
     for knob, config in configs.items():
         run = assembled(config)
         if knob in SAMPLER:

@@ -68,13 +68,12 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     samples = [sample for problem in answered for sample in problem.samples]
     scores = summarize(samples)
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
-    sets = {f"evaluate.sources.{name}": problems for name, problems in benchmarks.items()}
     folder.write_manifest(
         manifest(
             content,
             world_size=1,
             tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())},
-            contents=contents(config, tokenizer, sets, trains=False),
+            contents=contents(config, tokenizer, benchmarks),
             date=date_in_prompts(config, tokenizer, given=content),
         )
     )

@@ -159,8 +159,7 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
                 best = (progress.best_step, progress.best_score)
 
         def begin() -> None:
-            sets = {f"evaluate.sources.{name}": problems for name, problems in run.benchmarks.items()}
-            made_of = contents(config, run.tokenizer, {"prompts.source": run.prompts, **sets}, trains=True)
+            made_of = contents(config, run.tokenizer, run.benchmarks, run.prompts)
             if done:
                 check_same(folder, before, made_of)
                 say(f"{folder.path}: resuming after step {done} of {run.num_steps}")

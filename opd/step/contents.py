@@ -22,14 +22,19 @@ from opd.printable import say, warn
 from opd.recipes.make import locate
 from opd.records.run_dir import RunDir
 
-Sets = Mapping[str, Sequence[Prompt]]
 
-
-def contents(config: RunConfig, tokenizer: PreTrainedTokenizerBase, sets: Sets, *, trains: bool) -> dict[str, str]:
-    """Config key → what stands behind it. `sets` are the problems by the key of their source; `trains`: the teachers
-    and the anchor are used too. Models that a server loads are not known.
+def contents(
+    config: RunConfig,
+    tokenizer: PreTrainedTokenizerBase,
+    benchmarks: Mapping[str, Sequence[Prompt]],
+    training: Sequence[Prompt] | None = None,
+) -> dict[str, str]:
+    """Config key → what stands behind it. Without `training`, its prompts, no teacher or anchor is used. Models that a
+    server loads are not known.
     """
-    models = {"student.model": "self"}
+    trains, models = training is not None, {"student.model": "self"}
+    sets = {"prompts.source": training} if training is not None else {}
+    sets |= {f"evaluate.sources.{name}": problems for name, problems in benchmarks.items()}
     if trains and engine(config).loads != "elsewhere":
         models |= {f"teacher.models.{index}": model for index, model in enumerate(config.teacher.models)}
     if trains and uses_anchor(config):

@@ -87,7 +87,7 @@ def learned(family: str, dtype: torch.dtype, setting: Setting, ranks: Ranks = AL
     return {"log-probs": scores.logp, "entropies": scores.entropy, **gradients}
 
 
-def close(found: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor], tolerance: float) -> None:
+def assert_close(found: Mapping[str, torch.Tensor], plain: Mapping[str, torch.Tensor], tolerance: float) -> None:
     assert found.keys() == plain.keys()
     scale = max(1.0, *(float(each.abs().max()) for each in plain.values()))
     for name, expected in plain.items():
@@ -106,7 +106,7 @@ def plain() -> dict[tuple[str, torch.dtype], dict[str, torch.Tensor]]:
 @pytest.mark.parametrize("family", MODELS)
 def test_an_exact_knob_changes_no_number(family: str, knob: str, dtype: torch.dtype, plain, monkeypatch):
     double_norms(monkeypatch)
-    close(learned(family, dtype, KNOBS[knob], ALONE), plain[family, dtype], TOLERANCE[dtype])
+    assert_close(learned(family, dtype, KNOBS[knob], ALONE), plain[family, dtype], TOLERANCE[dtype])
 
 
 def work(rank: int, size: int, port: int, folder: Path) -> None:
@@ -129,7 +129,7 @@ def test_the_number_of_ranks_changes_no_number(plain, tmp_path: Path):
         for family in MODELS:
             expected = plain[family, torch.float32]
             own = {name: expected[name][rank::2] for name in ("log-probs", "entropies")}
-            close(found[family], {**expected, **own}, TOLERANCE[torch.float32])
+            assert_close(found[family], {**expected, **own}, TOLERANCE[torch.float32])
 
 
 @pytest.mark.parametrize("family", MODELS)
