@@ -86,17 +86,19 @@ reproduce: setup  ## every published arm at scale=tiny, then the report; SETTING
 	@echo; echo "Open $(OUT)/reproduce/report.html"
 
 # A study's report, made from its exports; anew only where they or the analysis have changed since.
-TINY := docs/results/tiny
-$(TINY)/report/report.html: $(wildcard $(TINY)/*.parquet $(TINY)/*.json analysis/*.* analysis/*/*.py)
+RESULTS := $(wildcard docs/results/*)
+$(RESULTS:=/report/report.html): docs/results/%/report/report.html: $(wildcard docs/results/*/*.parquet \
+		docs/results/*/*/*.parquet analysis/*.* analysis/*/*.py)
 	rm -rf $(@D)
-	$(PYTHON) -m analysis.report runs=$(TINY) out=$(@D) baseline=mis
+	$(PYTHON) -m analysis.report runs=docs/results/$* out=$(@D) baseline=mis
 
 docs:  ## the pages of docs/ that are made from the code, then the site, into site/
 	@$(MAKE) --no-print-directory setup EXTRAS=docs
 	$(PYTHON) -m docs.tables
 	$(PYTHON) -m docs.each_method
 	$(PYTHON) -m docs.credit_variance
-	@$(MAKE) --no-print-directory $(TINY)/report/report.html
+	$(PYTHON) -m docs.verdicts
+	@$(MAKE) --no-print-directory $(RESULTS:=/report/report.html)
 	NO_MKDOCS_2_WARNING=true $(PYTHON) -m mkdocs build --quiet
 	@echo "Open site/index.html"
 

@@ -7,12 +7,13 @@ with arms that are known to differ from it, the controls (`+sweep=calibration`);
                     of statement, number of seeds, paired and unpaired
   controls          how often a control is called different from the pool
   smallest          the difference that is found with a power of 80 %, by metric and number of seeds
+  narrowest         the margin within which two equal arms are called equal with that power
   spread            where the differences between seeds come from: the error of one evaluation, and the rest
 
   runs=DIR          as in analysis.report
   baseline=default  the name of the pool
   pairs=2000        random pairs of blocks for each number: 100 to 100000
-  margin=1          points, of the statements of equivalence
+  margin=0          points, of the statements of equivalence; 0: as claims have it at the scale of the pool
   seed=0            of the pairs
 """
 
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Annotated
 
 import numpy as np
-from annotated_types import Ge, Gt, Le
+from annotated_types import Ge, Le
 from scipy import stats
 
 from analysis import command
@@ -50,7 +51,7 @@ class Arguments:
     runs: Path
     baseline: str = "default"
     pairs: Annotated[int, Ge(100), Le(100_000)] = 2000
-    margin: Annotated[float, Gt(0)] = 1.0
+    margin: Annotated[float, Ge(0)] = 0.0
     seed: Annotated[int, Ge(0)] = 0
 
 
@@ -80,7 +81,9 @@ def calibrate(arguments: Arguments) -> str:
     if pool is None or len(pool.used) < 2 * min(SEEDS):
         raise UserError(f"baseline={arguments.baseline}: fewer than {2 * min(SEEDS)} runs of it are finished")
     rng = np.random.default_rng(arguments.seed)
-    margin = arguments.margin / 100
+    details = records.details.get(pool.id)
+    scale = details.config.get("scale.name") if details else None
+    margin = (arguments.margin or published().settings.at(scale).margin) / 100
     same = [
         draw(results, pool.used, pool.used, size, paired, margin=margin, pairs=arguments.pairs, rng=rng)
         for size in SEEDS
@@ -102,6 +105,7 @@ def calibrate(arguments: Arguments) -> str:
         f"## A/A: called different, of 100 pairs that are not\n\n{_aa_table(results, same)}",
         *([f"## Controls: called different, of 100 pairs\n\n{_control_table(controls)}"] if controls else []),
         f"## Smallest difference found in four of five studies, points\n\n{_smallest_table(results, same)}",
+        f"## Narrowest margin of equivalence, points\n\n{_narrowest_table(results, same)}",
         f"## Where the spread between seeds comes from\n\n{_spread_table(results, pool.used)}",
     ]
     return "\n".join(parts)
@@ -126,9 +130,7 @@ def draw(
         differences.append(one.estimate.value[rows])
         p.append(one.estimate.p_two_sided()[rows])
         for kind, (low, high) in _kinds(margin).items():
-            finding = Finding(
-                Statement("a", "b", low, high), one.estimate.one(rows[0]), size, 1 if paired else 2, one.problems
-            )
+            finding = Finding(Statement("a", "b", low, high), one.estimate.one(rows[0]), size, one.problems)
             decisions.setdefault(kind, []).append(decide([finding]).word(ALPHA))
     words = {kind: np.array(each) for kind, each in decisions.items()}
     return Blocks(size, paired, np.array(differences), np.array(p), words)
@@ -146,6 +148,24 @@ def _blocks(
         others = [run for run in theirs if run not in {ours[at] for at in left}]
         right = rng.choice(len(others), size, replace=False)
         yield tuple(str(ours[at]) for at in left), tuple(str(others[at]) for at in right)
+
+
+def narrowest(spread: float, size: int, *, alpha: float = ALPHA) -> float:
+    """The least margin within which two equal arms of `size` runs each are called equal with the probability `POWER`.
+
+    The two one-sided tests, each at `alpha` / 2, call them equal if |D| + t s < margin, D normal with the standard
+    error e and s its estimate, e √(χ² / df). Solves mean over χ² of [2 Φ((margin - t s) / e) - 1]₊ = POWER.
+    """
+    from scipy.optimize import brentq
+
+    df, error = 2 * (size - 1), spread * np.sqrt(2 / size)
+    estimated = stats.chi.ppf((np.arange(1000) + 0.5) / 1000, df) / df**0.5
+    critical = stats.t.ppf(1 - alpha / 2, df)
+
+    def lacking(margin: float) -> float:
+        return float((2 * stats.norm.cdf(margin - critical * estimated) - 1).clip(0).mean()) - POWER
+
+    return float(brentq(lacking, 1e-6, 3 + 3 * critical)) * error  # pyright: ignore[reportArgumentType]
 
 
 def smallest(spread: float, size: int, *, sides: int, alpha: float = ALPHA) -> float:
@@ -197,20 +217,39 @@ def _control_table(controls: dict[str, list[Blocks]]) -> str:
 
 
 def _smallest_table(results: Results, blocks: Sequence[Blocks]) -> str:
-    """From the spread of the pool's blocks, which holds what evaluation adds."""
-    tested = (claim.sweep for claim in published().claims if claim.sweep and claim.kind not in UNTESTED)
-    largest = max(Counter(tested).values())
+    largest = _largest()
     head = ["metric", *(f"{size} seeds, {kind}" for size in SEEDS for kind in ("paired", "unpaired"))]
-    head += [f"{size} seeds, paired, corrected for {largest}" for size in SEEDS]
+    head += [f"{size} seeds, unpaired, corrected for {largest}" for size in SEEDS]
     rows = []
     for at, (which, score) in enumerate(METRICS):
-        spread = np.sqrt(np.mean([one.size * one.differences[:, at].var() for one in blocks]))  # of a paired difference
+        spread = _spread(blocks, at)
         cells = [
-            smallest(spread if sides == 1 else spread / 2**0.5, size, sides=sides) for size in SEEDS for sides in (1, 2)
+            smallest(spread * (2**0.5 if sides == 1 else 1), size, sides=sides) for size in SEEDS for sides in (1, 2)
         ]
-        cells += [smallest(spread, size, sides=1, alpha=ALPHA / largest) for size in SEEDS]
+        cells += [smallest(spread, size, sides=2, alpha=ALPHA / largest) for size in SEEDS]
         rows.append([f"{results.label(score)} {which}", *(f"{100 * cell:.1f}" for cell in cells)])
     return markdown_table(head, rows)
+
+
+def _narrowest_table(results: Results, blocks: Sequence[Blocks]) -> str:
+    largest = _largest()
+    head = ["metric", *(f"{size} seeds" for size in SEEDS), *(f"{size}, corrected for {largest}" for size in SEEDS)]
+    rows = []
+    for at, (which, score) in enumerate(METRICS):
+        cells = [narrowest(_spread(blocks, at), size, alpha=ALPHA / by) for by in (1, largest) for size in SEEDS]
+        rows.append([f"{results.label(score)} {which}", *(f"{100 * cell:.1f}" for cell in cells)])
+    return markdown_table(head, rows)
+
+
+def _largest() -> int:
+    """The number of claims of the sweep that tests most."""
+    tested = (claim.sweep for claim in published().claims if claim.sweep and claim.kind not in UNTESTED)
+    return max(Counter(tested).values())
+
+
+def _spread(blocks: Sequence[Blocks], metric: int) -> float:
+    """The standard deviation from run to run, from that of the differences of blocks: it holds what evaluation adds."""
+    return float(np.sqrt(np.mean([one.size * one.differences[:, metric].var() / 2 for one in blocks])))
 
 
 def _spread_table(results: Results, runs: Sequence[str]) -> str:

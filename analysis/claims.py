@@ -94,14 +94,16 @@ def _decided(evidence: Evidence, decision: Decision, alpha: float, results: Resu
     if decision.fails < decision.holds:
         alpha /= len(evidence.findings)  # any of them may be the one that fails
     interval = f"The {100 * (1 - alpha):.3g} % interval of {difference}"
+    margin = max((abs(end) for end in (statement.low, statement.high) if math.isfinite(end)), default=0.0)
+    claimed = f"the claim, which has a margin of {100 * margin:.3g} points" if margin else "the claim"
     if word != "not settled":
         side = "within" if word == "reproduced" else "outside"
-        return _verdict(evidence, results, word, f"{interval} lies entirely {side} the claim.", one, alpha)
+        return _verdict(evidence, results, word, f"{interval} lies entirely {side} {claimed}.", one, alpha)
     needed, at = _seeds_needed(evidence.claim, one, alpha, settings)
     more = (
         f"{needed} seeds per arm, {needed - one.seeds} more, would settle" if needed else "No number of seeds settles"
     )
-    note = f"{interval} lies partly within the claim. {more} {at} {one.problems} problems."
+    note = f"{interval} lies partly within {claimed}. {more} {at} {one.problems} problems."
     return _verdict(evidence, results, "not settled", note, one, alpha, needed)
 
 
@@ -118,7 +120,7 @@ def _seeds_needed(claim: Claim, one: Finding, alpha: float, settings: Settings) 
             between_seeds=float(one.estimate.between_seeds[0]),
             between_problems=float(one.estimate.between_problems[0]),
             seeds=one.seeds,
-            sides=one.sides,
+            df=float(one.estimate.df[0]),
             alpha=alpha,
             power=settings.power,
         )

@@ -103,10 +103,11 @@ class Comparison:
     cubes: list[np.ndarray]
 
 
-def compare(sides: Sequence[Side], scores: ProblemScores, steps: Steps, *, paired: bool) -> list[Comparison]:
+def compare(sides: Sequence[Side], scores: ProblemScores, steps: Steps, *, paired: bool = False) -> list[Comparison]:
     """The sum of the sides on the problems that all their runs answered: the average first, then each benchmark.
 
-    A benchmark whose runs differ in k is left out. With `paired` the runs of all sides have the same seeds in order.
+    A benchmark whose runs differ in k is left out. With `paired` the i-th runs of all sides are one draw, which only
+    calibration asks for.
     """
     runs = [run for side in sides for run in side.runs]
     parts: list[tuple[str, int, Block, list[np.ndarray]]] = []

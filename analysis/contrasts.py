@@ -24,9 +24,9 @@ FEW = 50  # problems: up to this many, shares of a single run get exact or Bayes
 class Bootstrap:
     """`count` resamples of seeds and problems, for the ranks of arms, which have no closed form.
 
-    A resample draws seeds with replacement, once for all benchmarks and all arms with the same seeds, and the problems
-    of each benchmark, once for all arms; of each one fewer than there are (`bootstrap.resampling_weights`). All arms
-    see the same resamples: the generator is seeded by `seed` and what is drawn, not by which arms there are.
+    A resample draws an arm's seeds with replacement, once for all benchmarks, and the problems of each benchmark, once
+    for all arms; of each one fewer than there are (`bootstrap.resampling_weights`). The generator is seeded by `seed`
+    and what is drawn, not by which other arms there are.
     """
 
     count: int
@@ -57,7 +57,7 @@ def estimates(arms: Sequence[Arm], scores: ProblemScores, steps: Steps) -> pd.Da
     """
     rows = []
     for arm in arms:
-        for one in compare([Side(1, arm.used)], scores, steps, paired=False) if arm.used else []:
+        for one in compare([Side(1, arm.used)], scores, steps) if arm.used else []:
             interval = one.estimate.interval(LEVEL, shares=_IS_SHARE)
             low, high = np.where(_IS_SHARE, interval.clip(0, 1), interval)
             if len(arm.used) == 1 and 1 < one.problems <= FEW and one.cubes:
@@ -70,40 +70,38 @@ def estimates(arms: Sequence[Arm], scores: ProblemScores, steps: Steps) -> pd.Da
 def contrasts(
     arms: Sequence[Arm], scores: ProblemScores, steps: Steps
 ) -> tuple[pd.DataFrame, list[tuple[str, str, str]]]:
-    """Each arm that counts minus the baseline, paired over problems and, where both have the same seeds, over seeds.
+    """Each arm that counts minus the baseline, on the same problems, each with seeds of its own.
+
+    Runs of the same seed are not paired: they have nothing in common but the order of their prompts, and pairing them
+    finds less (docs/worlds.md).
 
     Problems and benchmarks that not all of the runs answered, and benchmarks on which they differ in k, are left out.
 
     Returns:
         The rows, with the columns of `estimates` except `iqm`; `prob_improvement`, the chance that a run of the arm
-        scores higher than one of the baseline; `baseline_seeds`; `paired` (over seeds); `p`, the two-sided p-value of
-        no difference; `p_holm` and `p_bh`, corrected for all arms that are compared on the row's benchmark and measure
-        (Holm; Benjamini and Hochberg); `same`, whether both have the same score on every problem at every step: they
-        are then one run under two names, without an interval or p-value. And what is left out of which difference, as
-        (label, left out, reason).
+        scores higher than one of the baseline; `baseline_seeds`; `p`, the two-sided p-value of no difference; `p_holm`
+        and `p_bh`, corrected for all arms that are compared on the row's benchmark and measure (Holm; Benjamini and
+        Hochberg); `same`, whether both have the same score on every problem at every step: they are then one run under
+        two names, without an interval or p-value. And what is left out of which difference, as (label, left out,
+        reason).
     """
     rows, excluded = [], []
     baseline = next((arm for arm in arms if arm.role == "baseline"), None)
     for arm in arms:
         if baseline is None or arm is baseline or not arm.counted:
             continue
-        paired = arm.seeds == baseline.seeds
         same = scores.same_arms(arm, baseline)
         sides, seeds = [Side(1, arm.used), Side(-1, baseline.used)], (len(arm.used), len(baseline.used))
-        for one in compare(sides, scores, steps, paired=paired):
+        for one in compare(sides, scores, steps):
             better = [probability_of_improvement(*own) for own in zip(*one.by_run, strict=True)]
             p, (low, high) = one.estimate.p_two_sided(), one.estimate.interval(LEVEL, shares=_IS_SHARE)
             if same:
                 p, low, high = (np.full(len(p), np.nan) for _ in range(3))
-            rows += [
-                (arm.id, *row, *seeds, paired, same, float(p[at]))
-                for at, row in enumerate(_rows(one, low, high, better))
-            ]
+            rows += [(arm.id, *row, *seeds, same, float(p[at])) for at, row in enumerate(_rows(one, low, high, better))]
         left_out = f"the difference to {baseline.label}"
         excluded += [(arm.label, left_out, reason) for reason in _not_shared(arm, baseline, scores)]
-    frame = pd.DataFrame(
-        rows, columns=[*_COLUMNS, "prob_improvement", "seeds", "baseline_seeds", "paired", "same", "p"]
-    )
+    columns = [*_COLUMNS, "prob_improvement", "seeds", "baseline_seeds", "same", "p"]
+    frame = pd.DataFrame(rows, columns=columns)
     together = frame.groupby(["benchmark", "score", "which"])["p"]
     corrected = {
         name: together.transform(lambda p, correct=correct: correct(p.to_numpy(float))).astype(float)

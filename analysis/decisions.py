@@ -32,14 +32,12 @@ class Finding:
 
     Attributes:
         seeds: of the side with fewer.
-        sides: 1 where the seeds of both are paired, else 2.
         problems: number of problems that both answered.
     """
 
     statement: Statement
     estimate: Estimate
     seeds: int
-    sides: int
     problems: int
 
     def p_holds(self) -> float:

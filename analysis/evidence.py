@@ -58,13 +58,15 @@ def gather(claim: Claim, results: Results, known: Published) -> Evidence:
     if several:
         reason = f"Several configs are named {listed(several)}: report the runs of one scale at a time."
         return Evidence(claim, arms, (), reason)
-    if any(_scale(arm, results) in claim.built_in for arm in arms.values()):
+    scales = {_scale(arm, results) for arm in arms.values()}
+    if scales & set(claim.built_in):
         return Evidence(claim, arms, (), built_in=True)
     if hidden := _without_witness(claim, arms, results, known):
         return Evidence(claim, arms, (), hidden=hidden)
     first = _first_alike(arms, results)
     statements = {}
-    for one in KINDS[claim.kind](claim, known.settings):
+    settings = known.settings.at(scales.pop() if len(scales) == 1 else None)
+    for one in KINDS[claim.kind](claim, settings):
         statements.setdefault((first[one.arm], first[one.baseline]), one)
     if alike := [f"{one.arm} and {one.baseline}" for (arm, baseline), one in statements.items() if arm == baseline]:
         return Evidence(claim, arms, (), hidden=f"{listed(alike)} have the same results, number by number.")
@@ -118,16 +120,15 @@ def _arms(name: str, results: Results, same: Mapping[str, str]) -> list[Arm]:
 
 def _test(statement: Statement, arms: Mapping[str, Arm], claim: Claim, results: Results) -> Finding | None:
     arm, baseline = arms[statement.arm], arms[statement.baseline]
-    paired = arm.seeds == baseline.seeds
     sides = [Side(1, arm.used), Side(-statement.factor, baseline.used)]
-    compared = compare(sides, results.scores, results.steps, paired=paired)
+    compared = compare(sides, results.scores, results.steps)
     if not compared:
         return None
     estimate = compared[0].estimate.one(MEASURES.index((claim.which, claim.score)))
     if np.isnan(estimate.error[0]):
         return None
     fewest = min(len(arm.used), len(baseline.used))
-    return Finding(statement, estimate, fewest, 1 if paired else 2, compared[0].problems)
+    return Finding(statement, estimate, fewest, compared[0].problems)
 
 
 def listed(names: Sequence[str]) -> str:

@@ -1,6 +1,7 @@
 """The published claims: `claims.yaml`, with what makes each claim decidable."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from functools import cache
 from importlib.resources import files
 
@@ -18,6 +19,11 @@ class Settings:
     identity: float
     error: float
     power: float
+    margins: Mapping[str, float] = field(default_factory=dict)
+
+    def at(self, scale: str | None) -> "Settings":
+        """Those of runs of that scale, which may have a margin of its own."""
+        return replace(self, margin=self.margins.get(scale or "", self.margin))
 
 
 @dataclass(frozen=True)

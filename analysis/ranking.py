@@ -36,7 +36,7 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
         weights = bootstrap.weights(f"problems of {benchmark}", len(problems))
         for at, arm in enumerate(alike):
             cube = scores.cube(arm.used, steps, benchmark, problems)[measured]
-            seeds = bootstrap.weights("seeds " + " ".join(map(str, arm.seeds)), len(arm.seeds))
+            seeds = bootstrap.weights(f"seeds of {arm.id}", len(arm.seeds))
             values[:, at] += cube.mean(axis=(1, 2)) / len(benchmarks)
             draws[:, :, at] += resampled_means(cube, seeds=seeds, problems=weights).T / len(benchmarks)
     rows = []

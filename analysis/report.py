@@ -5,7 +5,7 @@ report.md, tables/*.csv and *.tex (LaTeX, with booktabs) and figures/*.svg and *
 foreign runs are listed with the reason.
 
   runs=DIR          the folder to read, such as outputs or outputs/demo; or an exported study, such as
-                    docs/results/tiny (see `python -m analysis.study`)
+                    docs/results/tiny (see `python -m analysis.study`), or a folder of such, as docs/results/small
   out=DIR           the folder to write to, created if it does not exist
   baseline=default  the run that the others are compared with: its name, or name-confighash where several share it
   ema=0.15          weight of the newest value in the moving averages of the curves: above 0, at most 1
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Annotated
 from annotated_types import Ge, Gt, Le
 
 from analysis import command
-from analysis.study_schema import is_study
+from analysis.study_schema import studies
 from opd.errors import UserError
 from opd.records.files import RecordError
 from opd.records.run_dir import find_runs
@@ -63,7 +63,7 @@ def write_report(arguments: Arguments) -> str:
     """Reads, analyses and writes; returns a sentence on what was written. Raises `UserError`."""
     if not arguments.runs.is_dir():
         raise UserError(f"runs={arguments.runs} is not a folder; give one that holds run directories, as runs=outputs")
-    if not arguments.wandb and not is_study(arguments.runs) and not find_runs(arguments.runs):
+    if not arguments.wandb and not studies(arguments.runs) and not find_runs(arguments.runs):
         raise UserError(
             f"runs={arguments.runs} holds no run directory (one with a config.yaml or status.json) and no runs.parquet"
         )
@@ -88,18 +88,18 @@ def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
 
 
 def read_records(folder: Path, *, cache: bool = True) -> "Records":
-    """The records of the runs below a folder, or of an exported study; raises `UserError` for a damaged one."""
+    """The records of the runs below a folder, or of exported studies; raises `UserError` for a damaged one."""
     from analysis.cache import Cache
     from analysis.load import load
 
-    return _exported(folder) if is_study(folder) else load(folder, cache=Cache(folder) if cache else None)
+    return _exported(folder) if studies(folder) else load(folder, cache=Cache(folder) if cache else None)
 
 
 def _exported(folder: Path) -> "Records":
-    from analysis.read_study import read_study
+    from analysis.studies import read_studies
 
     try:
-        return read_study(folder)
+        return read_studies(folder)
     except RecordError as error:
         raise UserError(f"runs={folder}: {error}; export the study again with python -m analysis.study") from error
 

@@ -5,6 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from analysis.columns import RUN_COLUMNS, TRAINING_COLUMNS, Column
+from opd.records.run_dir import find_runs
 
 CONFIGS = "configs.json"
 EVALUATION = ["run", "step", "benchmark"]
@@ -36,6 +37,8 @@ TABLES = {
 }
 
 
-def is_study(folder: Path) -> bool:
-    """Whether the folder holds an exported study."""
-    return (folder / "runs.parquet").is_file()
+def studies(folder: Path) -> list[Path]:
+    """The exported studies that a folder stands for: itself, or those right in it, by name; none where it has runs."""
+    if (folder / "runs.parquet").is_file():
+        return [folder]
+    return sorted(file.parent for file in folder.glob("*/runs.parquet")) if not find_runs(folder) else []

@@ -97,12 +97,13 @@ def differences(results: Results) -> Table:
         for benchmark in benchmarks_of(results, results.contrasted, arm):
             cells = measures(results.contrasted, arm, benchmark, suffix="_diff")
             own, other = cells["seeds"], cells["baseline_seeds"]
-            drawn = "problems, seeds" if cells["paired"] else f"problems, {own} and {other} seeds unpaired"
-            rows.append((arm, {**cells, "benchmark": benchmark, "drawn": "problems" if own == other == 1 else drawn}))
+            seeds = f"{own} seeds each" if own == other else f"{own} and {other} seeds"
+            drawn = "problems" if own == other == 1 else f"problems, {seeds}"
+            rows.append((arm, {**cells, "benchmark": benchmark, "drawn": drawn}))
     name = results.baseline.label if results.baseline else "the baseline"
     note = (
-        f"Percentage points, run minus {name}, on the same problems and, where both have them, the same seeds, with"
-        " 95 % intervals. An interval over problems alone says nothing about how seeds differ. Same: every score of"
+        f"Percentage points, run minus {name}, on the same problems and each with seeds of its own, with 95 %"
+        " intervals. An interval over problems alone says nothing about how seeds differ. Same: every score of"
         " every problem is the same."
     )
     return table("differences", f"Differences to {name}", note, fields, rows)
@@ -178,7 +179,7 @@ def measures(estimates: ByBenchmark, arm: Arm, benchmark: str, *, suffix: str = 
         key = f"{row['score']}_{row['which']}{suffix}"
         for end, name in (("value", key), ("low", f"{key}_low"), ("high", f"{key}_high")):
             cells[name] = None if row.get("same") else _shown(row["score"], row[end])
-        names = ("seeds", "baseline_seeds", "problems", "paired", "same")
+        names = ("seeds", "baseline_seeds", "problems", "same")
         cells |= {"k": row["k"] or None, **{name: row[name] for name in names if name in row}}
     return cells
 

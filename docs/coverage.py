@@ -24,6 +24,7 @@ SPREADS = {"small": 0.05, "large": 0.3}  # between seeds, in the logit of a chan
 HARDNESS, CENTRE, GAIN = 1.5, -0.5, 0.3  # spread over problems, the baseline's logit, what the arm adds to it
 TRIALS, FEW_TRIALS, DRAWS = 2000, 400, 400
 EFFECT = 0.05  # of a score, where power is measured
+POOL = 60  # seeds of a baseline that has many
 
 PAGE = """\
 # How far the intervals and verdicts can be trusted
@@ -36,8 +37,8 @@ intervals and verdicts: {k} answers a problem, right with a chance whose logit v
 
 How often in 100 a 95 % interval holds the truth. **t** is what the report shows: Student's t over variance components,
 seeds and problems crossed (`analysis/stats/intervals.py`). **bootstrap** is the percentile bootstrap that draws as many
-seeds and problems as there are. Differences are paired over problems and seeds. With one seed the truth is that
-seed's own: what other seeds would score is in no interval of one.
+seeds and problems as there are. A difference is that of two arms on the same problems, each with seeds of its
+own. With one seed the truth is that seed's own: what other seeds would score is in no interval of one.
 
 {intervals}
 {trials} trials of t, give or take {error:.1f}; {few} of the bootstrap, give or take {few_error:.1f}. The bootstrap is
@@ -55,8 +56,9 @@ The report uses the beta-binomial interval there.
 How often in 100 at least one claim of a sweep is called reproduced or contradicted where neither is true: every
 published difference is exactly where its claim turns false (no difference, a difference of just the margin, just the
 share that counts as a collapse). Holm's correction promises at most 5. Every sweep that ships is here, on {problems}
-problems. Power: of 100 claims that are true, or false, by {effect:g} points, how many are called so, where seeds differ
-by 3 points.
+problems. **Uneven**: seeds of the arms differ by 3 points, those of the baseline by 1. **Pool**: the baseline has
+{pool} seeds, all differ by 3 points. **Power**: of 100 claims that are true, or false, by {points:g} points, how many
+are called so, where seeds differ by 3 points; and with a baseline of {pool} seeds.
 
 {verdicts}
 {verdict_trials} trials, give or take {verdict_error:.1f} where 5 are wrong. One seed settles nothing, by rule. With two
@@ -76,7 +78,7 @@ def page() -> str:
     rows = []
     for seeds, problems, (name, spread) in product(SEEDS, PROBLEMS, SPREADS.items()):
         if seeds > 1 or name == "small":
-            found = [covered(seeds, problems, spread, paired=paired) for paired in (False, True)]
+            found = [covered(seeds, problems, spread, sides=sides) for sides in (1, 2)]
             rows.append(
                 (str(seeds), str(problems), "–" if seeds == 1 else name, *(f"{c:.1f}" for pair in found for c in pair))
             )
@@ -86,8 +88,9 @@ def page() -> str:
             sweep,
             str(len(tested(sweep))),
             str(seeds),
-            *(f"{decided(sweep, seeds, between):.1f}" for between in (0.005, 0.03)),
-            f"{decided(sweep, seeds, 0.03, more=EFFECT):.0f}",
+            *(f"{decided(sweep, seeds, *spreads):.1f}" for spreads in ((0.005, 0.005), (0.03, 0.03), (0.03, 0.01))),
+            f"{decided(sweep, seeds, 0.03, 0.03, theirs=POOL):.1f}",
+            *(f"{decided(sweep, seeds, 0.03, 0.03, theirs=theirs, more=EFFECT):.0f}" for theirs in (None, POOL)),
         )
         for sweep, seeds in product(sweeps(), SEEDS[1:])
     ]
@@ -102,9 +105,14 @@ def page() -> str:
         few_error=2 * 100 * (0.05 * 0.95 / FEW_TRIALS) ** 0.5,
         small_sets=markdown_table(("mean", "beta-binomial", "t"), [small_set(mean) for mean in (0.5, 0.2, 0.05, 0.02)]),
         problems=PROBLEMS[-1],
-        effect=100 * EFFECT,
+        points=100 * EFFECT,
+        pool=POOL,
         verdicts=markdown_table(
-            ("sweep", "claims", "seeds", "wrong, seeds differ by 0.5 points", "by 3 points", "power"), verdict_rows
+            (
+                *("sweep", "claims", "seeds", "wrong, seeds differ by 0.5 points", "by 3 points", "uneven", "pool"),
+                *("power", "power, pool"),
+            ),
+            verdict_rows,
         ),
         verdict_trials=TRIALS,
         verdict_error=2 * 100 * (0.05 * 0.95 / TRIALS) ** 0.5,
@@ -114,19 +122,25 @@ def page() -> str:
 # ---- intervals
 
 
-def covered(seeds: int, problems: int, spread: float, *, paired: bool) -> tuple[float, float]:
-    """In 100, how often t and the bootstrap hold the truth: of one arm, or of the difference of two."""
-    rng = np.random.default_rng([seeds, problems, int(1000 * spread), paired])
+def covered(seeds: int, problems: int, spread: float, *, sides: int) -> tuple[float, float]:
+    """In 100, how often t and the bootstrap hold the truth: of one arm, or of the difference of two (`sides`)."""
+    rng = np.random.default_rng([seeds, problems, int(1000 * spread), sides - 1])
     hard = rng.normal(0, HARDNESS, (TRIALS, 1, problems))
-    scores, truth = _answers(rng, CENTRE + GAIN, hard, seeds, spread)
-    if paired:
-        theirs, their_truth = _answers(rng, CENTRE, hard, seeds, spread)
-        scores, truth = scores - theirs, truth - their_truth
-    by_t = estimate([block([scores])]).interval(0.95)
-    few = scores[:FEW_TRIALS]
-    weights = [resampling_weights(size, drawn=size, count=DRAWS, rng=rng) for size in (seeds, problems)]
-    drawn = resampled_means(few, seeds=weights[0], problems=weights[1])
-    return _holds(by_t, truth), _holds(np.quantile(drawn, [0.025, 0.975], axis=0), truth[:FEW_TRIALS])
+    found = [_answers(rng, centre, hard, seeds, spread) for centre in (CENTRE + GAIN, CENTRE)[:sides]]
+    signed = [sign * scores for sign, (scores, _) in zip((1, -1), found, strict=False)]
+    truth = np.sum([sign * own for sign, (_, own) in zip((1, -1), found, strict=False)], axis=0)
+    by_t = estimate([block(signed)]).interval(0.95)
+    of_problems = resampling_weights(problems, drawn=problems, count=DRAWS, rng=rng)
+    drawn = [
+        resampled_means(
+            scores[:FEW_TRIALS],
+            seeds=resampling_weights(seeds, drawn=seeds, count=DRAWS, rng=rng),
+            problems=of_problems,
+        )
+        for scores in signed
+    ]
+    few = np.quantile(np.sum(drawn, axis=0), [0.025, 0.975], axis=0)
+    return _holds(by_t, truth), _holds(few, truth[:FEW_TRIALS])
 
 
 def _answers(
@@ -174,23 +188,35 @@ def tested(sweep: str) -> list[Claim]:
     return [claim for claim in published().claims if claim.sweep == sweep and claim.kind not in UNTESTED]
 
 
-def decided(sweep: str, seeds: int, between: float, *, more: float = 0.0, trials: int = TRIALS) -> float:
+def decided(
+    sweep: str,
+    seeds: int,
+    between: float,
+    between_theirs: float,
+    *,
+    theirs: int | None = None,
+    more: float = 0.0,
+    trials: int = TRIALS,
+) -> float:
     """In 100: where all claims of the sweep are on the edge, the trials in which any has a verdict; where the arms are
-    `more` above the edge, the claims that have one.
+    `more` above the edge, the claims that have one. The baseline has `theirs` seeds, or as many as the arms.
     """
     settings, claims, problems = published().settings, tested(sweep), PROBLEMS[-1]
     rng = np.random.default_rng([seeds, problems, int(1000 * between), int(1000 * more)])
     hard = rng.uniform(-0.25, 0.25, (trials, 1, problems))
 
-    def arm(share: float, above: float) -> np.ndarray:
-        chance = share * (0.5 + hard + rng.normal(0, between, (trials, seeds, 1))) + above
+    def drawn(share: float, above: float, number: int, spread: float) -> np.ndarray:
+        chance = share * (0.5 + hard + rng.normal(0, spread, (trials, number, 1))) + above
         return rng.binomial(K, chance.clip(0, 1)) / K
 
-    baseline, arms = arm(1, 0), dict[tuple[str, float, float], np.ndarray]()
+    def arm(share: float, above: float) -> np.ndarray:
+        return drawn(share, above, seeds, between)
+
+    baseline, arms = drawn(1, 0, theirs or seeds, between_theirs), dict[tuple[str, float, float], np.ndarray]()
     made = [_on_the_edge(claim, arms, arm, baseline, more) for claim in claims]
     verdicts = np.zeros((trials, len(claims)), dtype=bool)
     for trial in range(trials):
-        decisions = [decide([Finding(one, est.one(trial), seeds, 1, problems) for one, est in found]) for found in made]
+        decisions = [decide([Finding(one, est.one(trial), seeds, problems) for one, est in found]) for found in made]
         p = np.array([decision.p for decision in decisions])
         verdicts[trial] = p <= holm_levels(p, alpha=settings.error)
     return 100 * float(verdicts.mean() if more else verdicts.any(axis=1).mean())
@@ -208,7 +234,7 @@ def _on_the_edge(
         if key not in arms:
             arms[key] = arm(*key[1:])
         ours, theirs = (baseline, arms[key]) if one_arm else (arms[key], baseline)
-        found.append((one, estimate([block([ours - one.factor * theirs])])))
+        found.append((one, estimate([block([ours, -one.factor * theirs])])))
     return found
 
 

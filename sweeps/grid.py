@@ -35,7 +35,8 @@ class Sweep:
     """What a published figure or table compares.
 
     `baseline` is the `name` of the arm to compare with, `claims` are ids of the published claims that the sweep tests,
-    `metric` decides them. Every arm is run with each of `seeds`.
+    `metric` decides them. Every arm is run with each of `seeds`, but for the runs that `exports` hold: folders of
+    exported studies (`analysis.study`).
     """
 
     name: Name
@@ -45,6 +46,7 @@ class Sweep:
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)]
     grid: list[Axes]
     include: list[Name]
+    exports: list[Text]
 
 
 def read(node: Any) -> Sweep:

@@ -1,13 +1,15 @@
 """Submit a sweep: `python -m sweeps.submit +sweep=NAME [cluster=local|slurm] [scale=NAME] [overrides] [--dry-run]`.
 
 Every run is composed and checked first; if one may not start, none is submitted. Runs that are finished, running or
-queued are left alone, so the same command may be given again at any time. Returns at once.
+queued are left alone, so the same command may be given again at any time; so are those whose results stand in a study's
+exports, with sweep.exports=[DIR]. Returns at once.
 """
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from opd.errors import UserError
 from opd.records.files import RecordError
 from opd.records.run_dir import RunDir
 from sweeps import cli, cluster, compose, executor, snapshot, state, submission
@@ -33,13 +35,14 @@ def main(arguments: Sequence[str]) -> None:
     with compose.composer() as composer:
         planned = plan(composer, overrides, ranks=settings.ranks)
     planned.refuse_bad()
+    exported = _exported(planned)
     ledger, ids = Ledger(planned.study), [run.id for run in planned.runs]
     if dry_run:
-        show(planned, settings, state.read(ledger, ids).runs)
+        show(planned, settings, state.read(ledger, ids).runs, exported)
         return
     with ledger.lock():
         submission.recover(ledger)
-        to_do = show(planned, settings, state.read(ledger, ids).runs)
+        to_do = show(planned, settings, state.read(ledger, ids).runs, exported)
         if not to_do:
             return
         code = snapshot.current()
@@ -50,18 +53,39 @@ def main(arguments: Sequence[str]) -> None:
     print(f"submitted {len(to_do)} runs as {name}; python -m sweeps.status shows their progress")
 
 
-def show(planned: Plan, settings: Settings, states: Sequence[RunState]) -> list[Planned]:
+def _exported(planned: Plan) -> set[str]:
+    """The runs that exported studies hold, finished and evaluated."""
+    found: set[str] = set()
+    for name in planned.sweep.exports:
+        from analysis.studies import counted_runs
+        from analysis.study_schema import studies
+
+        if not studies(Path(name)):
+            raise UserError(f"sweep.exports: {name} holds no exported study; make one with python -m analysis.study")
+        try:
+            found |= counted_runs(Path(name))
+        except RecordError as error:
+            raise UserError(f"sweep.exports: {name}: {error}") from error
+    return found
+
+
+def show(
+    planned: Plan, settings: Settings, states: Sequence[RunState], exported: Collection[str] = ()
+) -> list[Planned]:
     """Print the plan; the runs to submit."""
     of, scheduler = {run.run: run for run in states}, executor.get(settings.kind)
-    parts: dict[str, list[Planned]] = {"finished": [], "live": [], "failed": [], "to do": []}
+    parts: dict[str, list[Planned]] = {"finished": [], "exported": [], "live": [], "failed": [], "to do": []}
     for run in planned.runs:
         now = of[run.id]
         kind = "live" if now.live else "failed" if now.state in ("failed", "refused") else now.state
+        kind = "exported" if run.id in exported and kind != "finished" and kind != "live" else kind
         parts.get(kind, parts["to do"]).append(run)
     seeds = planned.sweep.seeds
     print(f"sweep {planned.sweep.name}: {planned.num_arms} arms × {len(seeds)} seeds, {len(planned.runs)} runs")
     print(f"  study      {planned.study}")
     print(f"  finished   {len(parts['finished'])}")
+    if parts["exported"]:
+        print(f"  exported   {len(parts['exported'])}, whose results stand in {', '.join(planned.sweep.exports)}")
     print(f"  running    {len(parts['live'])}, including queued ones")
     if parts["failed"]:
         print(f"  failed     {len(parts['failed'])}, left alone; python -m sweeps.resubmit retries them")

@@ -37,7 +37,7 @@ class Ranks:
 def ranks(values: Float[np.ndarray, " arm"], draws: Float[np.ndarray, "count arm"], *, level: float) -> Ranks:
     """Ranks of the arms' means, with the central `level` share of their ranks under resampling.
 
-    All arms must be resampled on the same problems, and on the same seeds where they share them.
+    All arms must be resampled on the same problems.
     """
     from scipy.stats import rankdata
 

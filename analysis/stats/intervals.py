@@ -112,8 +112,10 @@ def estimate(blocks: Sequence[Block]) -> Estimate:
 
     The degrees of freedom are those of the seeds alone, S - 1, however small their part of the error: the cautious
     choice. What is bolder, such as Cochran and Cox's weighted quantile (Experimental Designs, 1957), is right at one
-    level and wrong at the levels that a correction for many claims asks for (docs/coverage.md). Of two sides that draw
-    their seeds apart they are Satterthwaite's, pooled over the sides. With one seed a side they are the problems'.
+    level and wrong at the levels that a correction for many claims asks for (docs/coverage.md). Of two sides, which
+    draw their seeds apart, they are Satterthwaite's, pooled over the sides, and no more than if the spreads were equal:
+    where two seeds happen to agree, their side looks exact, and one with many would lend it all of its own. With one
+    seed a side they are the problems'.
 
     A side with one seed adds nothing to A: the interval then holds for this seed, and says nothing about others.
     An error of fewer than two problems is NaN.
@@ -145,12 +147,20 @@ def _variance(values: np.ndarray) -> np.ndarray:
 
 
 def _pooled_df(parts: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
-    """Satterthwaite's degrees of freedom of a sum of variances: (sum v)² / sum (v² / df)."""
+    """Satterthwaite's degrees of freedom of a sum of the variances of means, at most those of equal spreads, where the
+    variances are as 1 / (df + 1).
+    """
+    fewest = max(min(df for _, df in parts), 1)
+    alike = _satterthwaite([(np.array(1 / (df + 1)), df) for _, df in parts])
     total = np.sum([part for part, _ in parts], axis=0)
-    fewest = min(df for _, df in parts)
+    return np.where(total > 0, np.minimum(_satterthwaite(parts), alike), fewest)
+
+
+def _satterthwaite(parts: Sequence[tuple[np.ndarray, int]]) -> np.ndarray:
+    """(sum v)² / sum (v² / df)."""
+    total = np.sum([part for part, _ in parts], axis=0)
     with np.errstate(divide="ignore", invalid="ignore"):
-        pooled = total**2 / np.sum([part**2 / max(df, 1) for part, df in parts], axis=0)
-    return np.where(total > 0, pooled, max(fewest, 1))
+        return total**2 / np.sum([np.square(part) / max(df, 1) for part, df in parts], axis=0)
 
 
 def _tail(df: np.ndarray, value: np.ndarray) -> np.ndarray:

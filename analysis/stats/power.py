@@ -11,7 +11,7 @@ def seeds_needed(
     between_seeds: float,
     between_problems: float,
     seeds: int,
-    sides: int,
+    df: float,
     alpha: float,
     power: float,
 ) -> int | None:
@@ -19,14 +19,14 @@ def seeds_needed(
 
     The least S of at least 2 with |difference| >= (t_(1 - α/2) + t_power) · error, where error² is the part between
     seeds · seeds / S and the part between problems. More seeds do not reduce the second: a difference that is small
-    beside it takes more problems. t has the degrees of freedom of `intervals.estimate`.
+    beside it takes more problems. t has df · (S - 1) / (seeds - 1) degrees of freedom.
 
     Args:
         difference: how far the truth is from what it is tested against.
         between_seeds: the squared error's share between seeds at `seeds` seeds, as `Estimate.between_seeds`.
         between_problems: its share between problems, as `Estimate.between_problems`.
-        seeds: how many seeds an arm the shares were estimated with.
-        sides: 1 where the arms' seeds are paired, 2 where each side draws its own.
+        seeds: how many seeds an arm the shares were estimated with, at least 2; of the arm with fewer.
+        df: the degrees of freedom at these, as `Estimate.df`.
         alpha: the two-sided level of the test.
         power: the chance, above 0.5.
     """
@@ -34,6 +34,7 @@ def seeds_needed(
 
     count = np.arange(2, MOST + 1)
     along, across = between_seeds * seeds / count, np.full(len(count), between_problems)
-    quantiles = stdtrit(sides * (count - 1.0), 1 - alpha / 2) + stdtrit(sides * (count - 1.0), power)
+    freedom = df * (count - 1) / (seeds - 1)
+    quantiles = stdtrit(freedom, 1 - alpha / 2) + stdtrit(freedom, power)
     enough = abs(difference) >= quantiles * np.sqrt(along + across)
     return int(count[enough.argmax()]) if enough.any() and difference else None

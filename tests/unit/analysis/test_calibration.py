@@ -5,7 +5,7 @@ import pytest
 import scipy.stats
 
 from analysis import calibration
-from analysis.calibration import Blocks, draw, smallest
+from analysis.calibration import Blocks, draw, narrowest, smallest
 from analysis.contrasts import Bootstrap
 from analysis.results import Results, analyse
 from tests.unit.analysis.test_contrasts import records
@@ -68,6 +68,16 @@ def test_the_smallest_difference_is_found_in_four_of_five_studies(size: int, sid
     assert smallest(0.05, size, sides=sides, alpha=0.005) > effect
 
 
+@pytest.mark.parametrize("size", [3, 5, 20])
+def test_equal_arms_are_called_equal_within_the_narrowest_margin_in_four_of_five_studies(size: int):
+    margin = narrowest(0.05, size)
+    ours, theirs = np.random.default_rng(size).normal(0, 0.05, (2, 20_000, size))
+    above = scipy.stats.ttest_ind(ours + margin, theirs, axis=1, alternative="greater").pvalue
+    below = scipy.stats.ttest_ind(ours - margin, theirs, axis=1, alternative="less").pvalue
+    assert (np.maximum(above, below) <= 0.025).mean() == pytest.approx(0.8, abs=0.01)
+    assert narrowest(0.05, size, alpha=0.005) > margin > smallest(0.05, size, sides=2)
+
+
 def test_the_page_has_every_table(tmp_path, monkeypatch):
     results = pool()
     monkeypatch.setattr(calibration, "read_records", lambda folder: results.records)
@@ -77,6 +87,7 @@ def test_the_page_has_every_table(tmp_path, monkeypatch):
         "## A/A: called different, of 100 pairs that are not",
         "## Controls: called different, of 100 pairs",
         "## Smallest difference found in four of five studies, points",
+        "## Narrowest margin of equivalence, points",
         "## Where the spread between seeds comes from",
     ]
     spread = next(line for line in text.splitlines() if "standard deviation over seeds" in line)

@@ -11,16 +11,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from analysis import report, study
-from analysis.claims import verdicts
-from analysis.contrasts import Bootstrap
 from analysis.evaluation import grades
 from analysis.load import load
 from analysis.read_study import read_study
-from analysis.results import analyse
+from analysis.studies import counted_runs, read_studies
 from analysis.study import exported, public
 from analysis.study_schema import AVERAGED, CONFIGS
+from docs import verdicts as docs_verdicts
 from opd.grading.scores import best_at_k, best_at_k_resampled, mean_at_k
 from opd.records.files import RecordError
+from opd.records.run_dir import find_runs
 from tests.unit.analysis.fake_runs import Fake, report_files, write_run
 
 ROOT = Path(__file__).parents[3]
@@ -91,6 +91,50 @@ def test_what_is_exported_is_what_was_read(all_runs, tmp_path):
 
 def test_exports_of_exports_are_the_same_bytes(exports):
     assert exported(read_study(exports)) == {file.name: file.read_bytes() for file in exports.iterdir()}
+
+
+@pytest.fixture
+def parts(tmp_path) -> Path:
+    """A folder of two exports: an arm with two seeds in each, of which one is in both, and an arm in one alone."""
+    for part, runs in {"a": [("mis", 0), ("mis", 1)], "b": [("mis", 1), ("mis", 2), ("half", 0)]}.items():
+        for name, seed in runs:
+            write_run(tmp_path / f"runs-{part}", Fake(name=name, seed=seed, num_steps=2, every=2, benchmarks={"x": 3}))
+        study.write_study(tmp_path / f"runs-{part}", tmp_path / "parts" / part)
+    return tmp_path / "parts"
+
+
+def test_exports_in_one_folder_are_read_as_one_and_each_run_once(parts, tmp_path):
+    together = tmp_path / "together"
+    for name, seed in [("mis", 0), ("mis", 1), ("mis", 2), ("half", 0)]:
+        write_run(together, Fake(name=name, seed=seed, num_steps=2, every=2, benchmarks={"x": 3}))
+    found, whole = read_studies(parts), load(together)
+    for name in ("runs", "training", "scores", "answers"):
+        own, other = (
+            getattr(records, name).assign(run=lambda rows: rows["run"].str.rpartition("/")[2])
+            for records in (found, whole)
+        )
+        key = ["run", *(column for column in ("step", "benchmark", "problem") if column in own)]
+        own, other = (
+            each.drop(columns=list(AVERAGED), errors="ignore").sort_values(key, ignore_index=True)
+            for each in (own, other)
+        )
+        pd.testing.assert_frame_equal(own, other, check_dtype=False, rtol=2e-6)
+    assert {arm: one.config for arm, one in found.details.items()} == {
+        arm: public(one.config) for arm, one in whole.details.items()
+    }
+    ((run, left_out, reason),) = found.excluded.itertuples(index=False, name=None)
+    assert run.startswith("b/demo/mis-") and run.endswith("-s1") and left_out == "the run"
+    assert reason.startswith("has the name, config and seed of a/demo/mis-")
+    assert counted_runs(parts) == {run.path.name for run in find_runs(together)}
+
+
+def test_a_damaged_export_in_a_folder_is_named_and_a_folders_own_runs_come_first(parts, capsys):
+    (parts / "b" / "scores.parquet").write_bytes(b"?")
+    assert report.main([f"runs={parts}", f"out={parts / 'report'}", *FAST]) == 2
+    assert re.match(rf"runs={re.escape(str(parts))}: b/scores.parquet: is not a readable", capsys.readouterr().err)
+    write_run(parts, Fake(num_steps=2, every=2, benchmarks={"x": 3}))
+    assert report.main([f"runs={parts}", f"out={parts / 'report'}", *FAST]) == 0
+    assert "1 finished run " in capsys.readouterr().out
 
 
 def test_where_things_are_is_not_exported(tmp_path):
@@ -265,15 +309,6 @@ def test_a_folder_without_runs_is_said(tmp_path, capsys):
 
 
 def test_the_page_of_results_says_what_the_committed_exports_come_to():
-    """Claim by claim: the verdict, and the difference with its interval."""
-    results = analyse(read_study(ROOT / "docs/results/tiny"), baseline="mis", bootstrap=Bootstrap(count=100, seed=0))
-    page = (ROOT / "docs/results.md").read_text()
-    rows = dict(re.findall(r"^\| (.+?) \| .+ \| \**([a-z ]+)\**(?: \(\d+ seeds would\))? \|$", page, re.M))
-    shown = dict(re.findall(r"^\| (.+?) \| .+ \| (\S+ \[.+\]|[–\w ]+) \| \**[a-z]", page, re.M))
-    del rows["claim"]  # the table's head
-    came_to = {one.claim.says: one for one in verdicts(results) if one.verdict != "not run"}
-    assert rows == {says: one.verdict for says, one in came_to.items()} and len(rows) == 38
-    for says, one in came_to.items():
-        if one.value is not None:
-            numbers = [float(number.replace("−", "-")) for number in re.findall(r"[+−][\d.]+", shown[says])]
-            assert numbers == [round(number, 1) + 0.0 for number in (one.value, one.low, one.high)], says
+    table = docs_verdicts.table()
+    assert table in (ROOT / "docs/results.md").read_text(), "python -m docs.verdicts makes the page's table anew"
+    assert table.count("\n") >= 2 + 38

@@ -8,12 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from analysis import study
 from opd.errors import UserError
-from sweeps import cancel, cluster, logs, prune, resubmit, status, submit
+from opd.records.run_dir import find_runs
+from sweeps import cancel, cluster, compose, logs, prune, resubmit, status, submit
 from sweeps.ledger import Ledger
+from sweeps.plan import plan
 from sweeps.snapshot import Code
 from sweeps.submission import check_same_code, recover
 from sweeps.task import Task, verdict
+from tests.unit.analysis.fake_runs import Fake, write_run
 from tests.unit.sweeps.conftest import RUNS, write_status
 
 
@@ -96,6 +100,35 @@ def test_wrong_arguments_are_refused_in_one_sentence(command, arguments, said: s
     with pytest.raises(UserError, match=re.escape(said)) as refused:
         command.main([*arguments, *where])
     assert "\n" not in str(refused.value)
+
+
+def test_runs_that_stand_in_exports_are_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys):
+    """An evaluated run of another study, by its id; one whose export says that it did not finish is to do."""
+    plain = ["+sweep=base", "sweep.name=mine", "sweep.grid=[{+experiment:[mis]}]", f"paths.outputs={tmp_path}"]
+    with compose.composer() as composer:
+        planned = plan(composer, plain, ranks=1)
+    for run in planned.runs:
+        state = "finished" if run.config["seed"] else "running"
+        fake = Fake(name="mis", seed=run.config["seed"], config=run.config, state=state, num_steps=2, every=2)
+        write_run(tmp_path / "runs", fake)
+    assert {run.path.name for run in find_runs(tmp_path / "runs")} == {run.id for run in planned.runs}
+    study.write_study(tmp_path / "runs", tmp_path / "exports" / "one")
+    submit.main([*plain, f"sweep.exports=[{tmp_path}/exports]", "--dry-run"])
+    said = capsys.readouterr().out
+    assert f"exported   2, whose results stand in {tmp_path}/exports" in said and "to do      1" in said
+    submit.main([*plain, "--dry-run"])
+    said = capsys.readouterr().out
+    assert "exported" not in said and "to do      3" in said
+
+
+@pytest.mark.parametrize("damage", ["holds no exported study; make one", "one/runs.parquet: is not a readable Parquet"])
+def test_exports_that_are_none_or_damaged_are_refused_in_one_sentence(tmp_path: Path, damage: str):
+    if damage.startswith("one"):
+        (tmp_path / "one").mkdir()
+        (tmp_path / "one" / "runs.parquet").write_bytes(b"?")
+    with pytest.raises(UserError, match=re.escape(f"sweep.exports: {tmp_path}")) as refused:
+        submit.main(["+sweep=gamma", f"sweep.exports=[{tmp_path}]", "--dry-run"])
+    assert damage in str(refused.value) and "\n" not in str(refused.value)
 
 
 def test_missing_outputs_are_reported(tmp_path: Path):

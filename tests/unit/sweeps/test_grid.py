@@ -28,6 +28,7 @@ EXPERIMENTS = {file.stem for file in (CONF / "experiment").glob("*.yaml")}
 
 def sweep(*blocks, **changes) -> Sweep:
     plain = {"name": "s", "baseline": "mis", "claims": [], "metric": "mean@8 max", "seeds": [0], "include": []}
+    plain["exports"] = []
     return grid.read(plain | {"grid": list(blocks)} | changes)
 
 

@@ -50,7 +50,7 @@ def test_the_estimate_counts_each_step_once_on_every_rank(tmp_path: Path):
     folder.append_metrics({"step": 1, "time/step": 100.0, "time/rollout": 60.0, "time/backward": 40.0})
     folder.append_metrics({"step": 2, "time/step": 220.0, "time/rollout": 220.0, **evaluation})
     runs = [Planned(run, (), {}) for run in RUNS]
-    sweep = Sweep("s", baseline="mis", claims=[], metric="report only", seeds=[0, 1], grid=[], include=[])
+    sweep = Sweep("s", baseline="mis", claims=[], metric="report only", seeds=[0, 1], grid=[], include=[], exports=[])
     plan = Plan(sweep, tmp_path, 1, runs, [], [], [])
     seen = {one.run: one for one in state.read(Ledger(tmp_path), RUNS).runs}
     where = replace(LOCAL, ranks=4)

@@ -53,7 +53,7 @@ def power_of(seeds: int, difference: float, trials: int = 4000) -> float:
 
 def needed(difference: float, **changes) -> int | None:
     design = {
-        "between_seeds": 0.02**2 / 3 + 0.1**2 / 300, "between_problems": 0.05**2 / 100, "seeds": 3, "sides": 1,
+        "between_seeds": 0.02**2 / 3 + 0.1**2 / 300, "between_problems": 0.05**2 / 100, "seeds": 3, "df": 2.0,
         "alpha": 0.05, "power": 0.8,
     }  # fmt: skip
     return seeds_needed(difference, **{**design, **changes})
@@ -70,24 +70,24 @@ def test_so_many_seeds_find_the_difference_as_often_as_asked(difference: float):
 def test_more_seeds_are_needed_for_less_surer_and_stricter():
     usual = needed(0.03)
     assert needed(0.02) > usual < needed(0.03, power=0.95) and usual < needed(0.03, alpha=0.005)
-    assert needed(-0.03) == usual and needed(0.03, sides=2) <= usual
+    assert needed(-0.03) == usual and needed(0.03, df=4.0) <= usual
 
 
-def seeds_by_definition(difference: float, sides: int) -> int:
-    """The design of `needed`, whose three seeds are paired (one side) or drawn by each side for itself."""
+def seeds_by_definition(difference: float, df: float) -> int:
+    """The design of `needed`, whose three seeds have `df` degrees of freedom: 2 of one side, up to 4 of two."""
     for seeds in range(2, 1000):
         along, across = (0.02**2 / 3 + 0.1**2 / 300) * 3 / seeds, 0.05**2 / 100
-        reach = sum(scipy.stats.t(sides * (seeds - 1)).ppf(p) for p in (0.975, 0.8))
+        reach = sum(scipy.stats.t(df / 2 * (seeds - 1)).ppf(p) for p in (0.975, 0.8))
         if difference >= reach * (along + across) ** 0.5:
             return seeds
     raise AssertionError
 
 
 @pytest.mark.parametrize("difference", [0.025, 0.03, 0.04, 0.06])
-def test_t_has_a_degree_of_freedom_fewer_than_seeds_for_each_side(difference: float):
-    paired, apart = (seeds_by_definition(difference, sides) for sides in (1, 2))
-    assert paired > apart
-    assert needed(difference) == paired and needed(difference, sides=2) == apart
+def test_degrees_of_freedom_grow_with_the_seeds(difference: float):
+    one, two = (seeds_by_definition(difference, df) for df in (2.0, 4.0))
+    assert one > two
+    assert needed(difference) == one and needed(difference, df=4.0) == two
 
 
 def test_no_number_of_seeds_makes_up_for_few_problems_or_finds_nothing():

@@ -76,6 +76,13 @@ def test_unpaired_sides_have_the_degrees_of_freedom_of_welchs_test():
     assert found.df[0] == pytest.approx(welch.df) and found.p_two_sided()[0] == pytest.approx(welch.pvalue)
 
 
+def test_two_seeds_that_agree_do_not_take_the_degrees_of_freedom_of_a_side_with_many():
+    """Welch's formula would give 59: it takes the side of the two for exact. Of equal spreads it gives 1.07."""
+    theirs = np.random.default_rng(0).normal(0, 0.3, 60)
+    found = of(np.repeat([[0.1], [0.1 + 1e-6]], 50, axis=1), -np.repeat(theirs[:, None], 50, axis=1))
+    assert found.df[0] == pytest.approx((1 / 2 + 1 / 60) ** 2 / ((1 / 2) ** 2 + (1 / 60) ** 2 / 59))
+
+
 def test_unpaired_sides_add_their_seeds_variances_and_share_their_problems():
     rng = np.random.default_rng(0)
     hard = rng.random(50)
