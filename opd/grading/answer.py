@@ -38,10 +38,10 @@ class Extracted:
 def find_answer(response: str) -> Extracted | None:
     r"""Extract the answer from the last `TAIL` characters of a response, after `</think>` where there is one.
 
-    In order of precedence: the last complete `\boxed{…}` (with those that "and", "or" or a comma join to it) unless a
-    "final answer is …" follows it; the last `#### …` that is a number or ends the response; the last
-    `<answer>…</answer>`; a last "answer is …" or "answer: …" that is a number and ends its line; a response that is
-    only an answer; all of the prose. None where there is no text.
+    In order of precedence: the last `\boxed{…}` (with those that "and", "or" or a comma join to it; a last one that is
+    not closed ends with its line) unless a "final answer is …" follows it; the last `#### …` that is a number or ends
+    the response; the last `<answer>…</answer>`; a last "answer is …" or "answer: …" that is a number or a time and ends
+    its line; a response that is only an answer; all of the prose. None where there is no text.
     """
     tail = clean(response[-TAIL:].rpartition("</think>")[2])
     return _marked(tail) or _unmarked(tail)
@@ -58,10 +58,33 @@ def find_gold(gold: str) -> Extracted | None:
     return Extracted(bare, bare=True) if bare else None
 
 
+def reconciled(answer: Extracted, gold: Extracted) -> tuple[Extracted, Extracted]:
+    r"""The two as they are to be compared: of a choice with its label, `\textbf{(B)}\ 12`, the label where the other is
+    a letter alone, else what it labels; of two percentages the numbers.
+    """
+    if not (answer.bare and gold.bare):
+        return answer, gold
+    texts = answer.text, gold.text
+    choices = [_choice(text) for text in texts]
+    letters = [text if _LETTER.fullmatch(text) else "" for text in map(_unbracketed, texts)]
+    texts = tuple(
+        (own[0] if other or other_choice else own[1]) if own else text
+        for text, own, other, other_choice in zip(texts, choices, letters[::-1], choices[::-1], strict=True)
+    )
+    if all(_PERCENT.search(text) for text in texts):
+        texts = tuple(_PERCENT.sub("", text) for text in texts)
+    return Extracted(texts[0], bare=True), Extracted(texts[1], bare=True)
+
+
 def same(answer: Extracted, gold: Extracted) -> bool | None:
     """Whether two answers are equal, where text or plain numbers decide; None where math-verify has to."""
+    if not answer.bare and gold.bare and _TIME.fullmatch(gold.text) and (times := _TIME.findall(answer.text)):
+        return times[-1] == gold.text
     if not (answer.bare and gold.bare):
         return None
+    bases = _BASED.fullmatch(answer.text), _BASED.fullmatch(gold.text)
+    if bases[0] and bases[1]:
+        return _in_base(*bases[0].groups()) == _in_base(*bases[1].groups())
     one, other = number(answer.text), number(gold.text)
     if one is not None and other is not None:
         if one == other:
@@ -73,7 +96,7 @@ def same(answer: Extracted, gold: Extracted) -> bool | None:
 
 
 def number(text: str) -> Fraction | None:
-    """The exact value of a plain integer or decimal: "1,234", "-0.50", "$4."; None for anything else."""
+    """The exact value of a plain integer or decimal: "1,234", "-0.50", "$4.", "€5"; None for anything else."""
     match = _NUMBER.fullmatch(text) if len(text) <= LONGEST_NUMBER else None
     return Fraction(match["sign"] + match["digits"].replace(",", "")) if match else None
 
@@ -126,8 +149,10 @@ def _marked(text: str) -> Extracted | None:
     if end >= 0 and (start := text.rfind("<answer>", 0, end)) >= 0:
         return _unmarked(text[start + 8 : end])
     at = max((match.end() for match in _ANSWER_WORD.finditer(text)), default=-1)
-    if at >= 0 and (match := _SAYS.match(text, at)) and number(content := strip(match["number"])) is not None:
-        return Extracted(content, bare=True)
+    if at >= 0 and (match := _SAYS.match(text, at)):
+        content = strip(match["number"])
+        if number(content) is not None or _TIME.fullmatch(content):
+            return Extracted(content, bare=True)
     return None
 
 
@@ -145,13 +170,17 @@ def _unmarked(text: str) -> Extracted | None:
 
 
 def _last_box(text: str) -> tuple[str, int] | None:
-    r"""(content, end) of the last complete `\boxed{…}` or `\boxed 7`, with the boxes that are joined to it."""
+    r"""(content, end) of the last `\boxed{…}` or `\boxed 7`, with the boxes that are joined to it."""
     boxes = []
     closing = _closing_braces(text)
     for match in _BOXED.finditer(text):
         if text.startswith("{", match.end()):
             stop = closing.get(match.end(), match.end())
             content, end = text[match.end() + 1 : stop], stop + 1
+            if stop == match.end() and not _BOXED.search(text, stop):  # the last one, and not closed
+                content = text[stop + 1 :].partition("\n")[0].rstrip("$. \\")
+                content = "" if content.count("{") != content.count("}") else content
+                end = stop + 1 + len(content)
         else:
             word = _BOX_WORD.match(text, match.end())
             content, end = (word[0], word.end()) if word else ("", 0)
@@ -178,6 +207,25 @@ def _closing_braces(text: str) -> dict[int, int]:
     return closing
 
 
+def _choice(text: str) -> tuple[str, str] | None:
+    """The label and the rest of a choice that names both."""
+    match = _CHOICE.fullmatch(text)
+    return (next(filter(None, match.groups())), match["rest"].strip("\\ ~")) if match else None
+
+
+def _unbracketed(text: str) -> str:
+    return text[1:-1] if text.startswith("(") and text.endswith(")") else text
+
+
+def _in_base(digits: str, base: str) -> tuple[str, str] | int:
+    """The value of a number in a base; its text where it has digits that the base has not."""
+    base = _BASES.get(base.strip(), base.strip())
+    try:
+        return int(digits, int(base)) if base.isdigit() and 2 <= int(base) <= 36 else (digits, base)
+    except ValueError:
+        return digits, base
+
+
 def _identity(text: str) -> str:
     text = _LEFT_RIGHT.sub("", _FRAC.sub(r"\\frac", text))
     return text.casefold() if len(text) > 1 and text.isalpha() else text
@@ -185,7 +233,8 @@ def _identity(text: str) -> str:
 
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f]")
 _NUMBER = re.compile(
-    r"(?:\\?\$)?\s*(?P<sign>[-+]?)(?:\\?\$)?(?P<digits>(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)\.?"
+    r"(?:\\?\$|[€£¥])?\s*(?P<sign>[-+]?)(?:\\?\$|[€£¥])?"
+    r"(?P<digits>(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:\s*[€£¥])?\.?"
 )
 _THIN = re.compile(r"(?<!\\)\\(?:!\s*|,|displaystyle\b)")
 _SPACE = re.compile(r"(?<!\\)\\[;: ]|~")
@@ -195,7 +244,18 @@ _WRAPPED = re.compile(
 )
 _DELIMITER = re.compile(r"\$|\\[(\[]")
 _ANSWER_WORD = re.compile(r"\banswer\b", re.IGNORECASE)
-_SAYS = re.compile(r"\s*(?:is\b|:|=)[\s:=*]*(?P<number>[-+$\\0-9.,]+)\**[ \t]*(?:\n|$)")
+_SAYS = re.compile(r"\s*(?:is\b|:|=)[\s:=*]*(?P<number>[-+$€£¥\\0-9.,]+(?::[0-9]{2}\.?)?)\**[ \t]*(?:\n|$)")
+_TIME = re.compile(r"(?<![0-9:])[0-9]{1,2}:[0-9]{2}(?![0-9:])")
+_LETTER = re.compile(r"[A-J]")
+_CHOICE = re.compile(
+    r"(?:\\(?:text|textbf|mathbf|mathrm)\{\s*\(?([A-J])\)?[.:]?\s*\}|\(([A-J])\)(?=[\s\\~])|([A-J])[.:)](?=\s))(?P<rest>.+)"
+)
+_PERCENT = re.compile(r"\s*(?:\\?%|\\text\{\s*(?:percent(?:age)?|pct)\s*\}|\b(?:percent(?:age)?|pct))$")
+_BASED = re.compile(r"([0-9A-Za-z]+)_\{?(?:\\(?:text|mathrm)\{)?\s*([0-9]+|[a-z]+)\s*\}{0,2}")
+_BASES = {
+    **{"two": "2", "three": "3", "four": "4", "five": "5", "six": "6", "seven": "7", "eight": "8", "nine": "9"},
+    **{"ten": "10", "eleven": "11", "twelve": "12", "sixteen": "16"},
+}
 _FINAL_ANSWER = re.compile(r"final answer is:?\s*(?:\$|\\\(|\\\[|-?[0-9])", re.IGNORECASE)
 _BOXED = re.compile(r"\\(?:boxed|fbox)\s*")
 _BOX_WORD = re.compile(r"[-+]?[0-9A-Za-z.]+")

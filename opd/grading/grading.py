@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from opd.errors import UserError
-from opd.grading.answer import Extracted, find_answer, find_gold, plain, same
+from opd.grading.answer import Extracted, find_answer, find_gold, plain, reconciled, same
 
 _AnswerPair = tuple[Extracted, Extracted]  # answer, gold
 
@@ -77,6 +77,8 @@ def grade_many(
     pending: dict[_AnswerPair, list[tuple[str, str]]] = {}
     for pair in dict.fromkeys(pairs):
         answer, gold = find_answer(pair[0]), find_gold(pair[1])
+        if answer and gold:
+            answer, gold = reconciled(answer, gold)
         equal = same(answer, gold) if answer and gold else False
         if equal is None and answer and gold:
             pending.setdefault((answer, gold), []).append(pair)

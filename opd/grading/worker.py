@@ -14,7 +14,7 @@ import re
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import lru_cache
 from types import SimpleNamespace
@@ -22,16 +22,72 @@ from typing import Any
 
 MEMORY_LIMIT = 1 << 30  # bytes of address space; about a third is taken once sympy is imported
 
+# Shares of the larger, up to which two values are equal: where one is a decimal, which may be rounded, and where not.
+DECIMALS_DIFFER, VALUES_DIFFER = 1e-3, 1e-20
+DIGITS = 40
+
 
 def judge(gold: dict[str, Any], answer: dict[str, Any]) -> dict[str, Any]:
     """The verdict on one answer: {"equal": bool, "answer": its text, or null where prose has none}."""
-    from math_verify import verify
-
     parsed = read(answer["text"], answer["bare"])
     if not parsed:
         return {"equal": False, "answer": answer["text"] if answer["bare"] else None}
     text = answer["text"] if answer["bare"] else next((part for part in parsed if isinstance(part, str)), None)
-    return {"equal": verify(list(read(gold["text"], gold["bare"])), list(parsed), timeout_seconds=None), "answer": text}
+    golds = read(gold["text"], gold["bare"])
+    equal = verified(golds, parsed) or any(verified(*pair) for pair in complex_readings(golds, parsed))
+    return {"equal": equal, "answer": text}
+
+
+def verified(golds: Sequence[Any], parsed: Sequence[Any]) -> bool:
+    """math-verify's verdict, its numbers compared by `numbers_equal`."""
+    from math_verify import grader
+
+    if grader.sympy_numeric_eq is not numbers_equal:
+        global _numeric_eq
+        _numeric_eq, grader.sympy_numeric_eq = grader.sympy_numeric_eq, numbers_equal
+    return grader.verify(list(golds), list(parsed), timeout_seconds=None)
+
+
+_numeric_eq: Callable[..., bool]
+
+
+def numbers_equal(a: Any, b: Any, float_rounding: int, numeric_precision: int) -> bool:
+    """math-verify's comparison of values, and then that they are alike for their size.
+
+    It rounds to six decimals and takes what is tiny for 0, terms within an expression too, so that 2^-61 equals 2^-60
+    and 25! / 24! equals 25! / 23!.
+    """
+    if not _numeric_eq(a, b, float_rounding, numeric_precision):
+        return False
+    if hasattr(a, "shape"):  # a matrix: its elements have been compared here
+        return True
+    if getattr(a - b, "free_symbols", None):
+        return bool((a - b).evalf(n=numeric_precision) == 0)  # else it is left to simplification
+    from math_verify.grader import get_pct_val
+    from sympy import Float
+
+    close = DECIMALS_DIFFER if a.has(Float) or b.has(Float) else VALUES_DIFFER
+    percent = get_pct_val(a, a), get_pct_val(b, b)
+    return any(_close(x.doit(), y.doit(), close) for x, y in ((a, b), percent))
+
+
+def _close(a: Any, b: Any, share: float) -> bool:
+    if a == b:
+        return True
+    one, other = a.evalf(DIGITS), b.evalf(DIGITS)
+    return bool(abs(one - other) <= share * max(abs(one), abs(other)))
+
+
+def complex_readings(golds: Sequence[Any], parsed: Sequence[Any]) -> list[tuple[list[Any], list[Any]]]:
+    """Both with the letter i as the imaginary unit, where nothing else in them is unknown."""
+    from sympy import Basic, I
+
+    sides = [[part for part in side if isinstance(part, Basic)] for side in (golds, parsed)]
+    unknown = {symbol for side in sides for part in side for symbol in part.free_symbols}
+    if not all(sides) or {str(symbol) for symbol in unknown} != {"i"}:
+        return []
+    read = [[part.subs(dict.fromkeys(unknown, I)) for part in side] for side in sides]
+    return [(read[0], read[1])]
 
 
 def judged_by(request: dict[str, Any]) -> dict[str, Any]:
@@ -79,10 +135,16 @@ def read(text: str, bare: bool) -> tuple[Any, ...]:
 
 def readings(text: str) -> list[str]:
     """The possible meanings of a bare answer, as LaTeX."""
+    for found, latex in _UNICODE:
+        text = found.sub(latex, text)
     text = _PERCENT.sub(r"\\%", text.replace("**", "^"))
     meanings = [text]
     if text.endswith(r"\%"):
-        meanings.append(rf"\frac{{{text[:-2]}}}{{100}}")
+        meanings += [rf"\frac{{{text[:-2]}}}{{100}}", text[:-2]]
+    if _MODULO.search(text) and (equal := _EQUALS.split(_REMAINDER.sub("", text)))[1:]:
+        meanings = [equal[-1]]  # 17 \bmod 5 = 2
+    if mixed := _MIXED.fullmatch(text):
+        meanings = [r"{}({}+\frac{{{}}}{{{}}})".format(*mixed.groups())]
     exact, about, _ = text.partition(r"\approx")
     if about and not _NAME.fullmatch(exact):
         meanings.append(exact)
@@ -106,6 +168,19 @@ def symbol_first(expression: Any) -> Any:
 _PERCENT = re.compile(r"\s*(?:(?<!\\)%|\\%|\\text\{\s*(?:percent(?:age)?|pct)\s*\}|\b(?:percent(?:age)?|pct))$")
 _NAME = re.compile(r"\s*\\?[A-Za-z](?:_\w|_\{\w+\})?\s*")
 _AND = re.compile(r"(?:\\q?quad)?\s*(?:\\text\{\s*(?:and|or)\s*\}|\b(?:and|or)\b)\s*(?:\\q?quad)?")
+_UNICODE = (
+    (re.compile(r"\s*°"), r"^\\circ"),
+    (
+        re.compile(r"√\s*(?:\(([^()]*)\)|\{([^{}]*)\}|([0-9.]+|[A-Za-z]))"),
+        lambda found: rf"\sqrt{{{found[found.lastindex]}}}",
+    ),
+    (re.compile(r"∅|\\varnothing(?![A-Za-z])"), r"\\emptyset"),
+    (re.compile(r"[€£¥]\s*"), ""),
+)
+_MODULO = re.compile(r"\\(?:b|p)?mod(?![A-Za-z])")
+_EQUALS = re.compile(r"=|\\equiv(?![A-Za-z])")
+_REMAINDER = re.compile(r"\s*\(?\\pmod\s*(?:\{[^{}]*\}|\w+)\)?\s*$")
+_MIXED = re.compile(r"([-+]?)\s*([0-9]+)\s+([0-9]+)\s*/\s*([0-9]+)")
 _DECIMAL_COMMA = re.compile(r"[-+]?\d+,\d+")
 
 

@@ -17,6 +17,8 @@ from opd.grading import worker as grading_worker
 from opd.grading.answer import find_answer, find_gold, same
 from opd.grading.grading import Grade, grade_many, stop_workers
 from tests.shared_data import CI, DATA, shared
+from tests.unit.grading.twins import RIGHT as TWINS_RIGHT
+from tests.unit.grading.twins import TWINS, WRONG
 
 SETS = ["aime24", "aime25", "hmmt_feb25", "brumo25", "beyondaime", "gsm8k_test", "gsm8k_train", "deepmath_sample"]
 
@@ -135,6 +137,16 @@ def test_cases_of_public_graders():
         for case, grade in zip(kept, grades, strict=True)
         if grade.correct != case["expected"]
     ] == []
+
+
+def test_twins_are_told_apart():
+    grades = grade_many([response for _, response, _, _ in TWINS], [gold for _, _, gold, _ in TWINS], timeout=20.0)
+    assert [
+        f"{kind}: {response!r} against {gold!r}: {grade}"
+        for (kind, response, gold, equal), grade in zip(TWINS, grades, strict=True)
+        if grade.correct != equal
+    ] == []
+    assert {kind for kind, *_ in TWINS_RIGHT} == {kind for kind, *_ in WRONG}
 
 
 @pytest.mark.skipif(not CI and not cases(), reason="needs grader_cases.jsonl of the shared data, which is not here")
