@@ -62,7 +62,7 @@ are called so, where seeds differ by 3 points; and with a baseline of {pool} see
 
 {verdicts}
 {verdict_trials} trials, give or take {verdict_error:.1f} where 5 are wrong. One seed settles nothing, by rule. With two
-seeds t has one degree of freedom, and nearly nothing is settled: two seeds are enough to look, not to claim.
+seeds t has one or two degrees of freedom, and nearly nothing is settled: two seeds are enough to look, not to claim.
 """
 
 
