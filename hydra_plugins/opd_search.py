@@ -15,8 +15,8 @@ from hydra.core.utils import JobStatus
 
 from hydra_plugins.opd_sweeper import LaunchingSweeper
 from opd.check import config as check
-from opd.cli import key_of
 from opd.config import identity
+from opd.config.words import key_of
 from opd.errors import UserError
 from opd.records.run_dir import RunDir
 from sweeps.compose import composer, parse_overrides

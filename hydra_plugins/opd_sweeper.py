@@ -11,7 +11,7 @@ from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
 from omegaconf import DictConfig
 
-from opd.cli import key_of
+from opd.config.words import key_of
 from sweeps.compose import composer
 from sweeps.plan import plan
 

@@ -3,21 +3,24 @@
 import difflib
 import errno
 import functools
-import json
 import os
 import re
 import sys
 import traceback
 from argparse import Namespace
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from opd import command_help
-from opd.config import plugins
+from opd.check import config as check
+from opd.config import plugins, words
+from opd.config.hints import no_such_key
 from opd.config.identity import override_as_today
 from opd.config.places import CONF, ROOT
+from opd.config.schema import RunConfig
+from opd.config.words import key_of
 from opd.errors import UserError, first_line
 from opd.printable import printable_text
 
@@ -62,6 +65,31 @@ def resolved(config: Any) -> dict[str, Any]:
     return values
 
 
+def prepared(composed: Any) -> RunConfig:
+    """A composed config, checked (`opd.check.config.prepare`); a value that another key gave is refused by that key."""
+    try:
+        return check.prepare(resolved(composed))
+    except UserError as error:
+        raise UserError(_blamed(str(error), composed)) from None
+
+
+def _blamed(sentence: str, composed: Any) -> str:
+    """A sentence on KEY=VALUE, of the key that KEY's value comes from."""
+    from omegaconf import OmegaConf
+
+    key, equals, rest = sentence.partition("=")
+    raw: Any = OmegaConf.to_container(composed, resolve=False)
+    while equals and (found := re.fullmatch(r"\$\{([\w.]+)\}", str(_at(raw, key)))):
+        key = found[1]
+    return f"{key}{equals}{rest}"
+
+
+def _at(content: Any, key: str) -> Any:
+    for part in key.split("."):
+        content = content.get(part) if isinstance(content, dict) else None
+    return content
+
+
 def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]] = list) -> None:
     """Run a Hydra command on its arguments as `arguments` rewrites them.
 
@@ -74,13 +102,17 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
     register_resolvers()
     leave_working_folder_out()
     try:
-        words = [override_as_today(text) for text in sys.argv[1:]]
-        given = get_args_parser().parse_known_args(words)[0]
+        current = [override_as_today(text) for text in sys.argv[1:]]
+        given = get_args_parser().parse_known_args(current)[0]
         _refuse_other_configs(given)
         if given.help:
             return print(command_help.text())
-        plugins.use(plugins.named(words))
-        sys.argv[1:] = [*arguments(words), *plugins.overrides()]
+        plugins.use(plugins.named(current))
+        _refuse_sweeps(given)
+        rewritten = arguments(current)
+        typed = get_args_parser().parse_known_args(rewritten)[0].overrides
+        read = dict(zip(typed, words.as_read(typed, multirun=given.multirun), strict=True))
+        sys.argv[1:] = [*(read.get(word, word) for word in rewritten), *plugins.overrides()]
         command()
     except KeyboardInterrupt:
         _stop("interrupted; rerun the same command to resume from the last checkpoint", 130)
@@ -113,17 +145,21 @@ def _refuse_other_configs(given: Namespace) -> None:
     refuse_outside(given.overrides)
 
 
+def _refuse_sweeps(given: Namespace) -> None:
+    """Refuse a sweep where one run is made."""
+    named = [text for text in given.overrides if key_of(text).partition(".")[0] == "sweep"]
+    if named and not given.multirun:
+        raise UserError(
+            f"{named[0]}: names several runs; submit them with python -m sweeps.submit {named[0]}, or give -m too"
+        )
+
+
 def refuse_outside(overrides: Sequence[str]) -> None:
     """Raise `UserError` for a group choice that is not a file of `conf/`."""
     for text in overrides:
         group = key_of(text)
         if ".." in text.partition("=")[2] and (group.startswith("hydra/") or plugins.is_group(group)):
             raise UserError(f"{text}: is outside conf/{group}; {choices(group, text.rpartition('/')[2])}")
-
-
-def key_of(override: str) -> str:
-    """The key or group that an override sets: `gamma` of `+gamma=0.5`."""
-    return override.partition("=")[0].lstrip("+~").partition("@")[0]
 
 
 def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -191,14 +227,13 @@ def composition_sentence(error: BaseException) -> str | None:
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
-    from opd.config.parsing import no_such_key
-
     if not isinstance(error, HydraException | OmegaConfBaseException) and not _raised_by_hydra(error):
         return None
     text = str(error)
     if match := re.search(r"Could not override '([^']+)'\.\s*No match in the defaults list", text):
         if plugins.is_group(match[1]):
-            return f"{match[1]}: has no default choice here to override; give +{match[1]}=NAME"
+            given = next((text for text in sys.argv[1:] if key_of(text) == match[1]), "=NAME").partition("=")[2]
+            return f"{match[1]}: has no default choice here to override; give +{match[1]}={given}"
         return f"{match[1]}: there is no such config group"
     if match := re.search(r"Could not (?:override|delete from config\.) ?'([^']+)'", text):
         return no_such_key(match[1])
@@ -222,24 +257,6 @@ def choices(group: str, given: str) -> str:
         near = difflib.get_close_matches(given, names, n=3, cutoff=0)
         return f"the choices are {', '.join(near)} and {len(names) - 3} others, which --help lists"
     return f"the choices are {', '.join(names)}" if names else "there is no such config group"
-
-
-# Words that Hydra does not read as text.
-_NOT_TEXT = ("null", "true", "false", "nan", "inf")
-
-
-def typed(value: Any) -> str:
-    """A value as text for Hydra's command line; an interpolation stays one."""
-    if isinstance(value, str):
-        word = re.fullmatch(r"[A-Za-z_][\w./:@+-]*", value) and value.lower() not in _NOT_TEXT
-        if word or value.startswith("${"):
-            return value
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{typed(inner)}" for key, inner in value.items()) + "}"
-    if isinstance(value, list):
-        return "[" + ",".join(map(typed, value)) + "]"
-    return json.dumps(value)
 
 
 def key_values(arguments: Sequence[str], allowed: Sequence[str]) -> dict[str, str]:

@@ -19,6 +19,7 @@ from opd.checkpoint.atomic import CHECKSUMS, find_damage
 from opd.checkpoint.steps import find_step_damage
 from opd.config import identity
 from opd.config.schema import RunConfig
+from opd.config.words import typed
 from opd.errors import UserError
 from opd.printable import say
 from opd.ranks.dist import world
@@ -129,7 +130,7 @@ def arguments(given: list[str]) -> list[str]:
         raise UserError("step=: goes with run=DIR, not with model=PATH")
     model = named["model"]
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", model.removeprefix("sft:").rstrip("/").rpartition("/")[2]).lstrip("._+-")
-    chosen = ["teacher=self", f"student.model={cli.typed(model)}", f"name={name or 'model'}", "study=evaluate"]
+    chosen = ["teacher=self", f"student.model={typed(model)}", f"name={name or 'model'}", "study=evaluate"]
     if not model.startswith("sft:") and not any(word.startswith("scale=") for word in rest):
         chosen += ["scale=own", "prompts.source.file=null"]
     return [*chosen, *rest]
@@ -152,7 +153,7 @@ def _checkpoints(folder: RunDir) -> str:
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
 @cli.job
 def _main(composed: DictConfig) -> None:
-    evaluate(check.prepare(cli.resolved(composed)))
+    evaluate(cli.prepared(composed))
 
 
 if __name__ == "__main__":

@@ -281,7 +281,7 @@ class StopOnSignal:
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
 @cli.job
 def _main(composed: DictConfig) -> None:
-    config = check.prepare(cli.resolved(composed))
+    config = cli.prepared(composed)
     if config.preflight:
         from opd.preflight.run import preflight
 

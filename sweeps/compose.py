@@ -6,7 +6,6 @@ from contextlib import contextmanager
 from typing import Any
 
 from opd import cli
-from opd.check import config as check
 from opd.config import plugins
 from opd.config.schema import CONF, RunConfig
 from opd.errors import UserError
@@ -26,7 +25,7 @@ class Composer:
             UserError: for the first thing wrong with it.
         """
         with user_errors():
-            return check.prepare(cli.resolved(self.composed(overrides)))
+            return cli.prepared(self.composed(overrides))
 
     def composed(self, overrides: Sequence[str]) -> Any:
         """What Hydra composes, unresolved."""

@@ -16,10 +16,10 @@ from typing import Annotated, Any
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from opd.cli import key_of, typed
 from opd.config.identity import override_as_today
 from opd.config.recipe import STRICT, Text
 from opd.config.schema import CONF, Name
+from opd.config.words import key_of, typed
 from opd.errors import UserError
 from sweeps.validation import validate
 

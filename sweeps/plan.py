@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from opd.check import config as check
-from opd.cli import key_of
 from opd.config import identity
 from opd.config.schema import RunConfig
+from opd.config.words import key_of
 from opd.errors import UserError
 from sweeps import grid
 from sweeps.compose import Composer, parse_overrides, user_errors

@@ -9,6 +9,7 @@ import statistics
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from opd.config import words
 from opd.errors import UserError
 from opd.records.files import RecordError
 from opd.records.run_dir import RunDir
@@ -28,7 +29,8 @@ _TIMES = ("time/step", "time/evaluate")
 def main(arguments: Sequence[str]) -> None:
     """The command; raises `UserError`."""
     flags, given = cli.flags(arguments, FLAGS)
-    cluster_arguments, overrides = cluster.split(given)
+    cluster_arguments, typed = cluster.split(given)
+    overrides = words.as_read(typed, multirun=False)
     settings = cluster.load(cluster_arguments)
     dry_run = "--dry-run" in flags
     array_size = None if dry_run else executor.get(settings.kind).max_array_size()

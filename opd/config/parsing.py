@@ -1,16 +1,13 @@
 """Parsing of a resolved config into the typed one; errors are one sentence with the key."""
 
-import difflib
 import json
 import reprlib
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from types import UnionType
-from typing import Any, get_args
+from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from opd.config.identity import override_as_today
+from opd.config.hints import no_such_key
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 
@@ -82,24 +79,6 @@ def _sentence(first: Any, config: Mapping[str, Any]) -> str:
     right = first["msg"].removeprefix("Value error, ").replace("Input should be", "should be", 1)
     shown = "" if isinstance(first["input"], Mapping) else f"={reprlib.repr(first['input'])}"
     return f"{key}{shown}: {right[0].lower()}{right[1:]}"
-
-
-def no_such_key(key: str) -> str:
-    """Return the sentence for an unknown key, with the nearest known one."""
-    if (now := override_as_today(key)) != key:
-        return f"{key}: there is no such key; it is now {now}"
-    near = difflib.get_close_matches(key, known_keys(), n=1, cutoff=0.5)
-    return f"{key}: there is no such key" + (f"; did you mean {near[0]}?" if near else "")
-
-
-def known_keys(kind: Any = RunConfig, prefix: str = "") -> list[str]:
-    """Every dotted key of the schema."""
-    keys = []
-    for entry in fields(kind):
-        keys.append(prefix + entry.name)
-        for inner in get_args(entry.type) if isinstance(entry.type, UnionType) else (entry.type,):
-            keys += known_keys(inner, f"{prefix}{entry.name}.") if is_dataclass(inner) else []
-    return keys
 
 
 def _keys(location: tuple[int | str, ...], config: Any) -> list[str]:

@@ -18,7 +18,7 @@ from omegaconf import OmegaConf
 
 from opd import cli
 from opd.check import config as check
-from opd.config.parsing import known_keys
+from opd.config.hints import known_keys
 from opd.config.schema import CONF
 from opd.data import control
 from opd.errors import UserError

@@ -291,7 +291,7 @@ def test_commands_are_given_todays_names(later, monkeypatch):
 
 
 def test_a_sweep_and_a_kept_cluster_of_an_earlier_version_are_read(later, monkeypatch, tmp_path):
-    sweep = Sweep("s", "b", [], "report only", [0], [{"entropy_coef": [0.1, 0.2]}], [])
+    sweep = Sweep("s", "b", [], "report only", [0], [{"entropy_coef": [0.1, 0.2]}], [], [])
     assert arms(sweep) == [("signal.entropy=0.1",), ("signal.entropy=0.2",)]
     monkeypatch.setattr(identity, "LATER", {"cluster:local.max_retries": 7})
     owner = Submission("one", tmp_path, "s", "local", "c", "t", [], 1)
