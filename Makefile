@@ -95,6 +95,7 @@ $(RESULTS:=/report/report.html): docs/results/%/report/report.html: $(wildcard d
 docs:  ## the pages of docs/ that are made from the code, then the site, into site/
 	@$(MAKE) --no-print-directory setup EXTRAS=docs
 	$(PYTHON) -m docs.tables
+	$(PYTHON) -m docs.keys
 	$(PYTHON) -m docs.each_method
 	$(PYTHON) -m docs.credit_variance
 	$(PYTHON) -m docs.verdicts

@@ -90,8 +90,15 @@ def _at(content: Any, key: str) -> Any:
     return content
 
 
-def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]] = list) -> None:
-    """Run a Hydra command on its arguments as `arguments` rewrites them.
+def main(
+    command: Callable[[], None],
+    arguments: Callable[[list[str]], list[str]] = list,
+    *,
+    about: str | None = None,
+    groups: tuple[str, ...] | None = None,
+) -> None:
+    """Run a Hydra command on its arguments as `arguments` rewrites them; for `--help` print what it is `about`, and the
+    choices of `groups`, or of all.
 
     An error that the user can fix becomes one sentence on stderr and exit status 2, without a traceback.
     """
@@ -104,10 +111,10 @@ def main(command: Callable[[], None], arguments: Callable[[list[str]], list[str]
     try:
         current = [override_as_today(text) for text in sys.argv[1:]]
         given = get_args_parser().parse_known_args(current)[0]
+        plugins.use(plugins.named(current))
         _refuse_other_configs(given)
         if given.help:
-            return print(command_help.text())
-        plugins.use(plugins.named(current))
+            return print(command_help.text(about or "", groups))
         _refuse_sweeps(given)
         rewritten = arguments(current)
         typed = get_args_parser().parse_known_args(rewritten)[0].overrides

@@ -1,7 +1,13 @@
 """Evaluate a model: k graded answers to each problem, one record per sample.
 
-python -m opd.evaluate run=DIR              a run's final checkpoint (or step=N), as the run was configured
-python -m opd.evaluate model=PATH           a directory, a hub id or sft:NAME; any override of the config besides
+  python -m opd.evaluate run=DIR                   a run's final checkpoint, as the run was configured
+  python -m opd.evaluate run=DIR step=100          the checkpoint of a step
+  python -m opd.evaluate model=PATH                a directory, a hub id or sft:NAME
+  python -m opd.evaluate … evaluate.k=32 evaluate.benchmarks=[aime24,hmmt25] name=mine
+
+The answers are kept in outputs/evaluate/<name>-<hash>-s<seed>, as those of a run without steps; study=NAME keeps them
+elsewhere. Problem sets that evaluate.benchmarks may name: aime24, aime25, arithmetic, ascend, beyondaime, brumo25,
+gsm8k, hmmt25, sort.
 """
 
 import os
@@ -101,7 +107,7 @@ def arguments(given: list[str]) -> list[str]:
     if ("run" in named) == ("model" in named):
         raise UserError("give either run=DIR (a run's directory) or model=PATH (a directory, hub id or sft:NAME)")
     if "run" in named:
-        folder = RunDir(Path(named["run"]))
+        folder = RunDir(Path(named["run"]).expanduser())
         step = named.get("step")
         if step is not None and not step.isdigit():
             raise UserError(f"step={step}: must be the number of a step that has a checkpoint")
@@ -129,6 +135,7 @@ def arguments(given: list[str]) -> list[str]:
     if "step" in named:
         raise UserError("step=: goes with run=DIR, not with model=PATH")
     model = named["model"]
+    model = str(Path(model).expanduser()) if model.startswith("~/") else model
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", model.removeprefix("sft:").rstrip("/").rpartition("/")[2]).lstrip("._+-")
     chosen = ["teacher=self", f"student.model={typed(model)}", f"name={name or 'model'}", "study=evaluate"]
     if not model.startswith("sft:") and not any(word.startswith("scale=") for word in rest):
@@ -157,4 +164,4 @@ def _main(composed: DictConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.main(_main, arguments)
+    cli.main(_main, arguments, about=__doc__, groups=("evaluate", "rollout", "scale", "student", "tracker"))

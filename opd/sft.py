@@ -34,4 +34,4 @@ def _command() -> None:
 
 
 if __name__ == "__main__":
-    cli.main(_command)
+    cli.main(_command, about=__doc__, groups=("scale",))

@@ -1,6 +1,15 @@
-"""One run: `python -m opd.train [+experiment=NAME] [scale=NAME] [overrides]`; `config=FILE` repeats a recorded one.
+"""On-policy distillation: one run, or with -m several.
 
-compose → check → build → run. The same command resumes a killed run from its last checkpoint.
+  python -m opd.train                              the default: a tiny student and teacher, on a laptop
+  python -m opd.train +experiment=hard_switch      a published arm
+  python -m opd.train scale=qwen3_4b               the published setting
+  python -m opd.train gamma=0.5 seed=1             any key by its name
+  python -m opd.train config=FILE                  a recorded run, again
+  python -m opd.train preflight=true               what the run needs and reads, before it begins
+  python -m opd.train --cfg job                    the composed config
+  python -m opd.train -m +sweep=gamma              a sweep, here; on a cluster: python -m sweeps.submit
+
+Each run is kept in outputs/<study>/<name>-<hash>-s<seed>; the same command resumes a killed run.
 """
 
 import os
@@ -296,4 +305,4 @@ def _main(composed: DictConfig) -> None:
 PREEMPTED = 75
 
 if __name__ == "__main__":
-    cli.main(_main, config_argument.expand)
+    cli.main(_main, config_argument.expand, about=__doc__)

@@ -26,7 +26,7 @@ def expand(given: Sequence[str]) -> list[str]:
     files = [argument.removeprefix("config=") for argument in given if argument.startswith("config=")]
     if not files:
         return rest
-    config = read(Path(files[-1]))
+    config = read(Path(files[-1]).expanduser())
     _refuse_to_send(config, files[-1], rest)
     return [*store(config), *rest]
 

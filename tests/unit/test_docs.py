@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from docs import credit_variance, each_method, formulas, tables
+from docs import credit_variance, each_method, formulas, keys, tables
+from opd.config.described import DESCRIBED
 from opd.config.identity import is_hashed
 from opd.config.schema import Compute, Memory
 from tests.blocks import LANGUAGES, ROOT, blocks, pages
@@ -23,6 +24,13 @@ from tests.unit.objective import test_shaping
 def test_the_committed_page_is_what_the_code_gives(page: str):
     made, committed = getattr(tables, page)(), (tables.DOCS / f"{page}.md").read_text()
     assert committed == made, f"docs/{page}.md is out of date: run make docs"
+
+
+def test_every_key_is_described_in_a_sentence_and_on_its_page():
+    assert {key for key, _ in keys.every_key()} == DESCRIBED.keys()
+    assert all(sentence[0].isupper() or sentence[0] in "\"'" for sentence in DESCRIBED.values())
+    assert all(sentence.endswith(".") for sentence in DESCRIBED.values())
+    assert (keys.DOCS / "keys.md").read_text() == keys.page(), "docs/keys.md is out of date: run make docs"
 
 
 def test_every_knob_of_shaping_is_in_the_tables():
