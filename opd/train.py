@@ -35,6 +35,7 @@ from opd.errors import UserError
 from opd.printable import say, warn
 from opd.ranks.dist import Ranks, world
 from opd.records import config_argument, files
+from opd.records.begun import as_begun
 from opd.records.run_dir import RunDir, Status, changed_keys
 
 
@@ -290,7 +291,7 @@ class StopOnSignal:
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
 @cli.job
 def _main(composed: DictConfig) -> None:
-    config = cli.prepared(composed)
+    config = as_begun(cli.prepared(composed))
     if config.preflight:
         from opd.preflight.run import preflight
 

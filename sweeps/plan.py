@@ -10,6 +10,7 @@ from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.config.words import key_of
 from opd.errors import UserError
+from opd.records.begun import as_begun
 from sweeps import grid
 from sweeps.compose import Composer, parse_overrides, user_errors
 from sweeps.grid import Arm, Sweep
@@ -82,7 +83,7 @@ def plan(composer: Composer, overrides: Sequence[str], *, ranks: int) -> Plan:
         try:
             for config in _seeds(composer, [*rest, *arm], sweep.seeds):
                 _check_ranks(config, ranks)
-                run = _planned(arm, config)
+                run = _planned(arm, as_begun(config))
                 study = Path(run.config["paths"]["outputs"]) / config.study
                 runs.append(run)
         except UserError as error:

@@ -45,7 +45,8 @@ MODULES = {
 
 
 def prepare(composed: Mapping[str, Any]) -> RunConfig:
-    """A composed config, parsed, reduced to what it uses, and checked.
+    """A composed config, parsed, reduced to what it uses, and checked; knobs of methods have their functions' types, so
+    that 1 and 1.0 are one run.
 
     Raises:
         UserError: for the first thing wrong with it.
@@ -55,7 +56,7 @@ def prepare(composed: Mapping[str, Any]) -> RunConfig:
     plugins.refuse_missing(config.plugins, "plugins")
     config = selected(config)
     check(config)
-    return config
+    return typed(config)
 
 
 def check(config: RunConfig) -> None:
@@ -77,6 +78,62 @@ def check(config: RunConfig) -> None:
             raise UserError(refusal)
     if (most := most_prompts(config.prompts.source)) is not None:
         steps(config, most)
+
+
+def typed(config: RunConfig) -> RunConfig:
+    """The config with the numbers of its method nodes in one spelling: where a float may stand, a whole number is one,
+    unless the group's files spell that knob without a point (which is in the hashes of runs).
+    """
+    groups = [group for group in MODULES if group not in ("grader", "problems")]
+    return replace(config, **{group: _typed(group, getattr(config, group)) for group in groups})
+
+
+def _typed(group: str, node: Node) -> Node:
+    result = {}
+    for key, value in node.items():
+        if isinstance(value, dict) and "_target_" in value:
+            result[key] = _typed(group, value)
+        elif key in ("_target_", "_partial_"):
+            result[key] = value
+        else:
+            result[key] = _spelled(group, node["_target_"], key, value)
+    return result
+
+
+def _spelled(group: str, target: str, key: str, value: Any) -> Any:
+    if (target, key) in _without_point(group):
+        return _mapped(value, lambda number: int(number) if number == int(number) else number)
+    floats = _mapped(value, float)
+    try:
+        return _knob(group, target, key, floats)
+    except ValidationError:  # only whole numbers may stand there
+        return value
+
+
+def _mapped(value: Any, spell: Callable[[float], float]) -> Any:
+    if isinstance(value, list):
+        return [_mapped(each, spell) for each in value]
+    return spell(value) if type(value) in (int, float) else value
+
+
+@cache
+def _without_point(group: str) -> frozenset[tuple[str, str]]:
+    """(function, knob) whose value in a file of the group is a whole number without a point."""
+    nodes = [yaml.safe_load(file.read_text()) for file in (CONF / group).glob("*.yaml")]
+    return frozenset(
+        (node["_target_"], key)
+        for node in nodes
+        if "_target_" in node
+        for key, value in node.items()
+        if type(value) is int
+    )
+
+
+def _knob(group: str, target: str, key: str, value: Any) -> Any:
+    """A knob's value in its type; raises pydantic's `ValidationError`."""
+    common = COMMON_KNOBS.get(group, {})
+    kind = common[key] if key in common else signatures.kind(target, key)
+    return TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
 
 
 def selected(config: RunConfig) -> RunConfig:
@@ -193,8 +250,7 @@ def check_node(group: str, node: Node, at: str | None = None) -> None:
             check_node(group, dict(value))
             continue
         try:
-            kind = common[key] if key in common else signatures.kind(target, key)
-            TypeAdapter(kind, config=ConfigDict(strict=True)).validate_python(value)
+            _knob(group, target, key, value)
         except ValidationError as error:
             right = error.errors(include_url=False)[0]["msg"].replace("Input should be", "should be", 1)
             raise UserError(f"{at}.{key}={value!r}: {right[0].lower()}{right[1:]} for {at}={name}") from None
