@@ -47,7 +47,8 @@ demo: setup  ## distil a tiny student from a tiny teacher, and look at the repor
 	$(PYTHON) -m opd.train study=demo
 	$(PYTHON) -m opd.evaluate model=sft:large name=teacher study=demo
 	$(PYTHON) -m analysis.report runs=outputs/demo out=$(OUT)/demo
-	@echo; echo "Open $(OUT)/demo/report.html"
+	@echo; echo "Open $(OUT)/demo/report.html: first the scores, how far the student came on its way to the teacher;"
+	@echo "then the curves, where reverse KL should fall; and answers of student and teacher at the end."
 
 test:  ## the tests, on the CPU; CI adds those of vLLM, SLURM, the browser and the documentation's commands
 	@$(MAKE) --no-print-directory setup EXTRAS=dev

@@ -13,6 +13,7 @@ Each run is kept in outputs/<study>/<name>-<hash>-s<seed>; the same command resu
 """
 
 import os
+import shlex
 import signal
 import socket
 import sys
@@ -77,7 +78,7 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
     _check_same_config(folder, content)
     before = _status_before(folder)
     if before is not None and before.state == "finished":
-        say(f"{folder.path}: already finished, {before.num_steps} steps; nothing to do")
+        say("already finished; nothing to do")
         return before
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
     folder.write_status(
@@ -300,6 +301,12 @@ def _main(composed: DictConfig) -> None:
     if status.state == "preempted":
         print("opd: preempted; rerun the same command to resume", file=sys.stderr)
         sys.exit(PREEMPTED)
+    if world()[0] == 0:
+        folder = run_dir(config).path
+        say(f"{folder}: {status.state}")
+        study, own = shlex.quote(str(folder.parent)), shlex.quote(str(folder))
+        say(f"  its report        python -m analysis.report runs={study} out=report/{folder.parent.name}")
+        say(f"  more answers      python -m opd.evaluate run={own} evaluate.k=32")
 
 
 # EX_TEMPFAIL of sysexits.h: not done, try again.
