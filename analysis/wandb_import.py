@@ -4,6 +4,7 @@ Its runs log the metrics of `metrics.jsonl` by the same names, and bear the name
 (`opd.watch.tracker`). It has no graded answers.
 """
 
+import csv
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ EXPORTED = "exported"  # the state of runs of a CSV export, which has none
 _METRICS = [column.name for column in TRAINING_COLUMNS]
 _STEPS = ("step", "Step", "_step")  # the last two are wandb's own counter: the step, unless a run was resumed
 _RUN_ID = re.compile(r"(?P<name>.+)-(?P<hash>[0-9a-f]{8})-s(?P<seed>\d{1,15})", re.S)
+_GROUP = re.compile(r"[A-Za-z_][\w./-]*: ")  # KEY: VALUE, as panels name groups
 
 
 def read_wandb(source: str) -> pd.DataFrame:
@@ -58,12 +60,26 @@ def _csv(file: Path) -> pd.DataFrame:
     except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.EmptyDataError) as error:
         reason = printable(str(error), limit=100)
         raise UserError(f"wandb={file}: is not a CSV file in UTF-8 ({reason}); give a CSV export") from None
+    _refuse_ambiguous(file)
     if not any(name in frame for name in _STEPS):
         raise UserError(f"wandb={file}: has no column {_STEPS[0]} or {_STEPS[-1]}; include the step in the export")
     steps = _steps(frame)
     for row in np.flatnonzero(steps.isna())[:1]:
         raise UserError(f"wandb={file}: row {row + 1} has no valid step")
     return _points(frame, steps, file.stem).assign(state=EXPORTED)
+
+
+def _refuse_ambiguous(file: Path) -> None:
+    """Refuses titles of which two are the same, and those of a group of runs."""
+    with file.open(encoding="utf-8-sig", newline="") as lines:
+        titles = [title for title in next(csv.reader(lines), []) if title]
+    for title in titles:
+        shown = printable(title, limit=80)
+        run, _, metric = title.rpartition(" - ")
+        if titles.count(title) > 1:
+            raise UserError(f"wandb={file}: has the column {shown!r} twice; give each run a name of its own")
+        if metric in _METRICS and _GROUP.match(run) and not _RUN_ID.fullmatch(run):
+            raise UserError(f"wandb={file}: {shown!r} is a mean over a group of runs; export the panel without groups")
 
 
 def _project(path: str) -> Iterator[pd.DataFrame]:

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,18 @@ def test_mistake_is_one_sentence(tmp_path, capsys, text, said):
     assert main([f"runs={tmp_path / 'runs'}", f"out={tmp_path / 'out'}", f"wandb={file}", "bootstrap=100"]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"wandb={file}") and said in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "said"),
+    [
+        (f"Step,a - {KL},b - {KL},a - {KL}", f"has the column 'a - {KL}' twice; give each run a name of its own"),
+        (f"Step,study: demo - {KL}", f"'study: demo - {KL}' is a mean over a group of runs; export the panel without"),
+    ],
+)
+def test_columns_of_two_runs_or_of_a_group_are_refused(tmp_path, head: str, said: str):
+    with pytest.raises(UserError, match=re.escape(said)):
+        read_wandb(written(tmp_path, "export.csv", head + "\n1" + ",0.5" * head.count(",") + "\n"))
 
 
 def test_bytes_that_are_no_text_are_refused(tmp_path):
