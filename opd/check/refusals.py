@@ -3,6 +3,8 @@
 `docs/refusals.md` is made from `RULES`.
 """
 
+import os
+
 from opd.check import objective_rules, run_rules, signal_rules, teacher_rules
 from opd.check.rule import Rule
 from opd.check.signal import uses_grades, weighted_terms
@@ -33,4 +35,6 @@ def warnings(config: RunConfig) -> list[str]:
             "gamma and divergence: only for reverse KL is what later tokens add up to the gradient of a sequence's "
             "divergence; with allow_heuristic this runs as a heuristic"
         )
+    if config.threads and config.threads > (cores := os.cpu_count() or 1):
+        messages.append(f"threads={config.threads}: this machine has {cores} cores; more threads than cores are slower")
     return messages

@@ -28,7 +28,8 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
     """Adds adapters to the linear layers that `lora` names; only they are trained from then on.
 
     Raises:
-        UserError: for a name that is not of a layer, or of a layer that is not linear or is the output head.
+        UserError: for a name that is not of a layer, or of a layer that is not linear or is the output head, or a rank
+            that is more than any layer has.
     """
     import peft
 
@@ -40,8 +41,12 @@ def add_adapters(model: PreTrainedModel, lora: Lora, *, seed: int) -> None:
         task_type=peft.TaskType.CAUSAL_LM,
     )
     head = model.get_output_embeddings()
-    linear = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Linear)}
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    linear = {name.rpartition(".")[2] for name in layers}
     linear -= {name.rpartition(".")[2] for name, module in model.named_modules() if module is head}
+    most = max((min(layer.weight.shape) for layer in layers.values() if layer is not head), default=lora.rank)
+    if lora.rank > most:
+        raise UserError(f"student.lora.rank={lora.rank}: no layer has a rank of more than {most}; give at most that")
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings(action="ignore", category=RuntimeWarning):
         warnings.filterwarnings("ignore", "fan_in_fan_out", UserWarning)  # peft sets it for GPT-2's layers
         torch.manual_seed(seed)

@@ -40,6 +40,9 @@ def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = No
         if ranks.main:
             warn(warning)
     models = model_configs(config)
+    k, vocabulary = config.support.get("k"), models.student.vocab_size
+    if isinstance(k, int) and k > vocabulary:
+        raise UserError(f"support.k={k}: the vocabulary has {vocabulary} tokens; give fewer, or support=full for all")
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)
         check_memory(config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length))

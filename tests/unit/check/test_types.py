@@ -1,5 +1,6 @@
 """What is equal is one run: a knob is read by its type, and a run that was begun under another spelling goes on."""
 
+import os
 import re
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -10,6 +11,7 @@ import yaml
 from opd.check import config as check
 from opd.check import signatures
 from opd.check.config import COMMON_KNOBS, MODULES
+from opd.check.refusals import warnings
 from opd.config.identity import run_id
 from opd.config.schema import CONF, RunConfig
 from opd.records.begun import as_begun
@@ -50,6 +52,14 @@ def test_reading_by_type_changes_no_choice_of_conf():
                 if key in known and not isinstance(value, dict) and not re.search(r"\$\{|\?\?\?", str(value)):
                     found = check._typed(group, {"_target_": node["_target_"], key: value})[key]
                     assert repr(found) == repr(value), (group, file.stem, key)
+
+
+def test_more_threads_than_cores_are_said():
+    cores = os.cpu_count() or 1
+    assert warnings(composed(f"threads={cores}")) == []
+    assert warnings(composed(f"threads={cores + 1}"))[0].startswith(
+        f"threads={cores + 1}: this machine has {cores} cores"
+    )
 
 
 def begun(config: RunConfig, folder: Path) -> str:

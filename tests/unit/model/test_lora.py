@@ -173,6 +173,21 @@ def test_what_cannot_be_adapted_is_named(names: list[str], said: str):
         adapted(Lora(rank=4, alpha=8.0, target_modules=names))
 
 
+def test_a_rank_that_no_layer_has_is_refused():
+    most = max(
+        min(module.weight.shape) for module in tiny_qwen3(dtype=torch.float32).model.modules() if is_linear(module)
+    )
+    adapted(Lora(rank=most, alpha=8.0, target_modules="all-linear"))
+    with pytest.raises(
+        UserError, match=rf"student.lora.rank={most + 1}: no layer has a rank of more than {most}; give"
+    ):
+        adapted(Lora(rank=most + 1, alpha=8.0, target_modules="all-linear"))
+
+
+def is_linear(module: torch.nn.Module) -> bool:
+    return isinstance(module, torch.nn.Linear)
+
+
 def test_experts_take_no_adapters_and_what_does_is_named():
     with pytest.raises(
         UserError, match=r"mlp\.experts is not a linear layer .*; choose from k_proj, o_proj, q_proj, v_proj"
