@@ -150,11 +150,13 @@ def test_a_key_is_in_no_record_and_no_message(
     assert not [file for file in files if b"sk-" in file.read_bytes()] and "sk-" not in said.out + said.err
 
 
-def test_the_command_says_nothing_but_its_steps(
+def test_the_command_says_nothing_but_its_steps_and_where_it_is(
     serve: Callable[..., TinyServer], small_run, tmp_path: Path, monkeypatch, capfd: pytest.CaptureFixture[str]
 ):
     words = [*small_run, f"paths.outputs={tmp_path}", *served(serve()), "evaluate.at_start=false"]
     monkeypatch.setattr(sys, "argv", ["opd", *words])
     cli.main(module._main, config_argument.expand)
     said = capfd.readouterr()
-    assert said.err == "" and [line.split()[0] for line in said.out.splitlines()] == ["step"] * 4
+    *steps, where, _, _ = said.out.splitlines()
+    assert said.err == "" and [line.split()[0] for line in steps] == ["step"] * 4
+    assert where.startswith(str(tmp_path)) and where.endswith(": finished")
