@@ -36,17 +36,22 @@ def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = No
         UserError: with the knob to turn.
     """
     student, *teachers = loaded or load_readings(config)
-    for warning in compare_tokenizers(config, student, *teachers):
-        if ranks.main:
-            warn(warning)
     models = model_configs(config)
-    k, vocabulary = config.support.get("k"), models.student.vocab_size
-    if isinstance(k, int) and k > vocabulary:
-        raise UserError(f"support.k={k}: the vocabulary has {vocabulary} tokens; give fewer, or support=full for all")
+    said = [*compare_tokenizers(config, student, *teachers), *beyond_vocabulary(config, models.student.vocab_size)]
+    for warning in said if ranks.main else ():
+        warn(warning)
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)
         check_memory(config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length))
     return Texts(student.tokenizer, frozenset(reading.key for reading in teachers)), models
+
+
+def beyond_vocabulary(config: RunConfig, size: int) -> list[str]:
+    """A warning where the top K are all tokens."""
+    k = config.support.get("k")
+    if not isinstance(k, int) or k <= size:
+        return []
+    return [f"support.k={k}: the vocabulary has {size} tokens, so these are all of them, as with support=full"]
 
 
 def compare_tokenizers(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:

@@ -158,7 +158,6 @@ BEGUN = {
     "divergence hellinger": "divergence: has no value; type divergence=hellinger",
     "signal={a:": "signal: '{a:' cannot be read",
     "experiment=mis": "experiment: has no default choice here to override; give +experiment=mis",
-    "support=topk support.k=100000 whitening=none": "support.k=100000: the vocabulary has 31 tokens; give fewer, or",
     "lora=all_linear student.lora.rank=100000": "student.lora.rank=100000: no layer has a rank of more than",
     "config=/nowhere/config.yaml": "config=/nowhere/config.yaml: there is no such file",
     "teacher.engine=server teacher.server.urls=[[http://127.0.0.1:9]]": "http://127.0.0.1:9 cannot be reached",

@@ -15,6 +15,7 @@ from opd.check.refusals import warnings
 from opd.config.identity import run_id
 from opd.config.schema import CONF, RunConfig
 from opd.records.begun import as_begun
+from opd.step.startup_checks import beyond_vocabulary
 from sweeps.compose import composer
 
 
@@ -60,6 +61,13 @@ def test_more_threads_than_cores_are_said():
     assert warnings(composed(f"threads={cores + 1}"))[0].startswith(
         f"threads={cores + 1}: this machine has {cores} cores"
     )
+
+
+def test_a_k_beyond_the_vocabulary_is_said():
+    config = composed("support=topk", "whitening=none", "support.k=32")
+    assert beyond_vocabulary(config, 32) == beyond_vocabulary(composed(), 1) == []
+    (said,) = beyond_vocabulary(config, 31)
+    assert said.startswith("support.k=32: the vocabulary has 31 tokens, so these are all of them")
 
 
 def begun(config: RunConfig, folder: Path) -> str:
