@@ -41,4 +41,5 @@ def studies(folder: Path) -> list[Path]:
     """The exported studies that a folder stands for: itself, or those right in it, by name; none where it has runs."""
     if (folder / "runs.parquet").is_file():
         return [folder]
-    return sorted(file.parent for file in folder.glob("*/runs.parquet")) if not find_runs(folder) else []
+    found = sorted(file.parent for file in folder.glob("*/runs.parquet"))
+    return found if found and not find_runs(folder) else []

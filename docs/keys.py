@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from typing import Any
 
 import yaml
 from omegaconf import OmegaConf
@@ -16,6 +16,7 @@ from opd.check.config import COMMON_KNOBS
 from opd.config import plugins
 from opd.config.described import DESCRIBED
 from opd.config.schema import CONF, RunConfig
+from opd.config.words import parts
 from sweeps.compose import composer
 
 DOCS = Path(__file__).parent
@@ -56,23 +57,11 @@ def every_key() -> list[tuple[str, Any]]:
 def _keys(kind: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     for entry in fields(kind):
         key = f"{prefix}{entry.name}"
-        inner = [each for each in _parts(entry.type) if is_dataclass(each)]
+        inner = [each for each in parts(entry.type) if is_dataclass(each)]
         for each in inner:
             yield from _keys(each, f"{key}.")
         if not inner:
             yield key, entry.type
-
-
-def _parts(kind: Any) -> Iterator[Any]:
-    """A type, or those that it joins."""
-    if get_origin(kind) is Annotated:
-        yield from _parts(get_args(kind)[0])
-    elif args := [each for each in get_args(kind) if each is not type(None)]:
-        if get_origin(kind) not in (dict, list):
-            for each in args:
-                yield from _parts(each)
-    else:
-        yield kind
 
 
 def values(key: str, kind: Any) -> str:

@@ -80,7 +80,7 @@ def show(
     for run in planned.runs:
         now = of[run.id]
         kind = "live" if now.live else "failed" if now.state in ("failed", "refused") else now.state
-        kind = "exported" if run.id in exported and kind != "finished" and kind != "live" else kind
+        kind = "exported" if run.id in exported and kind not in ("finished", "live") else kind
         parts.get(kind, parts["to do"]).append(run)
     seeds = planned.sweep.seeds
     print(f"sweep {planned.sweep.name}: {planned.num_arms} arms × {len(seeds)} seeds, {len(planned.runs)} runs")

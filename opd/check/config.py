@@ -45,8 +45,8 @@ MODULES = {
 
 
 def prepare(composed: Mapping[str, Any]) -> RunConfig:
-    """A composed config, parsed, reduced to what it uses, and checked; knobs of methods have their functions' types, so
-    that 1 and 1.0 are one run.
+    """A composed config, parsed, reduced to what it uses, and checked, with the numbers of its methods in one
+    spelling, so that 1 and 1.0 are one run.
 
     Raises:
         UserError: for the first thing wrong with it.

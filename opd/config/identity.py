@@ -82,7 +82,7 @@ NOT_HASHED = (
 
 def config_hash(config: Mapping[str, Any]) -> str:
     """SHA-256 over the resolved config as sorted JSON in its first form, without `NOT_HASHED`."""
-    return hashlib.sha256(json.dumps(as_first(_hashed(config)), sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(as_first(hashed(config)), sort_keys=True).encode()).hexdigest()
 
 
 def run_id(config: Mapping[str, Any]) -> str:
@@ -133,9 +133,10 @@ def override_as_today(text: str) -> str:
     return f"{mark}{key}{package}{equals}{value}"
 
 
-def _hashed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def hashed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """The part of a config that is a run's identity."""
     return {
-        key: _hashed(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
+        key: hashed(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
         for key, value in config.items()
         if is_hashed(prefix + key)
     }

@@ -5,8 +5,10 @@ import re
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
+from functools import cache
 from pathlib import Path
-from typing import Annotated, Any, get_args, get_origin
+from types import UnionType
+from typing import Annotated, Any, Union, get_args, get_origin
 
 from opd.config import plugins
 from opd.errors import UserError
@@ -136,9 +138,14 @@ def _parsed(word: str) -> Any:
 
 def is_text(key: str) -> bool:
     """Whether the schema has a text at this key."""
+    return not plugins.is_group(key) and any(re.fullmatch(pattern, key) for pattern in _texts_of_a_run())
+
+
+@cache
+def _texts_of_a_run() -> tuple[str, ...]:
     from opd.config.schema import RunConfig
 
-    return not plugins.is_group(key) and any(re.fullmatch(pattern, key) for pattern in text_keys(RunConfig))
+    return tuple(text_keys(RunConfig))
 
 
 def text_keys(kind: Any, prefix: str = "") -> Iterator[str]:
@@ -148,14 +155,21 @@ def text_keys(kind: Any, prefix: str = "") -> Iterator[str]:
 
 
 def _text_keys(kind: Any, key: str) -> Iterator[str]:
-    if kind is str:
-        yield key
-    elif is_dataclass(kind):
-        yield from text_keys(kind, rf"{key}\.")
-    elif get_origin(kind) is Annotated:
-        yield from _text_keys(get_args(kind)[0], key)
-    elif get_origin(kind) is dict:
-        yield from _text_keys(get_args(kind)[1], rf"{key}\.[^.]+")
-    elif get_origin(kind) not in (list, tuple):
-        for inner in get_args(kind):
-            yield from _text_keys(inner, key) if not isinstance(inner, str) else ()
+    for part in parts(kind):
+        if part is str:
+            yield key
+        elif is_dataclass(part):
+            yield from text_keys(part, rf"{key}\.")
+        elif get_origin(part) is dict:
+            yield from _text_keys(get_args(part)[1], rf"{key}\.[^.]+")
+
+
+def parts(kind: Any) -> Iterator[Any]:
+    """The types that a type joins, without what is said of them besides."""
+    if get_origin(kind) is Annotated:
+        yield from parts(get_args(kind)[0])
+    elif get_origin(kind) in (Union, UnionType):
+        for each in get_args(kind):
+            yield from parts(each)
+    else:
+        yield kind

@@ -1,12 +1,11 @@
 """A run that was begun under another spelling of its numbers: `rollout.temperature=1` where today's config has 1.0."""
 
-from collections.abc import Mapping
 from dataclasses import asdict, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from opd.config.identity import as_today, config_hash, is_hashed, run_id
+from opd.config.identity import as_today, config_hash, hashed, run_id
 from opd.config.schema import RunConfig
 from opd.records.files import RecordError, read_config
 
@@ -22,7 +21,7 @@ def as_begun(config: RunConfig) -> RunConfig:
         return config
     for folder in sorted(study.glob(f"{config.name}-????????-s{config.seed}")):
         recorded = _recorded(folder / "config.yaml")
-        if recorded is not None and _hashed(recorded) == _hashed(content):  # 1 is 1.0 here, and not in the hash
+        if recorded is not None and hashed(recorded) == hashed(content):  # 1 is 1.0 here, and not in the hash
             methods = [key for key, value in content.items() if isinstance(value, dict) and "_target_" in value]
             begun = replace(config, **{key: recorded[key] for key in methods})
             if folder.name == run_id(asdict(begun)):
@@ -37,11 +36,3 @@ def _recorded(file: Path) -> dict[str, Any] | None:
         return config if file.parent.name.endswith(f"-{config_hash(config)[:8]}-s{config['seed']}") else None
     except (RecordError, KeyError, TypeError, AttributeError):
         return None
-
-
-def _hashed(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    return {
-        key: _hashed(value, f"{prefix}{key}.") if isinstance(value, Mapping) else value
-        for key, value in config.items()
-        if is_hashed(prefix + key)
-    }
