@@ -81,8 +81,11 @@ def test_the_commands_run_say_nothing_on_stderr_and_repeat_the_run(small: list[s
 
     here = run(*VLLM, "optim.lr=0.01")
     said = command("opd.train", *small, *VLLM, "optim.lr=0.01", f"paths.outputs={tmp_path / 'command'}")
-    assert [line.split()[0] for line in said.splitlines()] == ["step"] * 5
     there = RunDir(tmp_path / "command" / here.path.relative_to(tmp_path / "outputs"))
+    lines = said.splitlines()
+    assert [line.split()[0] for line in lines[:5]] == ["step"] * 5
+    assert lines[5] == f"{there.path}: finished"
+    assert [line.split("python")[0].strip() for line in lines[6:]] == ["its report", "more answers"]
     ours, theirs = (load_file(each.checkpoints / "final" / "model.safetensors") for each in (here, there))
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
     scores = command("opd.evaluate", f"run={there.path}", f"paths.outputs={tmp_path / 'evaluated'}")
