@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from analysis.config_diff import flat
 from analysis.rollouts import Rollouts, read_rollouts
+from opd.config.flat import flat
 from opd.printable import printable
 from opd.records.files import RecordError
 from opd.records.run_dir import RunDir

@@ -48,6 +48,11 @@ class ProblemScores:
             benchmarks.setdefault(run, []).append(benchmark)
         return benchmarks
 
+    def asked(self, runs: Sequence[str]) -> dict[str, tuple[tuple[str, ...], int]] | None:
+        """Benchmark → the problems and k that all of the runs share; None where they differ."""
+        each = [{name: (self.problems[run, name], self.k[run, name]) for name in self.benchmarks(run)} for run in runs]
+        return each[0] if each and all(one == each[0] for one in each) else None
+
     def same_arms(self, arm: Arm, other: Arm) -> bool:
         """Whether two arms have the same seeds and, seed by seed, the same score on every problem at every step."""
         return arm.seeds == other.seeds and all(self._same(*runs) for runs in zip(arm.used, other.used, strict=True))

@@ -56,7 +56,9 @@ def gather(claim: Claim, results: Results, known: Published) -> Evidence:
     if absent:
         return Evidence(claim, arms, (), f"There is no finished and evaluated run of {listed(absent)}.")
     if several:
-        reason = f"Several configs are named {listed(several)}: report the runs of one scale at a time."
+        which = ", ".join(arm.label for name in several for arm in named[name])
+        reason = f"Several configs are named {listed(several)} ({which}): give all but the published one a name= of"
+        reason += " their own, or report the runs of one scale at a time."
         return Evidence(claim, arms, (), reason)
     scales = {_scale(arm, results) for arm in arms.values()}
     if scales & set(claim.built_in):

@@ -45,13 +45,16 @@ class _Score:
 
 
 def headline(results: Results) -> Headline:
-    """About the baseline; without one, about the best finished arm, or else the best unfinished one."""
+    """About the baseline; without one, about the only student, or how far apart the students are."""
     scores = _last_scores(results)
     scored = [arm for arm in results.arms if arm.id in scores]
     students = [arm for arm in scored if arm.role != "teacher"]
     if not students:
         return Headline("No student has been evaluated yet", " · ".join(_runs(results)), [])
-    student = min(students, key=lambda arm: (arm.role != "baseline", not arm.counted, -scores[arm.id].value))
+    finished = [arm for arm in students if arm.counted] or students
+    if results.baseline is None and finished[1:]:
+        return _range(results, [arm for arm in finished if not arm.asked] or finished, scores)
+    student = finished[0]
     benchmarks = _benchmarks(results, student)
     alike = [arm for arm in scored if arm.role == "teacher" and _benchmarks(results, arm) == benchmarks]
     teacher = max(alike, key=lambda arm: scores[arm.id].value, default=None)
@@ -61,6 +64,22 @@ def headline(results: Results) -> Headline:
         _tiles(results, student, scores[student.id], teacher, scores[teacher.id] if teacher else None),
         _progress(results, student, scores, teacher),
     )
+
+
+def _range(results: Results, students: list[Arm], scores: dict[str, "_Score"]) -> Headline:
+    """About several students of which none is the baseline. The highest score is no estimate: it is the best of many,
+    chosen on the problems that it is measured on.
+    """
+    ordered = sorted(students, key=lambda arm: scores[arm.id].value)
+    low, high = (_percent(scores[arm.id].value) for arm in (ordered[0], ordered[-1]))
+    mean, number = results.label("mean"), len(ordered)
+    tiles = [
+        Tile("Lowest", low, f"{mean} of {ordered[0].label}"),
+        Tile("Highest", high, f"{mean} of {ordered[-1].label}: the best of {number} on these problems, so optimistic"),
+    ]
+    so_far = "" if all(arm.counted for arm in ordered) else " so far"
+    scores_to = f"{number} configs score {low} to {high}{so_far}" if low != high else f"{number} configs score {low}"
+    return Headline(scores_to, " · ".join([*_runs(results), _problems(results, ordered[0])]), tiles)
 
 
 def _progress(results: Results, student: Arm, scores: dict[str, "_Score"], teacher: Arm | None) -> Progress | None:

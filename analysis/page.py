@@ -153,7 +153,7 @@ def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[
     return {
         arm.id: {
             "id": arm.id,
-            "label": arm.label,
+            "label": arm.marked,
             "counted": arm.counted,
             "shown": arm.role in ("teacher", "baseline") or arm.id in shown,
             "slot": "teacher" if styles[arm.id].slot is None else styles[arm.id].slot,

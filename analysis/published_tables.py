@@ -200,6 +200,10 @@ def ranking_table(results: Results) -> Table:
         "By the score at the last step, averaged over the benchmarks, with the 95 % interval of the rank over resamples"
         " of problems and seeds. Best in: the percentage of resamples in which the run ranks first."
     )
+    single = sum(len(arm.used) == 1 for arm, _ in rows)
+    if single:
+        whose = "Every run has" if single == len(rows) else f"{single} of the {len(rows)} runs have"
+        note += f" {whose} one seed, so that these ranks say nothing of how seeds differ."
     return table("ranking", "Ranking", note, fields, rows)
 
 

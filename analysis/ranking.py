@@ -24,7 +24,7 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
     resamples in which it is best). With one seed an arm the ranks say nothing about how seeds differ.
     """
     counted = [arm for arm in arms if arm.counted and arm.role != "teacher"]
-    problems_of = {arm.id: _shared_problems(arm, scores) for arm in counted}
+    problems_of = {arm.id: scores.asked(arm.used) for arm in counted}
     alike = [arm for arm in counted if problems_of[arm.id] and problems_of[arm.id] == problems_of[counted[0].id]]
     if len(alike) < 2:
         return pd.DataFrame(columns=_COLUMNS)
@@ -48,11 +48,3 @@ def ranking(arms: Sequence[Arm], scores: ProblemScores, steps: Steps, bootstrap:
         columns = (ranked.rank, ranked.low, ranked.high, ranked.best)
         rows += [(alike[at].id, score, which, *map(float, row)) for at, *row in zip(known, *columns, strict=True)]
     return pd.DataFrame(rows, columns=_COLUMNS).sort_values(["which", "rank", "arm"], ignore_index=True)
-
-
-def _shared_problems(arm: Arm, scores: ProblemScores) -> dict[str, tuple[tuple[str, ...], int]] | None:
-    """Benchmark → the problems and k that all of the arm's runs share; None where they differ."""
-    each = [
-        {name: (scores.problems[run, name], scores.k[run, name]) for name in scores.benchmarks(run)} for run in arm.used
-    ]
-    return each[0] if each and all(one == each[0] for one in each) else None

@@ -17,11 +17,12 @@ import pyarrow.parquet as pq
 
 from analysis.arm_details import ArmDetails
 from analysis.columns import Column
-from analysis.config_diff import applied, flat, nested
+from analysis.config_diff import applied
 from analysis.evaluation import AVERAGE, SCORES, grades
 from analysis.load import Records
 from analysis.rollouts import parse_rollouts
 from analysis.study_schema import AVERAGED, CONFIGS, EVALUATION, TABLES
+from opd.config.flat import flat, nested
 from opd.config.identity import as_today, config_hash
 from opd.printable import printable
 from opd.records.files import RecordError, read_bytes, read_json

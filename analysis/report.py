@@ -7,7 +7,8 @@ foreign runs are listed with the reason.
   runs=DIR          the folder to read, such as outputs or outputs/demo; or an exported study, such as
                     docs/results/tiny (see `python -m analysis.study`), or a folder of such, as docs/results/small
   out=DIR           the folder to write to, created if it does not exist
-  baseline=default  the run that the others are compared with: its name, or name-confighash where several share it
+  baseline=default  the run that the others are compared with: its name, or where several share it the whole of what
+                    the report calls it, as baseline="default gamma=0.5", or name-confighash
   ema=0.15          weight of the newest value in the moving averages of the curves: above 0, at most 1
   bootstrap=5000    number of resamples for the interval of each rank: 100 to 100000
   seed=0            seed of the resamples: 0 or more; the same records and arguments give the same bytes
@@ -21,6 +22,8 @@ foreign runs are listed with the reason.
                     to delete, used only for records that have not changed; the report is the same without it
 """
 
+import difflib
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -40,13 +43,16 @@ if TYPE_CHECKING:
     from analysis.results import Results
 
 
+BASELINE = "default"
+
+
 @dataclass(frozen=True)
 class Arguments:
     """The command's arguments; the module's docstring describes each."""
 
     runs: Path
     out: Path
-    baseline: str = "default"
+    baseline: str = BASELINE
     ema: Annotated[float, Gt(0), Le(1)] = 0.15
     bootstrap: Annotated[int, Ge(100), Le(100_000)] = 5000
     seed: Annotated[int, Ge(0)] = 0
@@ -56,7 +62,7 @@ class Arguments:
     cache: bool = True
 
 
-LISTED = 3  # damaged records in the message of strict=true
+LISTED = 3  # of damaged records, or of names, in a message
 
 
 def write_report(arguments: Arguments) -> str:
@@ -84,7 +90,27 @@ def build(arguments: Arguments) -> tuple[dict[str, str | bytes], str]:
     if arguments.wandb:
         records = with_imported(records, read_wandb(arguments.wandb))
     bootstrap = Bootstrap(count=arguments.bootstrap, seed=arguments.seed)
-    return contents(analyse(records, baseline=arguments.baseline, bootstrap=bootstrap), arguments)
+    results = analyse(records, baseline=arguments.baseline, bootstrap=bootstrap)
+    if arguments.baseline != BASELINE:
+        _refuse_unknown(arguments.baseline, results)
+    return contents(results, arguments)
+
+
+def _refuse_unknown(baseline: str, results: "Results") -> None:
+    """Raises `UserError` for a baseline that no run is, finished or not, or that several configs are."""
+    if results.baseline:
+        return
+    named = [arm for arm in results.arms if baseline in (arm.id, arm.label, arm.name)]
+    counted = [f"baseline={shlex.quote(arm.label)}" for arm in named if arm.counted]
+    if len(counted) > 1:
+        raise UserError(f"baseline={baseline}: several configs have that name; give {' or '.join(counted)}")
+    if not named:
+        labels = [arm.label for arm in results.arms if arm.role != "teacher"]
+        near = difflib.get_close_matches(baseline, labels, n=1, cutoff=0.6)
+        meant = f"did you mean baseline={shlex.quote(near[0])}? there are " if near else "there are "
+        more = f" and {len(labels) - LISTED} more" if labels[LISTED:] else ""
+        there = f"{meant}{', '.join(labels[:LISTED])}{more}" if labels else "there are none"
+        raise UserError(f"baseline={baseline}: no run has that name; {there}")
 
 
 def read_records(folder: Path, *, cache: bool = True) -> "Records":

@@ -7,6 +7,7 @@ from typing import Any
 import pandas as pd
 
 from analysis.arms import Arm, group_arms
+from analysis.asked import marked
 from analysis.comparison import ProblemScores
 from analysis.contrasts import Bootstrap, contrasts, estimates
 from analysis.evaluation import AVERAGE
@@ -93,8 +94,11 @@ def analyse(records: Records, *, baseline: str, bootstrap: Bootstrap) -> Results
     """Computes scores, arms, intervals and differences."""
     scored = by_step(records)
     steps = chosen_steps(records, scored)
-    arms, no_baseline = group_arms(records.runs, list(scored["run"].unique()), baseline=baseline)
+    configs = {arm: details.config for arm, details in records.details.items()}
+    evaluated = list(scored["run"].unique())
+    arms, no_baseline = group_arms(records.runs, evaluated, baseline=baseline, configs=configs)
     problem_scores = ProblemScores.of(records.scores)
+    arms = marked(arms, problem_scores)
     differences, left_out = contrasts(arms, problem_scores, steps)
     if no_baseline and sum(arm.counted for arm in arms) > 1:
         left_out.append(("all runs", "differences", no_baseline))

@@ -95,7 +95,7 @@ def table(
 ) -> Table:
     """A table of rows, given as the arm that each is about and key → cell; a key that a row lacks is missing."""
     columns = ["arm", "same", *dict.fromkeys(["label", *(key for field in fields for key in field.keys)])]
-    records = [{**row, "arm": arm.id, "label": arm.label} if arm else {**row, "arm": None} for arm, row in rows]
+    records = [{"label": arm.label, **row, "arm": arm.id} if arm else {**row, "arm": None} for arm, row in rows]
     return Table(name, title, note, fields, pd.DataFrame(records, columns=columns, dtype=object))
 
 

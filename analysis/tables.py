@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any
 
-from analysis.arms import Arm
+from analysis.arms import MARK, Arm
 from analysis.evaluation import AVERAGE
 from analysis.outcomes import GRADES, SHARES
 from analysis.results import Results, rows_of
 from analysis.table import Field, Table, table
+from opd.printable import printable
 
+_LONGEST = 120  # characters of what differs
 MOST_RUNS_WITH_ANSWERS = 60  # of more runs, only the first of each config shows its answers
 ByBenchmark = Mapping[tuple[str, str], list[dict[str, Any]]]
 
@@ -22,6 +24,7 @@ def summary(results: Results) -> Table:
     """One row an arm: its scores at the last step, averaged over benchmarks, and its differences to the baseline."""
     mean, best = results.label("mean"), results.label("best")
     contrasted, unsettled = not results.differences.empty, not all(arm.counted for arm in results.arms)
+    unlike, several = any(arm.asked for arm in results.arms), any(arm.differs for arm in results.arms)
     fields = [
         Field("label", "Run"),
         Field("seeds", "Seeds", "number"),
@@ -32,6 +35,8 @@ def summary(results: Results) -> Table:
         *([Field("best_last_diff", f"Δ {best}", "points")] if contrasted else []),
         Field("mean_max", f"max {mean}", "percent"),
         *([Field("state", "State")] if unsettled else []),
+        *([Field("asked", f"{MARK} Asked")] if unlike else []),
+        *([Field("differs", "Differs in")] if several else []),
     ]
     rows = [
         (
@@ -41,6 +46,9 @@ def summary(results: Results) -> Table:
                 **measures(results.contrasted, arm, AVERAGE, suffix="_diff"),
                 "seeds": len(arm.used),
                 "state": _state(results, arm),
+                "label": arm.marked,
+                "asked": arm.asked or None,
+                "differs": printable(arm.differs, limit=_LONGEST) or None,
                 "before": 100 * results.before[arm.id] if arm.id in results.before else None,
             },
         )
@@ -52,6 +60,11 @@ def summary(results: Results) -> Table:
         f"Percent at the last step {over}, with 95 % intervals. Before: {mean} before training.{delta} max {mean}: best"
         " over training, chosen on the test sets."
     )
+    if unlike:
+        note += f" {MARK}: asked otherwise than the others, with which its scores do not compare."
+    if several:
+        other = results.baseline.label if results.baseline else "most runs"
+        note += f" Differs in: the keys whose values are not those of {other}."
     return table("summary", "Summary", note, fields, rows)
 
 

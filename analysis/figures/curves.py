@@ -52,23 +52,23 @@ def learning_curves(results: Results, styles: Styles, *, alpha: float) -> Curves
                         mode = "lines" if one.seed else "lines+markers"
                         raw, smoothed = {**meta, "smooth": False}, {**meta, "smooth": True}
                         curves[score] += [
-                            curve(arm.label, style, x, y, mode, " %", raw, faint=one.seed),
-                            curve(arm.label, style, x, smooth, "lines", " %", smoothed, faint=one.seed),
+                            curve(arm.marked, style, x, y, mode, " %", raw, faint=one.seed),
+                            curve(arm.marked, style, x, smooth, "lines", " %", smoothed, faint=one.seed),
                         ]
                         if not one.seed:
-                            curves[score].append(curve(arm.label, style, x, y, "markers", " %", smoothed, faint=True))
+                            curves[score].append(curve(arm.marked, style, x, y, "markers", " %", smoothed, faint=True))
                 elif (known := values.dropna(how="all")).size:
                     value = float(np.nanmean(known.iloc[-1]))
                     curves[score].append(
                         scatter(
-                            arm.label,
+                            arm.marked,
                             style,
                             [0, last_step],
                             [rounded(value)] * 2,
                             meta,
                             hover="%{y} %",
                             mode="lines+text",
-                            text=[f"{plot_label(short(arm.label))} {value:.1f}", ""],
+                            text=[f"{plot_label(short(arm.marked))} {value:.1f}", ""],
                             textposition="top right",
                             cliponaxis=False,
                             line={"color": style.color, "width": 1.5, "dash": style.dash},
@@ -90,7 +90,7 @@ def training_curves(results: Results, styles: Styles, *, alpha: float) -> Curves
         curves[name] = []
         for arm, one in own:
             x, y = thin(one.step, ema(one.values, alpha=alpha), points)
-            curves[name].append(curve(arm.label, styles[arm.id], x, y, "lines", unit, {"arm": arm.id}, faint=one.seed))
+            curves[name].append(curve(arm.marked, styles[arm.id], x, y, "lines", unit, {"arm": arm.id}, faint=one.seed))
     return curves
 
 

@@ -191,8 +191,8 @@ def rows_layout(x: str, **xaxis: Any) -> dict[str, Any]:
 
 
 def short(label: str) -> str:
-    """A label that fits beside an axis."""
-    return label if len(label) <= 28 else label[:27] + "…"
+    """A label that fits beside an axis; what is cut out is its middle, for labels of one name differ at their ends."""
+    return label if len(label) <= 28 else f"{label[:9]}…{label[-18:]}"
 
 
 def rounded(value: float) -> float | None:

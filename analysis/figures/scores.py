@@ -49,7 +49,7 @@ def differences(results: Results, styles: Styles, score: str) -> Panel:
         for row in rows_of(frame[frame["arm"] == arm.id]):
             traces.append(
                 scatter(
-                    arm.label,
+                    arm.marked,
                     styles[arm.id],
                     [percent(row)],
                     [_row(arm)],
@@ -77,7 +77,7 @@ def divergence_bars(results: Results, styles: Styles) -> Panel:
         value, style = percent(row), styles[arm.id]
         traces.append(
             scatter(
-                arm.label,
+                arm.marked,
                 style,
                 [value],
                 [_row(arm)],
@@ -94,7 +94,7 @@ def divergence_bars(results: Results, styles: Styles) -> Panel:
         )
         if arm.role == "baseline" and value is not None:
             line = {"color": GREY.color, "width": 1.5, "dash": "dash"}
-            traces.append(scatter(arm.label, GREY, [value] * 2, [0, 1], meta, mode="lines", yaxis="y2", line=line))
+            traces.append(scatter(arm.marked, GREY, [value] * 2, [0, 1], meta, mode="lines", yaxis="y2", line=line))
     return Panel(
         "divergence-bars",
         "divergence",
@@ -141,7 +141,7 @@ def seeds(results: Results, styles: Styles) -> Panel:
 def _seeds(arm: Arm, styles: Styles, scores: list[tuple[int, float]], meta: dict[str, Any]) -> list[Trace]:
     style, values = styles[arm.id], [value for _, value in scores]
     marks = scatter(
-        arm.label,
+        arm.marked,
         style,
         [rounded(value) for value in values],
         [_row(arm)] * len(values),
@@ -155,7 +155,7 @@ def _seeds(arm: Arm, styles: Styles, scores: list[tuple[int, float]], meta: dict
     return [
         marks,
         *(
-            [scatter(arm.label, style, mean, [_row(arm)], meta, hover="mean: %{x:.1f} %", marker=bar)]
+            [scatter(arm.marked, style, mean, [_row(arm)], meta, hover="mean: %{x:.1f} %", marker=bar)]
             if values[1:]
             else []
         ),
@@ -166,7 +166,7 @@ def cost(results: Results, styles: Styles, costs: Mapping[str, Cost]) -> Panel:
     """Score against the cost of training."""
     traces = [
         scatter(
-            arm.label,
+            arm.marked,
             styles[arm.id],
             [rounded(getattr(costs[arm.id], kind))],
             [percent(row)],
@@ -203,4 +203,4 @@ def _estimates(results: Results) -> list[tuple[Arm, dict[str, Any], dict[str, st
 
 
 def _row(arm: Arm) -> str:
-    return plot_label(short(arm.label))
+    return plot_label(short(arm.marked))

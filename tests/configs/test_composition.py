@@ -13,10 +13,10 @@ import pytest
 import yaml
 from hydra import compose, initialize_config_dir
 
-from analysis.config_diff import flat
 from opd import cli
 from opd.check import config as check
 from opd.config import identity
+from opd.config.flat import flat
 from opd.config.schema import RunConfig
 from opd.errors import UserError
 from opd.records import run_dir as records

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from analysis.config_diff import nested
+from opd.config.flat import nested
 from tests.goldens import goldens
 from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_run
 

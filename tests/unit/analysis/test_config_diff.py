@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from analysis.config_diff import applied, difference, flat, nested, same, shared
+from analysis.config_diff import applied, difference, same, shared
+from opd.config.flat import flat, nested
 
 VALUES = st.none() | st.booleans() | st.integers(0, 2) | st.sampled_from([0.0, 1.0, "1", ""]) | st.just([1, 2])
 KEYS = st.sampled_from(["a", "b", "a.b", "a%2Eb", "%", ".", ""])

@@ -150,6 +150,28 @@ def test_name_of_two_configs_needs_its_hash():
     assert (arms[0].id, arms[0].role, why) == ("default-2", "baseline", None)
 
 
+def test_configs_of_one_name_are_called_by_what_differs_and_the_plain_one_is_the_baseline():
+    rows = [("default", f"default-{at}", 0, True) for at in range(3)]
+    configs = {"default-0": {"gamma": 0.0}, "default-1": {"gamma": 0.5}, "default-2": {"gamma": 0.0, "epochs": 2}}
+    frame = runs(*rows)
+    arms, why = group_arms(frame, list(frame["run"]), baseline="default", configs=configs)
+    assert [(arm.label, arm.differs, arm.role) for arm in arms] == [
+        ("default", "", "baseline"), ("default epochs=2", "epochs=2", "arm"), ("default gamma=0.5", "gamma=0.5", "arm"),
+    ]  # fmt: skip
+    assert why is None
+    baseline = "default gamma=0.5"
+    arms, why = group_arms(frame, list(frame["run"]), baseline=baseline, configs=configs)
+    assert (arms[0].id, arms[0].label, why) == ("default-1", baseline, None)
+    assert [(arm.label, arm.differs) for arm in arms[1:]] == [
+        ("default", "gamma=0"), ("default epochs=2", "epochs=2 gamma=0"),
+    ]  # fmt: skip
+    arms, why = group_arms(runs(*rows[:2]), [], baseline="default", configs=configs)
+    assert (
+        why == "several configs are named default; choose one: baseline=default-0 (default gamma=0) or "
+        "baseline=default-1 (default gamma=0.5)"
+    )
+
+
 def test_unfinished_run_is_no_baseline():
     frame = runs(("default", "default-1", 0, False), ("a", "a-1", 0, True))
     arms, why = group_arms(frame, list(frame["run"]), baseline="default")

@@ -29,7 +29,22 @@ def test_baseline_is_told_of_even_if_another_scored_higher(tmp_path):
     write_run(tmp_path, SMALL)
     write_run(tmp_path, replace(SMALL, name="higher", final=0.99))
     assert "default" in told(tmp_path).tiles[1].note
-    assert "higher" in told(tmp_path, baseline="nobody").tiles[1].note
+    both = told(tmp_path, baseline="nobody")
+    assert both.title.startswith("2 configs score ") and [tile.label for tile in both.tiles] == ["Lowest", "Highest"]
+    assert "default" in both.tiles[0].note and both.progress is None
+    assert "higher: the best of 2 on these problems, so optimistic" in both.tiles[1].note
+    assert both.title.endswith(both.tiles[1].value)
+
+
+def test_the_only_finished_student_is_told_of_without_a_baseline_and_one_asked_otherwise_is_not(tmp_path):
+    write_run(tmp_path, replace(SMALL, name="one"))
+    write_run(tmp_path, replace(SMALL, name="unfinished", state="running", step=2, final=0.99))
+    assert "one" in told(tmp_path).tiles[1].note
+    write_run(tmp_path, replace(SMALL, name="two", final=0.5))
+    write_run(tmp_path, replace(SMALL, name="three", final=0.5, seed=1))
+    write_run(tmp_path, replace(SMALL, name="fewer", final=0.99, benchmarks={"x": 10}))
+    head = told(tmp_path)
+    assert head.title.startswith("3 configs score ") and "fewer" not in head.tiles[1].note
 
 
 @pytest.mark.parametrize(("final", "verb"), [(0.9, "climbed from"), (0.05, "fell from")])

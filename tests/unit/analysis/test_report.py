@@ -18,6 +18,26 @@ from tests.unit.analysis.fake_runs import Fake, report_files, write_run
 FAST = ["bootstrap=100", "figures=false", "cache=false"]
 
 
+def test_a_baseline_that_is_no_run_or_several_is_refused_with_those_there(demo_runs, tmp_path, capsys):
+    def said(runs: Path, baseline: str) -> str:
+        status = main([f"runs={runs}", f"out={tmp_path / 'out'}", f"baseline={baseline}", *FAST])
+        error = capsys.readouterr().err
+        assert (status, error.count("\n")) == ((2, 1) if error else (0, 0))
+        return error
+
+    assert "baseline=kl_70_10: no run has that name; did you mean baseline=kl_70_100? there are " in said(
+        demo_runs, "kl_70_10"
+    )
+    assert said(demo_runs, "kl_70_100") == ""
+    for gamma in (0.0, 0.5):
+        write_run(tmp_path / "runs", Fake("two", num_steps=2, every=2, config={"gamma": gamma}))
+    write_run(tmp_path / "runs", Fake("unfinished", num_steps=4, step=2, every=2, state="running"))
+    assert said(tmp_path / "runs", "two") == (
+        "baseline=two: several configs have that name; give baseline='two gamma=0' or baseline='two gamma=0.5'\n"
+    )
+    assert said(tmp_path / "runs", "two gamma=0.5") == said(tmp_path / "runs", "unfinished") == ""
+
+
 def test_report_is_written_whole(demo_runs, tmp_path, capsys):
     assert main([f"runs={demo_runs}", f"out={tmp_path / 'new' / 'report'}", *FAST]) == 0
     files = {path.relative_to(tmp_path / "new" / "report").as_posix() for path in (tmp_path / "new").rglob("*.*")}

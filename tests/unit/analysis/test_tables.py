@@ -1,6 +1,7 @@
 import csv
 import io
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -12,6 +13,7 @@ from analysis.contrasts import Bootstrap
 from analysis.csv_frames import csv_frames
 from analysis.evaluation import AVERAGE
 from analysis.load import load
+from analysis.published_tables import ranking_table
 from analysis.results import Results, analyse
 from analysis.table import Field, Table, frame_csv
 from tests.unit.analysis.fake_runs import Fake, write_run
@@ -162,6 +164,27 @@ def test_everything_left_out_is_listed_with_a_reason(all_runs):
     assert shown["empty", "the run"].startswith("config.yaml: ")
     assert shown["demo/copy-of-default", "the run"].startswith("has the name, config and seed of demo/default-")
     assert sum(run.startswith("hostile/") for run, _ in shown) == 6
+
+
+def test_the_summary_marks_what_was_asked_otherwise_and_says_what_differs(tmp_path):
+    small = Fake(num_steps=2, every=2, k=4, benchmarks={"x": 20, "y": 5})
+    write_run(tmp_path, small)
+    write_run(tmp_path, replace(small, name="alike", config={"gamma": 0.5}))
+    write_run(tmp_path, replace(small, name="fewer", benchmarks={"x": 10, "y": 5}))
+    write_run(tmp_path, replace(small, name="other", k=2, benchmarks={"x": 20, "z": 5}))
+    for seed, number in ((0, 20), (1, 10)):
+        write_run(tmp_path, replace(small, name="uneven", seed=seed, benchmarks={"x": number, "y": 5}))
+    shown = {row["Run"]: row for row in rows(tables.summary(results(tmp_path)))}
+    assert {name: row["† Asked"] for name, row in shown.items()} == {
+        "default": "–", "alike": "–",
+        "fewer †": "x: 10 problems, not 20",
+        "other †": "on z; not on y; x: 2 answers each, not 4",
+        "uneven †": "its runs were not asked alike",
+    }  # fmt: skip
+    assert shown["alike"]["Differs in"] == "gamma=0.5"
+    ranked = {row["Run"] for row in rows(ranking_table(results(tmp_path)))}
+    assert ranked == {"default", "alike"}
+    assert "Every run has one seed, so that these ranks say nothing" in ranking_table(results(tmp_path)).note
 
 
 def test_missing_baseline_is_named_once_and_leaves_out_the_differences(demo_runs):
