@@ -11,7 +11,9 @@ RESUMABLE = ("failed", "refused", "timeout", "lost", "cancelled", "preempted")
 
 @dataclass
 class RunState:
-    """A run's current state. `note` says where its records and the scheduler disagree, or why it waits."""
+    """A run's current state. `note` says where its records and the scheduler disagree, or why it waits; `differs` what
+    tells its config from those of the same name, where there are others.
+    """
 
     run: str
     study: str
@@ -27,6 +29,7 @@ class RunState:
     attempts: int
     error: str | None
     note: str | None
+    differs: str = ""
 
     @property
     def live(self) -> bool:

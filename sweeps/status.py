@@ -16,6 +16,7 @@ from dataclasses import asdict
 from opd.cli import key_values
 from opd.printable import say, warn
 from sweeps import cli, selection, state
+from sweeps.differences import add_differences
 from sweeps.run_state import STATES, RunState
 from sweeps.selection import KEYS
 from sweeps.status_cache import StatusCache
@@ -26,7 +27,7 @@ FLAGS = {
     "--json": "prints one JSON object per run",
 }
 INTERVAL = 5.0
-COLUMNS = ("run", "state", "step", "mean@k", "reverse_kl", "left", "job", "node", "tries", "")
+COLUMNS = ("run", "differs in", "state", "step", "mean@k", "reverse_kl", "left", "job", "node", "tries", "")
 # The order of a table that is longer than the screen.
 _URGENCY = (
     "running",
@@ -80,6 +81,7 @@ def gather(given: Mapping[str, str]) -> tuple[list[RunState], list[str]]:
         study = state.read(ledger, cache=cache)
         cache.save()
         state.correct_records(ledger, study.runs)
+        add_differences(ledger, study.runs)
         runs += study.runs
         warnings += study.warnings
     return selection.select(runs, given), warnings
@@ -97,6 +99,8 @@ def table(runs: Sequence[RunState], height: int | None = None) -> str:
     several = len({run.study for run in runs}) > 1
     number = len(runs) if height is None or len(runs) + 4 <= height else max(1, height - 5)
     rows = [COLUMNS, *(_row(run, several) for run in runs[:number])]
+    if not any(run.differs for run in runs):
+        rows = [(row[0], *row[2:]) for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     if number < len(runs):
@@ -111,6 +115,7 @@ def _row(run: RunState, several: bool) -> tuple[str, ...]:
     kl = run.metrics.get("divergence/reverse_kl")
     return (
         f"{run.study}/{run.run}" if several else run.run,
+        run.differs,
         run.state,
         f"{run.step}/{run.num_steps}" if run.num_steps else "",
         mean,
