@@ -42,6 +42,9 @@ Weight = Annotated[float | list[float], PlainValidator(_weight)]
 # A method node: `_target_` and that function's knobs.
 Node = dict[str, Any]
 
+# Ensembles without a distribution that is none of their teachers': one teacher a token, or each teacher's advantages.
+UNMIXED = ("single", "hard_switch", "random", "control_token", "by_domain", "best_of", "advantage_mean")
+
 # A method that is not a group of its own: the name of one of the group's files, or a node.
 Choice = Text | Node
 
@@ -425,8 +428,19 @@ class RunConfig:
 
     @property
     def uses_vocabulary(self) -> bool:
-        """Whether something besides the support needs full distributions of student and teachers."""
-        return self.filter.get("score") == "exact_kl" or bool(self.ensemble.get("normalize"))
+        """Whether something besides the support needs full distributions of student and teachers: the exact KL, a
+        normalised ensemble, or the entropy of a mixture, where it acts or the distributions are there anyway.
+        """
+        if self.filter.get("score") == "exact_kl" or self.ensemble.get("normalize"):
+            return True
+        acts = self.filter.get("score") == "teacher_entropy" or "entropy_aware" in method_names(self.divergence)
+        at_hand = self.teacher.engine == "local" and (acts or self.method("support") != "sampled")
+        return self.mixes_distributions and at_hand
+
+    @property
+    def mixes_distributions(self) -> bool:
+        """Whether the ensemble may make one distribution of several teachers'; a plug-in's is taken to."""
+        return self.method("ensemble") not in UNMIXED
 
     def method(self, group: str) -> str:
         """The name of the function that a method node names."""

@@ -76,9 +76,9 @@ class Mixture:
         )
 
     def entropy(self, teacher_entropy: Float[Tensor, "teacher *batch"]) -> Float[Tensor, "*batch"]:
-        """Mean of the teachers' entropies: the reference's own where one teacher has all the weight, else near it.
+        """Mean of the teachers' entropies: the reference's own where one teacher has all the weight.
 
-        (The entropy of a true mixture is at least this; computing it takes the full distributions.)
+        That of a mixture of several is at least this, and takes their full distributions (`vocabulary.statistics`).
         """
         weights = self._over(teacher_entropy)
         return torch.where(weights > 0, weights * teacher_entropy, 0).sum(0)

@@ -80,6 +80,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     startup_checks.check_positions(config, models, longest)
     teachers = build_teachers(config, texts, ranks, longest=longest)
     sampler = build_sampler(config, root, tokenizer)
+    mean_of_several = config.mixes_distributions and not config.uses_vocabulary
     evaluation_sampler = with_environment(config, sampler, tokenizer, ranks)
     return Run(
         config=config,
@@ -110,6 +111,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         divergence=bind("divergence", config.divergence)(),
         ensemble=bound_ensemble(config),
         reference=FullReference(full_distributions(policy, teachers)) if config.uses_vocabulary else sampled_reference,
+        entropy_metric="entropy/teachers_mean" if mean_of_several else "entropy/teacher",
         eligible=allowed,
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),

@@ -74,7 +74,7 @@ def step(run: Run, number: int) -> dict[str, float]:
         "divergence/value": _mean(divergence.value(log_ratio), learned),
         "divergence/clamped": share_beyond(log_ratio, learned, config.shaping.log_ratio_clamp),
         "entropy/student": _mean(student.entropy, learned),
-        "entropy/teacher": _mean(scored.reference_entropy, learned),
+        run.entropy_metric: _mean(scored.reference_entropy, learned),
         "response/length": float(rollout.mask.sum(1).float().mean()),
         "response/truncated": float(rollout.truncated.float().mean()),
         "response/tokens": float(rollout.mask.sum()),

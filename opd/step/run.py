@@ -35,7 +35,8 @@ class Run:
     `sampler` is the student's engine, `evaluation_sampler` the same with the environment, `responses` what a step
     learns from. `anchor` is the model that the student is kept near or extrapolated from, `reward` gives the rewards of
     a rollout, `reference` the ensemble's log-probs, entropies and exact KL; each is or gives None where no knob needs
-    it. `background` runs in parallel with training, and communicates over `background_ranks`. Each of `stage_hooks` is
+    it. `entropy_metric` names the entropies that `reference` gives: its own, or the mean of its teachers'. `background`
+    runs in parallel with training, and communicates over `background_ranks`. Each of `stage_hooks` is
     called with a stage's name for a context manager around that stage.
     """
 
@@ -56,6 +57,7 @@ class Run:
     divergence: Divergence | Mixed
     ensemble: BoundEnsemble
     reference: Callable[[Rollout, TeacherScores, Mixture], tuple[Tensor, Tensor, Tensor | None]]
+    entropy_metric: str
     eligible: Callable[[Tensor, Tensor], Tensor]
     filter: Callable
     rollout_correction: Callable

@@ -45,6 +45,8 @@ def same_numbers(found: RunDir, expected: RunDir, *, rel: float = 1e-4) -> None:
     """Holds that two runs computed the same, up to the rounding of another processor."""
     for ours, earlier in zip(found.metrics(), expected.metrics(), strict=True):
         earlier = {key: value for key, value in earlier.items() if not key.startswith(CLOCK)}
+        if "entropy/teachers_mean" in ours:  # it had the name of the reference's own entropy
+            ours = {"entropy/teacher": ours["entropy/teachers_mean"], **ours}
         assert {key: ours[key] for key in earlier} == pytest.approx(earlier, rel=rel, abs=1e-6)
     assert found.evaluations().keys() == expected.evaluations().keys()
     for step in expected.evaluations():

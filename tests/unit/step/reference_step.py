@@ -70,6 +70,12 @@ def shares(config: RunConfig, progress: float, prompt: int) -> list[float]:
     return [1 / size] * size
 
 
+def _entropy_name(config: RunConfig) -> str:
+    """Of scores of sampled tokens no mixture's own entropy can be had."""
+    mixes = config.method("ensemble") in ("soft_switch", "arithmetic", "geometric")
+    return "entropy/teachers_mean" if mixes else "entropy/teacher"
+
+
 def by_hand(config: RunConfig, number: int, num_steps: int, rows: Sequence[Row]) -> Step:
     progress, knobs, method = (number - 1) / num_steps, config.shaping, config.method("rollout_correction")
     every = [(i, t) for i, row in enumerate(rows) for t in range(len(row.tokens))]
@@ -205,7 +211,7 @@ def by_hand(config: RunConfig, number: int, num_steps: int, rows: Sequence[Row])
         "divergence/value": statistics.mean(value[x](held(u[x])) for x in every),
         "divergence/clamped": share(x for x in every if held(u[x]) != u[x]),
         "entropy/student": statistics.mean(entropy.values()),
-        "entropy/teacher": statistics.mean(reference_entropy.values()),
+        _entropy_name(config): statistics.mean(reference_entropy.values()),
         "response/length": len(every) / len(rows),
         "response/truncated": statistics.mean(float(row.truncated) for row in rows),
         "response/tokens": len(every),
