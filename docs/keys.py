@@ -85,7 +85,7 @@ _SAID = {
 }
 _KINDS = {
     "prompts.source.kind": ("arithmetic", "puzzles", "dataset", "function", "mixture"),
-    "tracker.kind": ("none", "wandb"),
+    "tracker.kind": ("none", "wandb", "tensorboard", "trackio", "mlflow"),
 }
 
 

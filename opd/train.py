@@ -186,6 +186,7 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
             )
             for warning in folder.rewind(done if done else -1):
                 warn(warning)
+            tracker.begin(folder.metrics())
             folder.update_status(step=done, num_steps=run.num_steps)
 
         ranks.on_main(begin)

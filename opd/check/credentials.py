@@ -62,6 +62,11 @@ def refuse_credentials(config: Mapping[str, Any]) -> None:
             raise _refusal(key, "is named like a secret")
 
 
+def without_credentials(text: str) -> str:
+    """The text with users and passwords left out of the addresses in it."""
+    return re.sub(r"://[^/@\s'\"]+@", "://", text)
+
+
 def _refusal(key: str, what: str) -> UserError:
     return UserError(
         f"{key}: {what}, and configs are recorded; leave it out, and give it by a login or an environment variable "

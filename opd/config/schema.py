@@ -325,13 +325,36 @@ class NoTracker:
 
 @dataclass(config=STRICT, frozen=True)
 class Wandb:
-    """Weights & Biases too; see `opd.watch.tracker`. Not part of a run's identity."""
+    """Weights & Biases too; see `opd.watch.wandb_tracker`. Not part of a run's identity."""
 
     kind: Literal["wandb"]
     project: Text
     entity: Text | None
     tags: list[Text]
     mode: Literal["online", "offline", "disabled"]
+
+
+@dataclass(config=STRICT, frozen=True)
+class TensorBoard:
+    """TensorBoard's event files too; see `opd.watch.tensorboard_tracker`."""
+
+    kind: Literal["tensorboard"]
+
+
+@dataclass(config=STRICT, frozen=True)
+class Trackio:
+    """trackio's store too; see `opd.watch.trackio_tracker`."""
+
+    kind: Literal["trackio"]
+    project: Text
+
+
+@dataclass(config=STRICT, frozen=True)
+class MLflow:
+    """MLflow too; see `opd.watch.mlflow_tracker`."""
+
+    kind: Literal["mlflow"]
+    experiment: Text
 
 
 @dataclass(config=STRICT, frozen=True)
@@ -414,7 +437,7 @@ class RunConfig:
     checkpoint: Checkpoint
     scale: Scale
     paths: Paths
-    tracker: Annotated[NoTracker | Wandb, Field(discriminator="kind")]
+    tracker: Annotated[NoTracker | Wandb | TensorBoard | Trackio | MLflow, Field(discriminator="kind")]
     rollouts: Rollouts
     profile: bool
     preflight: bool

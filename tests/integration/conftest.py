@@ -12,6 +12,8 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from opd import cli
 from opd.check import config as check
 from opd.config.schema import RunConfig
+from opd.watch.tracked import Tracker
+from opd.watch.wandb_tracker import WandbTracker
 from sweeps.compose import Composer, composer
 from tests.random_models import save_random
 
@@ -62,11 +64,9 @@ def composed_by_hydra(overrides: list[str]) -> RunConfig:
 
 
 @contextmanager
-def once_told(step: int, happens: Callable[[], Any]) -> Iterator[None]:
-    """Lets something happen when wandb has been told of a step."""
-    from opd.watch.tracker import WandbTracker
-
-    original = WandbTracker.log
+def once_told(step: int, happens: Callable[[], Any], tracker: type[Tracker] = WandbTracker) -> Iterator[None]:
+    """Lets something happen when a tracker has been told of a step."""
+    original = tracker.log
 
     def log(self, line):
         original(self, line)
@@ -74,5 +74,5 @@ def once_told(step: int, happens: Callable[[], Any]) -> Iterator[None]:
             happens()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(WandbTracker, "log", log)
+        patch.setattr(tracker, "log", log)
         yield

@@ -10,7 +10,8 @@ import pytest
 
 from opd.check.config import as_dict
 from opd.train import run_dir, train
-from opd.watch import tracker
+from opd.watch import wandb_tracker
+from opd.watch.tracked import tracked_id
 from tests.integration.conftest import composed, once_told
 from tests.integration.wandb_site import WandbSite
 
@@ -35,7 +36,7 @@ def test_a_run_is_told_step_by_step_and_is_the_same_run_when_it_goes_on(site, sm
 
     lines = run_dir(config).metrics()
     ((run, rows),) = site.rows.items()
-    assert run == tracker.tracked_id(as_dict(config))
+    assert run == tracked_id(as_dict(config))
     told = [row for row in rows if "rollouts" not in row]
     assert [row["step"] for row in told] == [line["step"] for line in lines] == [0, 1, 2, 3, 4]
     for row, line in zip(told, lines, strict=True):
@@ -50,7 +51,7 @@ def test_a_run_is_told_step_by_step_and_is_the_same_run_when_it_goes_on(site, sm
 def test_a_run_whose_network_ends_is_finished_and_says_so(
     site, small_run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ):
-    monkeypatch.setattr(tracker, "PATIENCE", 5.0)
+    monkeypatch.setattr(wandb_tracker, "PATIENCE", 5.0)
     config = composed([*small_run, "tracker=wandb", "tracker.entity=lab", f"paths.outputs={tmp_path}"])
     with once_told(2, site.silent.set):
         assert train(config).state == "finished"

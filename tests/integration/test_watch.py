@@ -21,7 +21,7 @@ import pytest
 from opd.check.config import as_dict
 from opd.records.run_dir import RunDir, find_runs
 from opd.train import run_dir, train
-from opd.watch.tracker import tracked_id
+from opd.watch.tracked import tracked_id
 from tests.forks import run_module
 from tests.integration.conftest import composed, once_told
 

@@ -7,7 +7,9 @@ import pytest
 
 from opd.errors import UserError
 from opd.records.run_dir import RunDir
-from opd.watch.tracker import FaultTolerant, Tracker, track, tracked_id
+from opd.watch.mlflow_tracker import _allowed
+from opd.watch.tracked import Tracker, tracked_id
+from opd.watch.tracker import PACKAGES, FaultTolerant, track
 from tests.integration.conftest import composed
 
 
@@ -27,7 +29,7 @@ def test_failed_tracker_warns_once(capsys: pytest.CaptureFixture[str]):
             raise BrokenPipeError("the service is gone\nand more")
 
     broken = Broken()
-    tracker = FaultTolerant(broken)
+    tracker = FaultTolerant(broken, "wandb")
     for _ in range(3):
         tracker.log({"step": 1})
     tracker.page(1, "")
@@ -37,10 +39,33 @@ def test_failed_tracker_warns_once(capsys: pytest.CaptureFixture[str]):
     assert said.count("\n") == 1 and "wandb is lost (the service is gone); the run and its records go on" in said
 
 
-def test_refuses_missing_wandb(monkeypatch: pytest.MonkeyPatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"^tracker=wandb: wandb is not installed; run `python -m pip install wandb`"):
-        track(composed(["tracker=wandb"]), RunDir(tmp_path))
+@pytest.mark.parametrize("name", ["wandb", "tensorboard", "trackio", "mlflow"])
+def test_refuses_a_missing_library(name: str, monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setitem(sys.modules, name, None)
+    install = rf"run `python -m pip install {PACKAGES[name]}`, or set tracker=none$"
+    with pytest.raises(UserError, match=rf"^tracker={name}: {name} is not installed; {install}"):
+        track(composed([f"tracker={name}"]), RunDir(tmp_path))
+
+
+def test_a_password_in_mlflows_address_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch, tmp_path, capfd: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:pass-word@127.0.0.1:9")  # where nothing listens
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    assert type(track(composed(["tracker=mlflow"]), RunDir(tmp_path))) is Tracker
+    said = capfd.readouterr()
+    assert said.err.count("opd: warning: tracker: mlflow is lost") == 1 and "pass-word" not in said.out + said.err
+
+
+def test_refuses_trackio_where_its_variables_name_another_place(monkeypatch: pytest.MonkeyPatch, tmp_path):
+    monkeypatch.setenv("TRACKIO_SPACE_ID", "me/runs")
+    with pytest.raises(UserError, match=r"^tracker=trackio: TRACKIO_SPACE_ID is set.*`trackio sync --project opd`"):
+        track(composed(["tracker=trackio"]), RunDir(tmp_path))
+
+
+def test_mlflow_gets_names_that_it_allows():
+    assert _allowed("evaluate/aime24/mean@8") == "evaluate/aime24/mean_at_8"
+    assert _allowed("evaluate/so+so/best@8_resampled") == "evaluate/so_so/best_at_8_resampled"
 
 
 def test_refuses_wandb_without_login(monkeypatch: pytest.MonkeyPatch, tmp_path):
