@@ -13,7 +13,7 @@ Exports the records of a study, from which `analysis.report` makes the same repo
 
 An arm is the runs that differ only in their seed. Of the lengths of answers only means are exported, so that their
 intervals, which only scores_long.csv and differences_long.csv show, are lost; the rest of a report is reproduced in
-full. Of a config everything is exported except locations: `paths`, `tracker` and `teacher.server`.
+full. Of a config everything is exported except locations: `paths`, `tracker`, `hub` and `teacher.server`.
 
   runs=DIR  the folder of run directories, such as outputs/main
   out=DIR   the folder to write to, created if it does not exist
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
     from analysis.load import Records
 
-PRIVATE = ("paths.", "tracker.", "teacher.server.")  # keys of a config; not hashed, and in no report
+PRIVATE = ("paths.", "tracker.", "hub.", "teacher.server.")  # keys of a config; not hashed, and in no report
 HALVED = ("training", "scores")  # the large tables, for which 32 bits are enough
 LARGEST = 3e38  # in 32 bits
 

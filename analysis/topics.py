@@ -12,7 +12,7 @@ from analysis.results import Results
 from opd.records.run_dir import changed_keys
 
 # Keys that name an arm or follow from the choice of models, and do not change the method.
-IGNORED = ("name", "study", "seed", "scale", "recipes", "paths", "tracker", "rollouts", "evaluate.sources")
+IGNORED = ("name", "study", "seed", "scale", "recipes", "paths", "tracker", "hub", "rollouts", "evaluate.sources")
 
 
 @dataclass(frozen=True)

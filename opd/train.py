@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 from opd import cli
 from opd.check import config as check
 from opd.check.refusals import warnings
+from opd.checkpoint.push import push, refuse_push
 from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.errors import UserError
@@ -54,11 +55,15 @@ def train(config: RunConfig) -> Status:
     folder = run_dir(config)
     if world()[0] > 0:
         return _train_other_rank(config, folder)
+    refuse_push(config)
     files.make_folder(folder.path)
     try:
         # Commands that check whether the run is alive take the lock for a moment.
         with FileLock(folder.path / ".lock", timeout=1):
-            return _train(config, folder)
+            status = _train(config, folder)
+            if status.state == "finished":
+                push(config, folder)
+            return status
     except Timeout:
         raise UserError(f"{folder.path}: another process is running this run; wait for it or stop it") from None
 

@@ -88,7 +88,19 @@ def plan(composer: Composer, overrides: Sequence[str], *, ranks: int) -> Plan:
                 runs.append(run)
         except UserError as error:
             bad.append((as_typed(arm), str(error)))
+    _refuse_one_repository(runs)
     return Plan(sweep, study or Path(), len(arms), *_twins(runs), bad=bad)
+
+
+def _refuse_one_repository(runs: Sequence[Planned]) -> None:
+    pushed: dict[str, str] = {}
+    for run in runs:
+        name = run.config["hub"]["push"]
+        if name is not None and pushed.setdefault(name, run.id) != run.id:
+            raise UserError(
+                f"hub.push={name}: {pushed[name]} and {run.id} would both be pushed there; give each run one of its "
+                "own, as 'hub.push=OWNER/${name}-s${seed}', or hub.push=null"
+            )
 
 
 def as_typed(arm: Arm) -> str:

@@ -43,6 +43,19 @@ def endless_stream(config: RunConfig) -> str | None:
     return None
 
 
+@rule("hub.push", reason="a repository of the hub is OWNER/NAME, with letters, digits, -, _ and .")
+def no_repository(config: RunConfig) -> str | None:
+    if (name := config.hub.push) is None:
+        return None
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return f"{name!r} is none"
+    return f"{name!r} has no owner" if "/" not in name else None
+
+
 @rule("plan.ranks", "plan.gpu_gib", reason="a plan needs both to describe a machine")
 def half_a_machine(config: RunConfig) -> str | None:
     if (config.plan.ranks is None) == (config.plan.gpu_gib is None):

@@ -3,7 +3,8 @@
     checkpoints/step_000100/   model.safetensors config.json tokenizer…   optimizer.safetensors state.json
     checkpoints/final/         the model alone, with a model card
     with adapters              step_000100 has peft's adapter_model.safetensors and adapter_config.json instead of the
-                               model; final has the merged model, and the adapters in final/adapter
+                               model; final has the merged model, and the adapters in final/adapter, whose config has
+                               only the name of a base in a directory: no file of final/ names a place on this machine
     of several ranks           model-00001-of-00002.safetensors…, an index, optimizer-00001-of-00002.safetensors…
 
 Everything is safetensors and JSON, so reading a checkpoint cannot run code. Each rank writes its share of the tensors,
@@ -62,7 +63,7 @@ def resumable(learned: Learned, progress: Progress, ranks: Ranks) -> Writer:
     """
     moments = _own_share(_flat(learned.optimizer).items(), ranks)
     if learned.adapted:
-        write = _adapter_writer(learned, ranks)
+        write = _adapter_writer(learned, ranks, published=False)
     else:
         write = _model_writer(learned.model, _own_share(_untied(learned.model), ranks), ranks, published=False)
 
@@ -83,7 +84,7 @@ def final(learned: Learned, texts: Mapping[str, str], ranks: Ranks) -> Writer:
     merged = ((name, tensor) for name, tensor in lora.merged(learned.model) if name in saved)
     weights = _own_share(merged if learned.adapted else _untied(learned.model), ranks)
     write = _model_writer(learned.model, weights, ranks, published=True)
-    write_adapter = _adapter_writer(learned, ranks) if learned.adapted else None
+    write_adapter = _adapter_writer(learned, ranks, published=True) if learned.adapted else None
 
     def fill(folder: Path) -> None:
         write(folder)
@@ -116,9 +117,9 @@ def _model_writer(
     return write
 
 
-def _adapter_writer(learned: Learned, ranks: Ranks) -> Callable[[Path], None]:
+def _adapter_writer(learned: Learned, ranks: Ranks, *, published: bool) -> Callable[[Path], None]:
     weights = _own_share(lora.tensors(learned.model).items(), ranks, over=1)
-    described = lora.adapter_config(learned.model, learned.base)
+    described = lora.adapter_config(learned.model, learned.base, published=published)
 
     def write(folder: Path) -> None:
         if ranks.main:

@@ -137,6 +137,8 @@ DESCRIBED = {
     "tracker.tags": "W&B's tags.",
     "tracker.mode": "Whether W&B's records go out at once, later, or not at all.",
     "tracker.experiment": "MLflow's experiment.",
+    "hub.push": "The hub's repository, OWNER/NAME, that gets the final model; null: none.",
+    "hub.private": "Whether the repository is private, if there is none yet.",
     "rollouts.every": "Steps between pages of responses; 0: none.",
     "rollouts.num": "Responses on such a page.",
     "profile": "Traces a few steps.",

@@ -45,6 +45,7 @@ LATER: dict[str, Any] = {
     "evaluate.texts": 0,
     "recipes.*.hints": 0.0,
     "prompts.date": None,
+    "hub": {"push": None, "private": True},
 }
 
 
@@ -69,6 +70,7 @@ NOT_HASHED = (
     "paths",
     "study",
     "tracker",
+    "hub",
     "rollouts",
     "evaluate.texts",
     "profile",

@@ -358,6 +358,14 @@ class MLflow:
 
 
 @dataclass(config=STRICT, frozen=True)
+class Hub:
+    """Where on the Hugging Face Hub the final model goes (null: nowhere). Not part of a run's identity."""
+
+    push: Text | None
+    private: bool
+
+
+@dataclass(config=STRICT, frozen=True)
 class Rollouts:
     """A page of the first `num` responses of every `every`-th step (0: none). Not part of a run's identity."""
 
@@ -438,6 +446,7 @@ class RunConfig:
     scale: Scale
     paths: Paths
     tracker: Annotated[NoTracker | Wandb | TensorBoard | Trackio | MLflow, Field(discriminator="kind")]
+    hub: Hub
     rollouts: Rollouts
     profile: bool
     preflight: bool

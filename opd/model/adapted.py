@@ -2,6 +2,7 @@
 
 import re
 import warnings
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ def base_of(model: str, *, key: str, **settings: Any) -> str | None:
     base, kind, begun = config.get("base_model_name_or_path"), config.get("peft_type"), config.get("init_lora_weights")
     if not isinstance(base, str) or not base:
         raise UserError(f"{key}={model!r}: its adapter_config.json names no base model (base_model_name_or_path)")
+    base = _placed(base, Path(model))
     reason = None
     if not _MERGED.fullmatch(str(kind)):
         reason = f"adapters of the kind {kind!r} are not part of a model's weights"
@@ -51,6 +53,20 @@ def base_of(model: str, *, key: str, **settings: Any) -> str | None:
                 reason = f"{name} is set"
     if reason is not None:
         raise UserError(f"{key}={model!r}: its adapters cannot be merged ({reason}); merge them with peft yourself")
+    return base
+
+
+def _placed(base: str, adapters: Path) -> str:
+    """The base of the adapters in a run's `checkpoints/final/adapter`, which name its directory without its place: the
+    run's other checkpoints have that.
+    """
+    if Path(base).is_dir() or adapters.name != "adapter":
+        return base
+    for file in sorted(adapters.resolve().parents[1].glob("step_*/adapter_config.json"), reverse=True):
+        with suppress(RecordError):
+            place = read_json(file).get("base_model_name_or_path")
+            if isinstance(place, str) and Path(place).name == base and Path(place).is_dir():
+                return place
     return base
 
 

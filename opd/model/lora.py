@@ -104,10 +104,13 @@ def tensors(model: PreTrainedModel) -> dict[str, Tensor]:
     }
 
 
-def adapter_config(model: PreTrainedModel, base: str) -> str:
-    """The content of `adapter_config.json`, as peft reads it; `base` is the path or hub id of the base model."""
+def adapter_config(model: PreTrainedModel, base: str, *, published: bool) -> str:
+    """The content of `adapter_config.json`, as peft reads it; `base` is the path or hub id of the base model, whose
+    directory is named with its place on this machine unless the file is `published`.
+    """
     config = next(iter(model.peft_config.values())).to_dict()  # pyright: ignore
-    path = str(Path(base).resolve()) if Path(base).is_dir() else base
-    config |= {"base_model_name_or_path": path, "inference_mode": True}
+    folder = Path(base).resolve()
+    name = base if not folder.is_dir() else folder.name if published else str(folder)
+    config |= {"base_model_name_or_path": name, "inference_mode": True}
     listed = {key: sorted(value) if isinstance(value, set) else value for key, value in config.items()}
     return json.dumps(listed, indent=1, sort_keys=True)

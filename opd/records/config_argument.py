@@ -20,7 +20,8 @@ def expand(given: Sequence[str]) -> list[str]:
     """A command's arguments, with `config=FILE` replaced by the arguments that make Hydra use that file's values.
 
     Raises:
-        UserError: where `read` refuses the file, or it would send an environment variable to a server.
+        UserError: where `read` refuses the file, or it would send an environment variable to a server or a model to
+            the hub.
     """
     rest = [argument for argument in given if not argument.startswith("config=")]
     files = [argument.removeprefix("config=") for argument in given if argument.startswith("config=")]
@@ -28,6 +29,7 @@ def expand(given: Sequence[str]) -> list[str]:
         return rest
     config = read(Path(files[-1]).expanduser())
     _refuse_to_send(config, files[-1], rest)
+    _refuse_to_push(config, files[-1], rest)
     return [*store(config), *rest]
 
 
@@ -89,12 +91,27 @@ def confirmations(config: Mapping[str, Any]) -> list[str]:
     return [
         *([] if variable is None else [allowing(variable)]),
         *([f"plugins=[{','.join(packages)}]"] if packages else []),
+        *([] if (name := _pushed_to(config)) is None else [f"hub.push={name}"]),
     ]
 
 
 def allowing(variable: str) -> str:
     """The argument that allows a recorded config to send this variable."""
     return f"teacher.server.api_key_env={variable}"
+
+
+def _pushed_to(config: Mapping[str, Any]) -> str | None:
+    hub = config.get("hub")
+    return hub.get("push") if isinstance(hub, Mapping) else None
+
+
+def _refuse_to_push(config: Mapping[str, Any], file: str, rest: Sequence[str]) -> None:
+    """Refuses to push to a repository unless the command line names one, or none, too."""
+    if (name := _pushed_to(config)) is None or any(text.lstrip("+").startswith("hub.push=") for text in rest):
+        return
+    raise UserError(
+        f"config={file}: would push its model to {name}; give hub.push={name} to allow this, or hub.push=null"
+    )
 
 
 def _refuse_to_send(config: Mapping[str, Any], file: str, rest: Sequence[str]) -> None:

@@ -3,6 +3,7 @@
 import html
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from opd.config.worlds import VERSIONS
@@ -10,12 +11,18 @@ from opd.records.run_dir import RunDir
 
 
 def model_card(folder: RunDir, *, num_steps: int) -> str:
-    """Markdown with config, teachers, data and scores, after the metadata that the Hugging Face Hub reads."""
+    """Markdown with config, teachers, data and scores, after the metadata that the Hugging Face Hub reads.
+
+    It may be published: it names files and folders of this machine without their places.
+    """
     import yaml
 
     config, manifest = folder.config(), folder.manifest()
     scores = [line for line in folder.metrics() if any(key.startswith("evaluate/") for key in line)]
-    metadata = {"library_name": "transformers", "tags": ["on-policy-distillation"]}
+    metadata: dict[str, Any] = {"library_name": "transformers", "tags": ["on-policy-distillation"]}
+    if not (base := config["student"]["model"]).startswith("sft:") and _without_place(base) == base:
+        metadata["base_model"] = base  # of the hub
+    config = _public(config)
     student, teachers = config["student"], config["teacher"]["models"]
     facts = {
         "Student": student["model"],
@@ -55,6 +62,35 @@ def model_card(folder: RunDir, *, num_steps: int) -> str:
             "",
         ]
     )
+
+
+def _public(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config without what is of this machine alone."""
+    kept = {key: _without_places(value) for key, value in config.items() if key not in ("paths", "tracker", "hub")}
+    kept["teacher"].pop("server", None)
+    return kept
+
+
+def _without_places(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_places(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_places(inner) for inner in value]
+    return _without_place(value) if isinstance(value, str) else value
+
+
+def _without_place(text: str) -> str:
+    """The last part of what is a path here: what leads to a file or folder, and what begins at the root or at home and
+    has several parts. A hub's OWNER/NAME is none, nor is /no_think.
+    """
+    if "/" not in text or "\n" in text:
+        return text
+    rooted = text.startswith(("/", "~/")) and text.count("/") > 1
+    try:
+        place = rooted or Path(text).expanduser().exists()
+    except (OSError, ValueError, RuntimeError):  # too long, or no path at all
+        return text
+    return Path(text).name if place else text
 
 
 def _scores(config: Mapping[str, Any], evaluated: Sequence[Mapping[str, Any]]) -> list[str]:

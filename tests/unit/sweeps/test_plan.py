@@ -138,6 +138,13 @@ def test_a_wrong_plan_is_refused_in_one_sentence(overrides: list[str], said: str
     assert "\n" not in str(refused.value)
 
 
+def test_each_run_is_pushed_to_a_repository_of_its_own(compose: Composer):
+    with pytest.raises(UserError, match=r"^hub\.push=me/one: \S+-s0 and \S+-s1 would both be pushed there; give each"):
+        plan(compose, ["+sweep=gamma", "sweep.seeds=[0,1]", "hub.push=me/one"], ranks=1)
+    own = plan(compose, ["+sweep=gamma", "sweep.seeds=[0,1]", "hub.push=me/${name}-s${seed}"], ranks=1)
+    assert len({run.config["hub"]["push"] for run in own.runs}) == len(own.runs)
+
+
 def test_a_batch_that_the_ranks_cannot_share_is_refused_before_it_is_queued(compose: Composer):
     (bad, *_) = plan(compose, ["+sweep=epochs", "batch_size=5"], ranks=2).bad
     assert "mini_batch_size=5: must be a multiple of the 2 ranks" in bad[1]
