@@ -139,6 +139,7 @@ def test_all_of_it_works_where_it_is_installed(installed: Installed):
     assert not [place for place in places if "submitit" in place], "another's plugin is not our code"
 
     assert "reverse_kl" in installed("-m", "opd.train", "--help")
+    assert installed("-m", "opd.train", "--help") == installed(str(installed.python.parent / "opd"), "train", "--help")
     assert "step 2/2" in installed("-m", "opd.train", *TINY)
     (run,) = (installed.work / "outputs" / "main").iterdir()
     assert json.loads((run / "status.json").read_text())["state"] == "finished"
