@@ -33,6 +33,7 @@ from analysis.comparison import Side, compare
 from analysis.contrasts import Bootstrap
 from analysis.decisions import UNTESTED, Finding, Statement, decide
 from analysis.outcomes import MEASURES
+from analysis.pack import opened
 from analysis.published import published
 from analysis.report import read_records
 from analysis.results import Results, analyse
@@ -75,7 +76,8 @@ class Blocks:
 
 def calibrate(arguments: Arguments) -> str:
     """The tables, as Markdown. Raises `UserError`."""
-    records = read_records(arguments.runs)
+    with opened(arguments.runs) as runs:
+        records = read_records(runs)
     results = analyse(records, baseline=arguments.baseline, bootstrap=Bootstrap(count=100, seed=0))
     pool = results.baseline
     if pool is None or len(pool.used) < 2 * min(SEEDS):

@@ -5,7 +5,8 @@ report.md, tables/*.csv and *.tex (LaTeX, with booktabs) and figures/*.svg and *
 foreign runs are listed with the reason.
 
   runs=DIR          the folder to read, such as outputs or outputs/demo; or an exported study, such as
-                    docs/results/tiny (see `python -m analysis.study`), or a folder of such, as docs/results/small
+                    docs/results/tiny (see `python -m analysis.study`), or a folder of such, as docs/results/small,
+                    or one in an archive, as main.zip
   out=DIR           the folder to write to, created if it does not exist
   baseline=default  the run that the others are compared with: its name, or where several share it the whole of what
                     the report calls it, as baseline="default gamma=0.5", or name-confighash
@@ -26,13 +27,14 @@ import difflib
 import shlex
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from annotated_types import Ge, Gt, Le
 
 from analysis import command
+from analysis.pack import opened
 from analysis.study_schema import studies
 from opd.errors import UserError
 from opd.records.files import RecordError
@@ -67,6 +69,11 @@ LISTED = 3  # of damaged records, or of names, in a message
 
 def write_report(arguments: Arguments) -> str:
     """Reads, analyses and writes; returns a sentence on what was written. Raises `UserError`."""
+    with opened(arguments.runs) as runs:
+        return _write_report(replace(arguments, runs=runs))
+
+
+def _write_report(arguments: Arguments) -> str:
     if not arguments.runs.is_dir():
         raise UserError(f"runs={arguments.runs} is not a folder; give one that holds run directories, as runs=outputs")
     if not arguments.wandb and not studies(arguments.runs) and not find_runs(arguments.runs):

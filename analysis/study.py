@@ -1,4 +1,4 @@
-"""python -m analysis.study runs=DIR out=DIR
+"""python -m analysis.study runs=DIR out=DIR|FILE.zip
 
 Exports the records of a study, from which `analysis.report` makes the same report as from the run directories:
 
@@ -13,23 +13,29 @@ Exports the records of a study, from which `analysis.report` makes the same repo
 
 An arm is the runs that differ only in their seed. Of the lengths of answers only means are exported, so that their
 intervals, which only scores_long.csv and differences_long.csv show, are lost; the rest of a report is reproduced in
-full. Of a config everything is exported except locations: `paths`, `tracker`, `hub` and `teacher.server`.
+full. Of a config everything is exported except locations: `paths`, `tracker`, `teacher.server`, and what
+`hub.push` names.
 
-  runs=DIR  the folder of run directories, such as outputs/main
-  out=DIR   the folder to write to, created if it does not exist
+  runs=DIR          the folder of run directories, such as outputs/main, or of such exports
+  out=DIR           the folder to write to, created if it does not exist
+  out=FILE.zip      or an archive of the exports with their page, report.html, for another machine, where
+                    `analysis.report runs=FILE.zip` reads it
+  baseline=default  the run that the others are compared with on that page
 """
 
 import io
 import json
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from analysis import command
-from analysis.study_schema import AVERAGED, CONFIGS, EVALUATION, TABLES
+from analysis import command, pack
+from analysis.study_schema import AVERAGED, CONFIGS, EVALUATION, TABLES, studies
 from opd.errors import UserError
+from opd.printable import warn
 from opd.records.run_dir import find_runs
 
 if TYPE_CHECKING:
@@ -37,7 +43,7 @@ if TYPE_CHECKING:
 
     from analysis.load import Records
 
-PRIVATE = ("paths.", "tracker.", "hub.", "teacher.server.")  # keys of a config; not hashed, and in no report
+PRIVATE = ("paths.", "tracker.", "teacher.server.")  # keys of a config; not hashed, and in no report
 HALVED = ("training", "scores")  # the large tables, for which 32 bits are enough
 LARGEST = 3e38  # in 32 bits
 
@@ -56,11 +62,12 @@ def exported(records: "Records") -> dict[str, bytes]:
         if own.rollouts
     ]
     is_damage = [row in damage for row in records.excluded.itertuples(index=False, name=None)]
+    by_evaluation = records.scores.groupby(EVALUATION, sort=False)[list(AVERAGED)]
     frames = {
         "runs": records.runs,
         "training": records.training,
         "scores": records.scores,
-        "evaluations": records.scores.groupby(EVALUATION, sort=False)[list(AVERAGED)].mean().reset_index(),
+        "evaluations": by_evaluation.agg("first" if records.averaged else "mean").reset_index(),
         "answers": records.answers,
         "rollouts": pd.DataFrame(rollouts, columns=["arm", "step", "record"]),
         "excluded": records.excluded.assign(damage=is_damage),
@@ -74,7 +81,8 @@ def exported(records: "Records") -> dict[str, bytes]:
 
 def public(config: Mapping[str, Any]) -> dict[str, Any]:
     """A config by dotted key, without the places where its machines keep and reach things."""
-    return {key: value for key, value in config.items() if not f"{key}.".startswith(PRIVATE)}
+    kept = {key: value for key, value in config.items() if not f"{key}.".startswith(PRIVATE)}
+    return kept | dict.fromkeys(kept.keys() & {"hub.push"})
 
 
 def _parquet(frame: "pd.DataFrame", name: str) -> bytes:
@@ -96,24 +104,44 @@ class Arguments:
 
     runs: Path
     out: Path
+    baseline: str = "default"
 
 
-def write_study(runs: Path, out: Path) -> str:
+def write_study(runs: Path, out: Path, *, baseline: str = "default") -> str:
     """Exports the runs under `runs` to `out`; returns a sentence on what was written. Raises `UserError`."""
-    from analysis.load import load
+    from analysis.report import read_records
 
-    if not find_runs(runs):
+    if not studies(runs) and not find_runs(runs):
         raise UserError(f"runs={runs} holds no run directory (one with a config.yaml or status.json)")
-    records = load(runs)
-    files = exported(records)
-    command.write(out, files)
+    records = read_records(runs, cache=False)
+    if out.suffix == pack.SUFFIX:
+        files = _with_page(exported(pack.without_places(records)), baseline)
+        for key, value in pack.places(public(own.config) for own in records.details.values()).items():
+            warn(f"{key}={value}: names a place on this machine; it is part of its runs' hashes, so {out} has it too")
+        command.write(out.parent, {out.name: pack.packed(files)})
+    else:
+        files = exported(records)
+        command.write(out, files)
     size = sum(map(len, files.values())) / 1e6
     return f"{out}: {len(records.runs)} runs in {size:.1f} MB; {len(records.excluded)} records left out"
 
 
+def _with_page(files: Mapping[str, bytes], baseline: str) -> dict[str, bytes]:
+    """The exports and the page that they give."""
+    from analysis import report
+
+    with tempfile.TemporaryDirectory() as folder:
+        command.write(Path(folder), files)
+        pages, _ = report.build(report.Arguments(Path(folder), Path(), baseline=baseline, figures=False))
+    page = pages[pack.PAGE]
+    return {**files, pack.PAGE: page.encode() if isinstance(page, str) else page}
+
+
 def main(argv: Sequence[str]) -> int:
     """Runs the command and returns its exit status."""
-    return command.run(argv, __doc__, Arguments, lambda given: write_study(given.runs, given.out))
+    return command.run(
+        argv, __doc__, Arguments, lambda given: write_study(given.runs, given.out, baseline=given.baseline)
+    )
 
 
 if __name__ == "__main__":

@@ -59,15 +59,19 @@ def _exported(planned: Plan) -> set[str]:
     """The runs that exported studies hold, finished and evaluated."""
     found: set[str] = set()
     for name in planned.sweep.exports:
+        from analysis.pack import opened
         from analysis.studies import counted_runs
         from analysis.study_schema import studies
 
-        if not studies(Path(name)):
-            raise UserError(f"sweep.exports: {name} holds no exported study; make one with python -m analysis.study")
-        try:
-            found |= counted_runs(Path(name))
-        except RecordError as error:
-            raise UserError(f"sweep.exports: {name}: {error}") from error
+        with opened(Path(name)) as folder:
+            if not studies(folder):
+                raise UserError(
+                    f"sweep.exports: {name} holds no exported study; make one with python -m analysis.study"
+                )
+            try:
+                found |= counted_runs(folder)
+            except RecordError as error:
+                raise UserError(f"sweep.exports: {name}: {error}") from error
     return found
 
 
