@@ -115,7 +115,10 @@ _ABSENT = object()
 
 
 def _frozen(value: Any) -> Hashable:
-    return value if value is _ABSENT else repr(value)
+    """Equal for equal values; 1 is 1.0, but not true."""
+    if isinstance(value, list | tuple):
+        return tuple(map(_frozen, value))
+    return float(value) if type(value) is int else (type(value), value) if isinstance(value, bool) else value
 
 
 def _same(one: Any, other: Any) -> bool:

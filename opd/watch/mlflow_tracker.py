@@ -16,7 +16,7 @@ from opd.config import identity
 from opd.config.schema import MLflow, RunConfig
 from opd.printable import say
 from opd.records.run_dir import RunDir
-from opd.watch.tracked import Tracker, numbers, tracked_id
+from opd.watch.tracked import Tracker, differs, numbers, tracked_id
 
 _ID = "opd.tracked_id"
 _PARAMS, _METRICS = 100, 1000  # at most in one request, by MLflow's own limits
@@ -40,6 +40,7 @@ class MLflowTracker(Tracker):
         self.metric, self.param = Metric, Param
         self.client = mlflow.MlflowClient()
         self.content = check.as_dict(config)
+        self.differs = differs(config)
         self.experiment = self._experiment(knobs.experiment)
         self.run = ""
         where = without_credentials(mlflow.get_tracking_uri())
@@ -73,7 +74,7 @@ class MLflowTracker(Tracker):
                 self.client.log_batch(self.run, metrics=part)
 
     def _new_run(self) -> str:
-        tags = {_ID: tracked_id(self.content), "opd.study": self.content["study"]}
+        tags = {_ID: tracked_id(self.content), "opd.study": self.content["study"], "opd.differs": self.differs}
         run = self.client.create_run(self.experiment, run_name=identity.run_id(self.content), tags=tags).info.run_id
         params = (self.param(_allowed(key), str(value)) for key, value in _flat(self.content))
         for part in _parts(params, _PARAMS):

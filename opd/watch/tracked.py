@@ -5,7 +5,11 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from opd.config import identity
+from opd.check import config as check
+from opd.config import identity, labels
+from opd.config.flat import flat
+from opd.config.places import CONF
+from opd.config.schema import RunConfig
 
 
 class Tracker:
@@ -24,6 +28,38 @@ class Tracker:
 
     def abandon(self) -> None:
         """Called after a failure: nothing else will be called."""
+
+
+def differs(config: RunConfig) -> str:
+    """The keys that are not as the run's experiment, or without one the default, has them at its scale: by this,
+    trackers tell runs of one name apart.
+    """
+    own, base = flat(check.as_dict(config)), flat(_as_named(config))
+    unused = {key for key, value in own.items() if value is None and any(at.startswith(f"{key}.") for at in base)}
+    return labels.text(labels.differences({key: own[key] for key in own.keys() - unused}, base))
+
+
+def _as_named(config: RunConfig) -> dict[str, Any]:
+    """The config that the run's name and scale alone give; empty where they give none."""
+    from hydra import compose, initialize_config_dir
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.errors import HydraException
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    named = [f"+experiment={config.name}"] if (CONF / "experiment" / f"{config.name}.yaml").exists() else []
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            composed = compose("config", overrides=[f"scale={config.scale.name}", *named])
+        found: Any = OmegaConf.to_container(composed, resolve=True)
+        return found
+    except (HydraException, OmegaConfBaseException):  # a scale or an experiment of a plug-in, or of an earlier version
+        return {}
+    finally:
+        if outer is not None:
+            GlobalHydra.instance().initialize(outer)
 
 
 def tracked_id(content: Mapping[str, Any]) -> str:

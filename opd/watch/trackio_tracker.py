@@ -12,7 +12,7 @@ from opd.config.schema import RunConfig, Trackio
 from opd.errors import UserError
 from opd.printable import say
 from opd.records.run_dir import RunDir
-from opd.watch.tracked import Tracker, numbers, tracked_id
+from opd.watch.tracked import Tracker, differs, numbers, tracked_id
 
 _ELSEWHERE = ("TRACKIO_SPACE_ID", "TRACKIO_SERVER_URL")  # a run there cannot be taken back to a checkpoint
 
@@ -32,7 +32,7 @@ class TrackioTracker(Tracker):
         self.trackio, self.project, self.study = trackio, knobs.project, config.study
         content = check.as_dict(config)
         self.name = identity.run_id(content)
-        self.config = {**content, "tracked_id": tracked_id(content)}
+        self.config = {**content, "differs": differs(config), "tracked_id": tracked_id(content)}
         self.run: Any = None
         say(f"{folder.path}: tracked by trackio; trackio show --project {knobs.project} shows it")
 

@@ -11,7 +11,7 @@ from opd.config.schema import RunConfig, Wandb
 from opd.errors import UserError
 from opd.printable import say
 from opd.records.run_dir import RunDir
-from opd.watch.tracked import Tracker, tracked_id
+from opd.watch.tracked import Tracker, differs, tracked_id
 
 PATIENCE = 60.0  # seconds that it may take to start, and to send the rest at the end
 
@@ -38,7 +38,7 @@ class WandbTracker(Tracker):
                 id=tracked_id(content),
                 name=identity.run_id(content),
                 group=config.study,
-                config=content,
+                config={**content, "differs": differs(config)},
                 dir=str(folder.path),
                 resume="allow",
                 settings=wandb.Settings(

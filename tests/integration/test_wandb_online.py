@@ -44,7 +44,8 @@ def test_a_run_is_told_step_by_step_and_is_the_same_run_when_it_goes_on(site, sm
     assert {each["name"] for each in site.begun} == {run}
     begun = site.begun[0]
     assert (begun["groupName"], begun["displayName"]) == ("main", run_dir(config).path.name)
-    assert json.loads(begun["config"])["num_steps"]["value"] == 4
+    told = json.loads(begun["config"])
+    assert told["num_steps"]["value"] == 4 and "num_steps=4" in told["differs"]["value"]
     assert "a" * 40 not in json.dumps(site.begun)
 
 

@@ -8,7 +8,7 @@ import pytest
 from opd.errors import UserError
 from opd.records.run_dir import RunDir
 from opd.watch.mlflow_tracker import _allowed
-from opd.watch.tracked import Tracker, tracked_id
+from opd.watch.tracked import Tracker, differs, tracked_id
 from opd.watch.tracker import PACKAGES, FaultTolerant, track
 from tests.integration.conftest import composed
 
@@ -18,6 +18,20 @@ def test_tracked_id_is_stable():
     assert tracked_id(one) == tracked_id({**one, "tracker": {"kind": "wandb"}, "profile": True})
     ids = {tracked_id(each) for each in (one, {**one, "seed": 1}, {**one, "study": "t"}, {**one, "gamma": 0.1})}
     assert len(ids) == 4 and all(len(each) == 16 and each.isalnum() for each in ids)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ([], ""),
+        (["gamma=0.5", "seed=3", "tracker=wandb"], "gamma=0.5"),
+        (["+experiment=hard_switch", "optim.lr=0.01"], "optim.lr=0.01"),
+        (["+experiment=hellinger", "scale=small"], ""),
+        (["name=mine", "divergence=tsallis"], "divergence=tsallis divergence.alpha=1.5"),
+    ],
+)
+def test_a_run_is_told_apart_by_what_its_experiment_does_not_set(overrides: list[str], expected: str):
+    assert differs(composed(overrides)) == expected
 
 
 def test_failed_tracker_warns_once(capsys: pytest.CaptureFixture[str]):
