@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock
 
+from opd.config.places import ROOT
 from opd.config.recipe import Recipe, model_path
 from opd.config.schema import RunConfig
 from opd.errors import UserError
@@ -27,9 +28,12 @@ from opd.records.files import make_folder
 # Models that come with the package, by the names that they get under `paths.models`.
 TRAINED = Path(__file__).parent / "trained"
 
+# Where models may be copied from instead of being trained: a checkout's own are found from any working folder.
+MADE = (TRAINED, *([ROOT / "models"] if (ROOT / "pyproject.toml").is_file() else []))
+
 
 def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, Path]:
-    """Train missing models; return recipe name → model directory, in Hugging Face format.
+    """Copy or train missing models; return recipe name → model directory, in Hugging Face format.
 
     Raises:
         UserError: where a model cannot be trained; the others in progress are then terminated.
@@ -37,8 +41,9 @@ def ensure_models(recipes: Mapping[str, Recipe], models_dir: Path) -> dict[str, 
     """
     paths = {name: model_path(name, recipe, models_dir) for name, recipe in recipes.items()}
     for path in paths.values():
-        if not path.is_dir() and (TRAINED / path.name).is_dir():
-            make_model(path, partial(shutil.copytree, TRAINED / path.name, dirs_exist_ok=True))
+        made = [folder / path.name for folder in MADE if (folder / path.name).is_dir()]
+        if made and not path.is_dir():
+            make_model(path, partial(shutil.copytree, made[0], dirs_exist_ok=True))
     missing = sorted((name for name in recipes if not paths[name].is_dir()), key=lambda name: -_cost(recipes[name]))
     if missing:
         make_folder(models_dir)
@@ -78,7 +83,8 @@ def _cost(recipe: Recipe) -> float:
 def _train_all(missing: dict[str, tuple[Recipe, Path]]) -> None:
     workers: list[subprocess.Popen[str]] = []
     stopping, guard = threading.Event(), threading.Lock()
-    progress = ProgressLog({name: recipe.steps for name, (recipe, _) in missing.items()})
+    folder = next(iter(missing.values()))[1].parent
+    progress = ProgressLog({name: recipe.steps for name, (recipe, _) in missing.items()}, folder)
 
     def build(name: str) -> None:
         recipe, target = missing[name]
@@ -159,10 +165,11 @@ def make_models(config: RunConfig) -> None:
 class ProgressLog:
     """Prints a line to stderr at every tenth of a model's steps."""
 
-    def __init__(self, steps: dict[str, int]):
+    def __init__(self, steps: dict[str, int], folder: Path):
         self._steps, self._start = steps, time.monotonic()
         self._next = {name: total / 10 for name, total in steps.items()}
-        self._say(", ".join(f"{name} ({total} steps)" for name, total in steps.items()))
+        named = ", ".join(f"{name} ({total} steps)" for name, total in steps.items())
+        self._say(f"training {named}, kept in {folder.resolve()} (paths.models) for later runs")
 
     def advance(self, name: str, message: Mapping[str, Any]) -> None:
         if message["step"] >= self._next[name]:

@@ -302,13 +302,22 @@ def test_missing_models_are_made_in_processes_and_found_the_next_time(tmp_path: 
     paths = ensure_models(recipes, tmp_path)
     assert paths == {name: model_path(name, made, tmp_path) for name, made in recipes.items()}
     log = capsys.readouterr().err
-    assert "a (6 steps), b (6 steps)" in log and "a is ready" in log and "b 6/6 loss" in log
+    assert "training a (6 steps), b (6 steps), kept in " in log and "a is ready" in log and "b 6/6 loss" in log
     expected = trained(recipes["b"])
     assert all(
         torch.equal(value, expected[name]) for name, value in load_file(paths["b"] / "model.safetensors").items()
     )
     monkeypatch.setattr(subprocess, "Popen", None)
     assert ensure_models(recipes, tmp_path) == paths
+    assert not capsys.readouterr().err
+    # As from another working folder: a checkout's models are copied.
+    monkeypatch.setattr("opd.recipes.make.MADE", (tmp_path / "nothing", tmp_path))
+    copies = ensure_models(recipes, tmp_path / "elsewhere" / "models")
+    for name, copy in copies.items():
+        assert copy.parent == tmp_path / "elsewhere" / "models"
+        assert {file.name: file.read_bytes() for file in copy.iterdir()} == {
+            file.name: file.read_bytes() for file in paths[name].iterdir()
+        }
     assert not capsys.readouterr().err
 
 
