@@ -1,5 +1,6 @@
 """What the commands share: composing the config, and reporting an error in one sentence."""
 
+import copy
 import difflib
 import errno
 import functools
@@ -15,7 +16,7 @@ from typing import Any
 
 from opd import command_help
 from opd.check import config as check
-from opd.config import plugins, words
+from opd.config import plugins, sources, words
 from opd.config.hints import no_such_key
 from opd.config.identity import override_as_today
 from opd.config.places import CONF, ROOT
@@ -43,15 +44,17 @@ def register_resolvers() -> None:
 
 
 def resolved(config: Any) -> dict[str, Any]:
-    """A composed config as plain data, without its `sweep` section.
+    """A composed config as plain data, without its `sweep` section; its benchmarks have whole sources.
 
     Raises:
-        UserError: for a missing value or a broken interpolation.
+        UserError: for a missing value or a broken interpolation, or a benchmark without a source.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+    from omegaconf.errors import InterpolationKeyError, MissingMandatoryValue, OmegaConfBaseException
 
     register_resolvers()  # a process of Hydra's launcher has not registered them
+    config = copy.deepcopy(config)
+    sources.complete(config)
     try:
         values: Any = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except MissingMandatoryValue as error:
@@ -59,16 +62,36 @@ def resolved(config: Any) -> dict[str, Any]:
         with suppress(OmegaConfBaseException):  # another interpolation may be broken
             missing = min(OmegaConf.missing_keys(config))
         raise UserError(f"{missing}: has no value; give it one, as {missing}=VALUE") from None
+    except InterpolationKeyError as error:
+        raise UserError(_broken(error, config)) from None
     except OmegaConfBaseException as error:
         raise UserError(f"{error.full_key}: {first_line(error)}") from None
     values.pop("sweep", None)
+    sources.with_later_keys(values)
     return values
 
 
-def prepared(composed: Any) -> RunConfig:
+def _broken(error: Any, config: Any) -> str:
+    """The sentence for a value that follows another one which this config does not have."""
+    wanted = re.search(r"Interpolation key '([^']+)' not found", str(error))
+    if wanted is None:
+        return f"{error.full_key}: {first_line(error)}"
+    scale, recipe = config.get("scale", {}).get("name"), re.match(r"recipes\.(\w+)", wanted[1])
+    here = f"{error.full_key}: follows {wanted[1]}, which scale={scale} does not have"
+    if recipe and (group := next(iter(_recipes(recipe[1])), None)):
+        return f"{here}; give {error.full_key} a value, or add +{group}@recipes.{recipe[1]}={recipe[1]}"
+    return f"{here}; give {error.full_key} a value"
+
+
+def _recipes(name: str) -> list[str]:
+    """The groups that have a recipe of this name."""
+    return [file.parent.relative_to(CONF).as_posix() for file in sorted((CONF / "recipe").rglob(f"{name}.yaml"))]
+
+
+def prepared(composed: Any, *, trains: bool = True) -> RunConfig:
     """A composed config, checked (`opd.check.config.prepare`); a value that another key gave is refused by that key."""
     try:
-        return check.prepare(resolved(composed))
+        return check.prepare(resolved(composed), trains=trains)
     except UserError as error:
         raise UserError(_blamed(str(error), composed)) from None
 

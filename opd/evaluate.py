@@ -46,7 +46,9 @@ def evaluate(config: RunConfig) -> dict[str, float]:
 
     content, settings = check.as_dict(config), config.evaluate
     if not settings.benchmarks:
-        raise UserError("evaluate.benchmarks=[]: name at least one benchmark")
+        raise UserError(
+            "evaluate.benchmarks=[]: name at least one, as evaluate.benchmarks=[gsm8k] or a file of yours, [test.jsonl]"
+        )
     if config.student.lora is not None:
         raise UserError("student.lora: an evaluation trains nothing; set lora=none")
     folder = RunDir(Path(config.paths.outputs) / config.study / identity.run_id(content))
@@ -123,15 +125,7 @@ def arguments(given: list[str]) -> list[str]:
         config["student"] = {**config.get("student", {}), "model": str(model), "lora": None}
         if date := _date(folder):
             config["prompts"] = {**config.get("prompts", {}), "date": date}
-        more = [
-            f"+benchmark@evaluate.sources.{wanted}={wanted}"
-            for word in rest
-            if word.startswith("evaluate.benchmarks=")
-            for wanted in re.findall(r"[\w.+-]+", word.partition("=")[2])
-            if wanted not in config.get("evaluate", {}).get("sources", {})
-            and (cli.CONF / "benchmark" / f"{wanted}.yaml").exists()
-        ]
-        return [*config_argument.store(config), *more, *rest]
+        return [*config_argument.store(config), *rest]
     if "step" in named:
         raise UserError("step=: goes with run=DIR, not with model=PATH")
     model = named["model"]
@@ -139,7 +133,7 @@ def arguments(given: list[str]) -> list[str]:
     name = re.sub(r"[^A-Za-z0-9._+-]+", "-", model.removeprefix("sft:").rstrip("/").rpartition("/")[2]).lstrip("._+-")
     chosen = ["teacher=self", f"student.model={typed(model)}", f"name={name or 'model'}", "study=evaluate"]
     if not model.startswith("sft:") and not any(word.startswith("scale=") for word in rest):
-        chosen += ["scale=own", "prompts.source.file=null"]
+        chosen.append("scale=own")
     return [*chosen, *rest]
 
 
@@ -160,7 +154,7 @@ def _checkpoints(folder: RunDir) -> str:
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
 @cli.job
 def _main(composed: DictConfig) -> None:
-    evaluate(cli.prepared(composed))
+    evaluate(cli.prepared(composed, trains=False))
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from opd.check import signatures
 from opd.check.credentials import refuse_credentials
 from opd.check.ensemble_rules import refuse_teachers
 from opd.check.refusals import RULES
+from opd.check.run_rules import without_problems
 from opd.check.signal import term_spec, uses_anchor
 from opd.check.teacher_rules import with_own_settings
 from opd.config import plugins
@@ -44,9 +45,9 @@ MODULES = {
 }
 
 
-def prepare(composed: Mapping[str, Any]) -> RunConfig:
+def prepare(composed: Mapping[str, Any], *, trains: bool = True) -> RunConfig:
     """A composed config, parsed, reduced to what it uses, and checked, with the numbers of its methods in one
-    spelling, so that 1 and 1.0 are one run.
+    spelling, so that 1 and 1.0 are one run. An evaluation, which does not train, needs no prompts.
 
     Raises:
         UserError: for the first thing wrong with it.
@@ -56,6 +57,8 @@ def prepare(composed: Mapping[str, Any]) -> RunConfig:
     plugins.refuse_missing(config.plugins, "plugins")
     config = selected(config)
     check(config)
+    if refusal := without_problems(config, trains=trains):
+        raise UserError(refusal)
     return typed(config)
 
 

@@ -56,6 +56,24 @@ def no_repository(config: RunConfig) -> str | None:
     return f"{name!r} has no owner" if "/" not in name else None
 
 
+def without_problems(config: RunConfig, *, trains: bool) -> str | None:
+    """The refusal of a dataset that comes neither from a file nor from the hub; of prompts only where a run trains."""
+    sources = {f"evaluate.sources.{name}": source for name, source in config.evaluate.sources.items()}
+    if trains:
+        source = config.prompts.source
+        several = source.sources if isinstance(source, DataMixture) else {}
+        sources |= {f"prompts.source.sources.{name}": each for name, each in several.items()} or {
+            "prompts.source": source
+        }
+    for key, source in sources.items():
+        if isinstance(source, Dataset) and source.file is None and source.hub is None:
+            return (
+                f"{key}.file: has no value; give it a file of problems (JSONL, CSV or Parquet), or name a dataset of "
+                f"the Hugging Face Hub as {key}.hub=OWNER/NAME"
+            )
+    return None
+
+
 @rule("plan.ranks", "plan.gpu_gib", reason="a plan needs both to describe a machine")
 def half_a_machine(config: RunConfig) -> str | None:
     if (config.plan.ranks is None) == (config.plan.gpu_gib is None):

@@ -66,4 +66,11 @@ def uses_anchor(config: RunConfig) -> bool:
 
 def uses_grades(config: RunConfig) -> bool:
     """Whether the responses are to be graded."""
-    return config.shaping.pass_rate_power > 0 or any("grade" in term.needs for term in weighted_terms(config))
+    return graded_by(config) is not None
+
+
+def graded_by(config: RunConfig) -> str | None:
+    """The key for which the responses are to be graded."""
+    if config.shaping.pass_rate_power > 0:
+        return "shaping.pass_rate_power"
+    return next((f"signal.{term.name}" for term in weighted_terms(config) if "grade" in term.needs), None)

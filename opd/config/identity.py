@@ -46,6 +46,12 @@ LATER: dict[str, Any] = {
     "recipes.*.hints": 0.0,
     "prompts.date": None,
     "hub": {"push": None, "private": True},
+    "prompts.source:dataset.problem": None,
+    "prompts.source:mixture.sources.*:dataset.problem": None,
+    "evaluate.sources.*:dataset.problem": None,
+    "prompts.source:dataset.where": {},
+    "prompts.source:mixture.sources.*:dataset.where": {},
+    "evaluate.sources.*:dataset.where": {},
 }
 
 

@@ -4,6 +4,7 @@ A method node (`divergence`, `filter`, `responses` and the other groups of `opd.
 a `_target_`; its knobs are that function's keyword-only parameters, which `opd.check.config` checks.
 """
 
+import json
 from collections.abc import Iterator
 from datetime import datetime
 from typing import Annotated, Any, Literal
@@ -32,6 +33,17 @@ def _moment(value: Any) -> str:
         return datetime.fromisoformat(value).isoformat() and value
     except (TypeError, ValueError):
         raise ValueError("should be a date (YYYY-MM-DD), or one with a time (YYYY-MM-DDTHH:MM)") from None
+
+
+def _wanted(value: Any) -> list[str]:
+    values: list[Any] = value if isinstance(value, list) else [value]
+    if not values or not all(each is None or isinstance(each, str | int | float) for each in values):
+        raise ValueError("should be a text, a number, true, false or null, or a list of them")
+    return [each if isinstance(each, str) else json.dumps(each) for each in values]
+
+
+# The values that a field may have, as JSON writes them, texts without quotes: 4 and '4' are alike.
+Wanted = Annotated[list[str], PlainValidator(_wanted)]
 
 
 Moment = Annotated[str, PlainValidator(_moment)]
@@ -63,9 +75,12 @@ class Generated:
 
 @dataclass(config=STRICT, frozen=True)
 class Dataset:
-    """Problems of a dataset: `file` (JSONL; as given, or under `paths.data`) where it exists, else the hub's `hub`.
+    """Problems of a dataset: of `file` (JSONL, JSON, CSV or Parquet; as given, or under `paths.data`) where that
+    exists, else the hub's `hub`.
 
-    `streaming` reads the hub's rows one by one, the first `limit`, instead of downloading them all.
+    A problem is the text in `problem_field`, or the conversation (a list of roles and contents), or `problem` with the
+    row's fields in the place of their names in braces. `where` takes the rows whose fields have one of these values;
+    `limit` the first of them. `streaming` reads the hub's rows one by one instead of downloading them all.
     """
 
     kind: Literal["dataset"]
@@ -75,9 +90,11 @@ class Dataset:
     revision: Text | None
     streaming: bool
     file: Text | None
+    problem: Text | None
     problem_field: Text
-    answer_field: Text
+    answer_field: Text | None
     id_field: Text | None
+    where: dict[Text, Wanted]
     domain: Text
     limit: Count | None
     grader: Choice

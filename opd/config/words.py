@@ -14,8 +14,12 @@ from opd.config import plugins
 from opd.errors import UserError
 
 # Texts that may stand in a file (KEY=@FILE), and in which \n is the end of a line.
-LONG_TEXTS = ("prompts.prefix", "prompts.suffix", "prompts.system")
+_SOURCE = r"(?:prompts\.source(?:\.sources\.[^.]+)?|evaluate\.sources\.[^.]+)"
+_LONG_TEXTS = re.compile(rf"prompts\.(?:prefix|suffix|system)|{_SOURCE}\.problem")
 LONGEST = 1 << 20  # bytes of such a file
+
+# Mappings with names of the user's own, which no file of `conf/` has: their keys need no plus.
+_OPEN = re.compile(rf"evaluate\.sources\.[^.]+(?:\..+)?|{_SOURCE}\.where(?:\..+)?")
 
 # LaTeX commands that begin with \n, which is no end of a line there.
 _COMMANDS = ("nabla", "natural", "ncong", "ne", "nearrow", "neg", "neq", "nexists", "ngeq", "ni", "nleq", "nmid", "not")
@@ -61,7 +65,7 @@ def as_read(words: Sequence[str], *, multirun: bool) -> list[str]:
     r"""The overrides as Hydra reads them.
 
     The value of a key that is a text is taken as it stands, whatever signs it has; with several runs (`multirun`)
-    commas separate texts. `~/` is the home folder. `LONG_TEXTS` may stand in a file (`prompts.suffix=@FILE`), and `\n`
+    commas separate texts. `~/` is the home folder. Long texts may stand in a file (`prompts.suffix=@FILE`), and `\n`
     in them is the end of a line, unless a LaTeX command begins with it.
 
     Raises:
@@ -81,6 +85,9 @@ def _as_read(word: str, following: Sequence[str], multirun: bool) -> str:
     word = f"{start}={value}"
     if is_text(key):
         word = f"{start}={_text(key, value, word, multirun)}"
+    if _OPEN.fullmatch(key) and "@" not in start and not start.startswith(("+", "~")):
+        start = f"++{start}"
+        word = f"++{word}"
     if _parsed(word) is None:
         plain = not re.search(r"['\"\\$`!]", value)
         given = f"'{start}=\"{value}\"'" if plain else shlex.quote(f"{start}={typed(value)}")
@@ -95,13 +102,13 @@ def _no_value(word: str, following: Sequence[str]) -> str:
 
 def _text(key: str, value: str, word: str, multirun: bool) -> str:
     """The value of a text's key: as given where Hydra reads it as one text, else quoted."""
-    if key in LONG_TEXTS and value.startswith("@"):
+    if is_long(key) and value.startswith("@"):
         return typed(_content(key, Path(value[1:])))
     override = _parsed(word)
     if override is None or (override.is_sweep_override() and not multirun):
-        return typed(_with_newlines(value) if key in LONG_TEXTS else value)
+        return typed(_with_newlines(value) if is_long(key) else value)
     read = None if override.is_sweep_override() else override.value()
-    if key in LONG_TEXTS and (text := _with_newlines(str(read))) != str(read):
+    if is_long(key) and (text := _with_newlines(str(read))) != str(read):
         return typed(text)
     return typed(value) if isinstance(read, int | float) else value  # a name like 7 or true
 
@@ -134,6 +141,11 @@ def _parsed(word: str) -> Any:
 
 
 # ---- which keys are texts
+
+
+def is_long(key: str) -> bool:
+    """Whether a key's text may have several lines, or stand in a file."""
+    return _LONG_TEXTS.fullmatch(key) is not None
 
 
 def is_text(key: str) -> bool:

@@ -11,12 +11,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from torch.nn.functional import pad as pad_to
 
+from opd.data.problem import Turns
 from opd.grading.grader import MATHEMATICS
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """One tokenised problem: `token_ids` is what the student sees, `problem` the text for people."""
+    """One tokenised problem: `token_ids` is what the student sees, `problem` the text for people, `earlier` the turns
+    before it.
+    """
 
     id: str
     problem: str
@@ -24,6 +27,7 @@ class Prompt:
     domain: str
     token_ids: tuple[int, ...]
     grader: str = MATHEMATICS  # the node of its grader, as JSON
+    earlier: Turns = ()
 
 
 @dataclass(frozen=True)

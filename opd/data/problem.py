@@ -14,15 +14,22 @@ ANSWER_MARK = "#### "
 _HELD_OUT = 8
 
 
+# Roles and contents of a conversation.
+Turns = tuple[tuple[str, str], ...]
+
+
 @dataclass(frozen=True)
 class Problem:
-    """`problem` is the text that a model continues, `answer` the one right answer."""
+    """`problem` is the text that a model continues, or answers after the turns before it; `answer` the one right
+    answer, empty where it is not known.
+    """
 
     id: str
     problem: str
     answer: str
     domain: str
     grader: str = MATHEMATICS
+    earlier: Turns = ()
 
 
 def split_of(key: str) -> Split:

@@ -1,75 +1,24 @@
-"""Problems from the Hugging Face Hub or a JSONL file, the prompts made of them, and their order."""
+"""Prompts made of problems, and their order."""
 
-import itertools
-import json
-import logging
 import math
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import lru_cache
-from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from unicodedata import normalize
 
 import numpy as np
 
-from opd.config.schema import Dataset
-from opd.data import hub
 from opd.data.environment import Environment, Message
 from opd.data.problem import Problem
 from opd.data.template import render
 from opd.errors import UserError
-from opd.grading.answer import plain
 
 if TYPE_CHECKING:
     from jaxtyping import Int
     from transformers import PreTrainedTokenizerBase
 
     from opd.data.batch import Prompt
-
-# The project's own field names: a JSONL file may use them whatever the fields of the hub's copy are called.
-OWN_FIELDS = {"problem_field": "problem", "answer_field": "answer", "id_field": "id"}
-
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?", re.A)
-
-# What stands before the final answer in GSM8K's worked solutions.
-ANSWER_MARK = "####"
-
-
-def load_problems(source: Dataset, *, data_dir: Path | None) -> list[Problem]:
-    """The problems of `source`: of its `file` where that exists (as given, or under `data_dir`), else of its `hub`.
-
-    A line of a file names its fields as `source` does, or `id`, `problem` and `answer`. A problem without an id gets
-    one from the set's name and its place. Of a worked solution ending in "#### 72", the 72 is the answer.
-
-    Raises:
-        UserError: where there is neither file nor hub, the set cannot be loaded or is empty, or a line or row is
-            damaged: not JSON, a field missing, empty or not text, an id given twice.
-    """
-    file = _find(source, data_dir)
-    name = file.stem if file else f"{str(source.hub).rpartition('/')[2]}-{source.split}"
-    problems: list[Problem] = []
-    places: dict[str, str] = {}
-    for place, number, row in islice(read_jsonl(file) if file else _rows(source), source.limit):
-        if source.id_field is None and not (file and "id" in row):
-            key = f"{name}-{number:05d}"
-        else:
-            key = _text(row, place, "id_field", source, own=file is not None)
-        if key in places:
-            raise UserError(f"{place}: the id {key!r} was already given at {places[key]}; every problem needs its own")
-        places[key] = place
-        answer = _text(row, place, "answer_field", source, own=file is not None)
-        if ANSWER_MARK in answer:
-            answer = plain(answer.rpartition(ANSWER_MARK)[2].strip())
-            if not answer:
-                raise UserError(f"{place}: nothing follows {ANSWER_MARK!r} in the answer")
-        problem = _text(row, place, "problem_field", source, own=file is not None)
-        problems.append(Problem(id=key, problem=problem, answer=answer, domain=source.domain))
-    if not problems:
-        raise UserError(f"{file or source.hub}: has no problems")
-    return problems
 
 
 def encode(
@@ -87,9 +36,10 @@ def encode(
 ) -> "tuple[list[Prompt], list[str]]":
     """Prompts as the student sees them, and the ids of the problems left out because theirs is too long.
 
-    A conversation begins as `environment` says, with prefix and suffix around its last message. `raw` continues its
-    texts; `chat` puts them (after a system turn where `system` is given) into the tokenizer's chat template, which may
-    ask for the `date`, and opens the assistant's turn. `notice` gets a sentence where the tokens of prompts stand for
+    A conversation begins with the problem's earlier turns and goes on as `environment` says, with prefix and suffix
+    around its last message. `raw` continues its texts; `chat` puts them (after the turn `system`, where they have no
+    system turn of their own) into the tokenizer's chat template, which may ask for the `date`, and opens the
+    assistant's turn. `notice` gets a sentence where the tokens of prompts stand for
     other texts than these.
 
     Raises:
@@ -99,13 +49,12 @@ def encode(
     """
     from opd.data.batch import Prompt
 
-    begun = [
-        [*turns[:-1], {**turns[-1], "content": prefix + turns[-1]["content"] + suffix}]
-        for turns in environment.start(problems)
+    begun: list[list[Message]] = [
+        [*_earlier(problem), *turns[:-1], {**turns[-1], "content": prefix + turns[-1]["content"] + suffix}]
+        for problem, turns in zip(problems, environment.start(problems), strict=True)
     ]
     if template == "chat":
-        before: list[Message] = [] if system is None else [{"role": "system", "content": system}]
-        texts = render(tokenizer, [[*before, *turns] for turns in begun], key="prompts.template", date=date)
+        texts = render(tokenizer, [_with_system(turns, system) for turns in begun], key="prompts.template", date=date)
     elif system is not None:
         raise UserError("prompts.system: a raw prompt has no system turn; use prompts.template=chat or prompts.prefix")
     else:
@@ -139,6 +88,17 @@ def encode(
             f"the shortest has {shortest} tokens"
         )
     return prompts, dropped
+
+
+def _earlier(problem: Problem) -> list[Message]:
+    return [{"role": role, "content": content} for role, content in problem.earlier]
+
+
+def _with_system(turns: list[Message], system: str | None) -> list[Message]:
+    """The conversation after a system turn, unless it has one of its own."""
+    if system is None or turns[0]["role"] == "system":
+        return turns
+    return [{"role": "system", "content": system}, *turns]
 
 
 def _check_ends(
@@ -234,114 +194,7 @@ def _order(num_prompts: int, batch_size: int, seed: int, epoch: int) -> np.ndarr
     return order
 
 
-# ---- reading
-
-
-def _find(source: Dataset, data_dir: Path | None) -> Path | None:
-    candidates = [] if source.file is None else [Path(source.file), *([data_dir / source.file] if data_dir else [])]
-    for file in candidates:
-        if file.is_file():
-            return file
-    if source.hub is None:
-        if not candidates:
-            raise UserError("a prompt set needs a file= (JSONL) or a hub= (dataset on the Hugging Face Hub)")
-        where = " nor ".join(map(str, candidates))
-        where = f"neither {where} exists" if candidates[1:] else f"{where} does not exist"
-        raise UserError(f"file={source.file}: {where}, and there is no hub= to load the set from")
-    return None
-
-
-def read_jsonl(file: Path) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    """(place to name in a message, line number, object) of each line that is not blank; raises `UserError`."""
-    try:
-        lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").split(b"\n")
-    except OSError as error:
-        raise UserError(f"{file}: {error.strerror}") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        place = f"{file}, line {number}"
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{place}: is not JSON ({str(error).splitlines()[0]})") from error
-        if not isinstance(row, dict):
-            raise UserError(f"{place}: is not a JSON object")
-        yield place, number, row
-
-
-def _rows(source: Dataset) -> Iterator[tuple[str, int, dict[str, Any]]]:
-    part = ", ".join(
-        f"{key} {value}"
-        for key, value in (("config", source.config), ("split", source.split), ("revision", source.revision))
-        if value is not None
-    )
-    dataset = _download(source, part)
-    wanted = [field for field in (source.problem_field, source.answer_field, source.id_field) if field is not None]
-    names = dataset.column_names  # a stream may not know them before its first row
-    for field in wanted if names else []:
-        if field not in names:
-            raise UserError(f"{source.hub} ({part}): has no field {field!r}; its fields are {', '.join(names)}")
-    rows = iter(dataset.select_columns(list(dict.fromkeys(wanted))) if names else dataset)
-    for number in itertools.count(1):
-        try:
-            row = next(rows)
-        except StopIteration:
-            return
-        except Exception as error:  # a stream is read on demand, and the connection may be lost meanwhile
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise UserError(f"{source.hub} ({part}), row {number}: cannot be read: {reason}") from error
-        yield f"{source.hub} ({part}), row {number}", number, row
-
-
-def _download(source: Dataset, part: str) -> Any:
-    import datasets
-    from datasets import config
-    from datasets.exceptions import DatasetNotFoundError
-    from datasets.packaged_modules import _PACKAGED_DATASETS_MODULES as LOADERS
-
-    # The library takes other names for local paths: a folder to read, or a script that reads one.
-    if source.hub in LOADERS or not _HUB_ID.fullmatch(str(source.hub)):
-        raise UserError(
-            f"hub={source.hub}: is not the name of a Hugging Face Hub dataset (OWNER/NAME); give a file of your own as "
-            "file= (JSONL)"
-        )
-    client = logging.getLogger("huggingface_hub")
-    level = client.level
-    client.setLevel(logging.ERROR)  # six lines a lost connection: the refusal below says it in one
-    config.HF_HUB_OFFLINE = not hub.reachable()
-    try:
-        return datasets.load_dataset(
-            str(source.hub), source.config, split=source.split, revision=source.revision, streaming=source.streaming
-        )
-    except DatasetNotFoundError as error:
-        why, cause = "does not exist or is private", error
-    except (ConnectionError, TimeoutError) as error:
-        why, cause = "cannot be reached", error
-    except Exception as error:  # the client raises many kinds for a split, subset or file that is not there
-        why, cause = f"cannot be loaded: {(str(error).splitlines() or [type(error).__name__])[0]}", error
-    finally:
-        client.setLevel(level)
-    no_file = f", and there is no file {source.file}" if source.file else ""
-    raise UserError(
-        f"hub={source.hub} ({part}) {why} on the Hugging Face Hub{no_file}; a JSONL file given as "
-        "file= needs no network"
-    ) from cause
-
-
-def _text(row: dict[str, Any], place: str, key: str, source: Dataset, *, own: bool) -> str:
-    field = getattr(source, key)
-    if own and (field is None or field not in row):
-        field = OWN_FIELDS[key] if OWN_FIELDS[key] in row or field is None else field
-    if field not in row:
-        raise UserError(f"{place}: has no field {field!r} ({key}); its fields are {', '.join(map(repr, row))}")
-    value = row[field]
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise UserError(f"{place}: the field {field!r} contains {type(value).__name__}, not text")
-    text = str(value) if key == "problem_field" else str(value).strip()
-    if not text.strip():
-        raise UserError(f"{place}: the field {field!r} is empty")
-    return text
+# ---- turns
 
 
 def reply_ids(

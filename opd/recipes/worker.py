@@ -22,7 +22,7 @@ from torch import Tensor
 from opd.config.recipe import Recipe
 from opd.data import tasks
 from opd.data.batch import pad
-from opd.data.prompts import read_jsonl
+from opd.data.rows import read_jsonl
 from opd.data.template import render
 from opd.errors import UserError
 from opd.recipes.build import build, save

@@ -12,13 +12,13 @@ import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from opd.check.config import BUILT_BY_THE_RUN, load_choice
-from opd.check.signal import has_weight, terms, uses_anchor, uses_grades
+from opd.check.signal import graded_by, has_weight, terms, uses_anchor, uses_grades
 from opd.check.signatures import imported
 from opd.checkpoint.background import Background
 from opd.checkpoint.store import Learned
 from opd.config.schema import AnySource, Called, DataMixture, Generated, RunConfig
 from opd.config.steps import steps
-from opd.data import mixture, prompts, tasks
+from opd.data import dataset, mixture, prompts, tasks
 from opd.data.batch import Prompt, Sampling
 from opd.data.control import Control
 from opd.data.control import encode as encode_control
@@ -212,7 +212,8 @@ def load_problems(source: AnySource, config: RunConfig, *, key: str) -> list[Pro
     else:
         data = None if config.paths.data is None else Path(config.paths.data)
         try:
-            problems = prompts.load_problems(source, data_dir=data)
+            graded = graded_by(config) if key.startswith("prompts.") else "evaluate.benchmarks"
+            problems = dataset.load_problems(source, data_dir=data, graded=graded)
         except UserError as error:
             raise UserError(f"{key}: {error}") from error
     return [replace(problem, grader=grader) for problem in problems]

@@ -16,7 +16,8 @@ SEVERAL = {"one": MADE, "other": MADE}
 def dataset(limit: int | None) -> Dataset:
     return Dataset(
         kind="dataset", hub=None, config=None, split="train", revision=None, streaming=False, file="some.jsonl",
-        problem_field="problem", answer_field="answer", id_field=None, domain="math", limit=limit, grader="mathematics",
+        problem=None, problem_field="problem", answer_field="answer", id_field=None, where={},
+        domain="math", limit=limit, grader="mathematics",
     )  # fmt: skip
 
 

@@ -198,11 +198,19 @@ def test_the_command_refuses_in_one_sentence(arguments: str, command, small_run:
 
 
 @pytest.mark.parametrize(
-    ("given", "missing"), [("", "prompts.source.file"), ("prompts.source.file=x", "student.model")]
+    ("given", "sentence"),
+    [
+        ("", "student.model: has no value; give it one, as student.model=VALUE"),
+        (
+            "student.model=x",
+            "prompts.source.file: has no value; give it a file of problems (JSONL, CSV or Parquet), or name a dataset "
+            "of the Hugging Face Hub as prompts.source.hub=OWNER/NAME",
+        ),
+    ],
 )
-def test_what_a_scale_leaves_open_must_be_given(given: str, missing: str, command):
+def test_what_a_scale_leaves_open_must_be_given(given: str, sentence: str, command):
     status, error = command("scale=own", *given.split(), small=False)
-    assert status == 2 and one_sentence(error) == f"{missing}: has no value; give it one, as {missing}=VALUE"
+    assert status == 2 and one_sentence(error) == sentence
 
 
 def break_model(source: Path, target: Path, damage: Callable[[Path], None]) -> Path:
@@ -337,7 +345,7 @@ def test_outputs_where_no_folder_can_be_made_are_refused_before_any_work(
     from opd.step import benchmarks as answers
 
     monkeypatch.setattr(answers, "answer_benchmarks", lambda *given, **knobs: pytest.fail("it answered first"))
-    examined = [f"model={models / 'student'}"] if entry else []
+    examined = [f"model={models / 'student'}", "evaluate.benchmarks=[gsm8k]"] if entry else []
     status, error = command(*examined, "paths.outputs=/proc/nowhere", entry=entry, small=entry is None)
     assert status == 2 and "No folder can be made there (/proc/nowhere" in (said := one_sentence(error))
     assert said.endswith("choose a writable folder with paths.outputs=DIR and paths.models=DIR")
@@ -358,8 +366,9 @@ EVALUATE = {
     "": "give either run=DIR",
     "run=a model=b": "give either run=DIR",
     "run=/nowhere": "there is no such checkpoint",
-    "model=/nowhere": "student.model='/nowhere'",
-    "model=/no,where=[x]": "student.model='/no,where=[x]'",
+    "model=/nowhere": "evaluate.benchmarks=[]: name at least one, as evaluate.benchmarks=[gsm8k] or a file of yours, [",
+    "model=/nowhere scale=own evaluate.benchmarks=[gsm8k]": "student.model='/nowhere'",
+    "model=/no,where=[x] evaluate.benchmarks=[gsm8k]": "student.model='/no,where=[x]'",
     "model=sft:nope": "'sft:nope' names no recipe",
     "model=x step=3": "step=: goes with run=DIR",
 }

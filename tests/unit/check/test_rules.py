@@ -63,7 +63,8 @@ def test_clip_bounds_by_number_of_updates(start: RunConfig, updates: int, low: A
 def test_refuses_unlimited_stream(start: RunConfig, place: str):
     stream = Dataset(
         kind="dataset", hub="a/b", config=None, split="train", revision=None, streaming=True, file=None,
-        problem_field="problem", answer_field="answer", id_field=None, domain="math", limit=None, grader="mathematics",
+        problem=None, problem_field="problem", answer_field="answer", id_field=None, where={},
+        domain="math", limit=None, grader="mathematics",
     )  # fmt: skip
     put: dict[str, Callable[[Dataset], RunConfig]] = {
         "prompts": lambda source: replace(start, prompts=replace(start.prompts, source=source)),

@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opd.config.schema import Dataset
+from opd.data.dataset import load_problems
 from opd.data.mixture import mix, shares
 from opd.data.problem import Problem
-from opd.data.prompts import load_problems
 from opd.errors import UserError
-from tests.unit.data.test_prompts import SOURCE
+from tests.unit.data.test_dataset import SOURCE
 
 
 def problems(name: str, count: int) -> list[Problem]:
