@@ -27,7 +27,7 @@ from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.config.words import typed
 from opd.errors import UserError
-from opd.printable import say
+from opd.printable import say, warn
 from opd.ranks.dist import world
 from opd.records import config_argument
 from opd.records import files as records
@@ -43,6 +43,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     from opd.step.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer, with_environment
     from opd.step.benchmarks import answer_benchmarks, summarize
     from opd.step.contents import contents, date_in_prompts, with_date
+    from opd.step.startup_checks import unopened_turn
 
     content, settings = check.as_dict(config), config.evaluate
     if not settings.benchmarks:
@@ -58,6 +59,8 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     ranks = dist.start(timeout=config.compute.rank_timeout)
     config = with_date(config)
     tokenizer = load_student_tokenizer(config)
+    for sentence in unopened_turn(config, tokenizer):
+        warn(sentence)
     model = load_student(config, tokenizer)
     benchmarks = load_benchmarks(config, tokenizer, model)
     sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)

@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 # a busy machine does not lengthen; characters that a template may add, and copies that it may make of each.
 SECONDS, ADDED, COPIES = 5.0, 200_000, 10
 
+# An answer that no template writes itself.
+_ANSWER = "the sum is two"
+
 # The only way by which a template can learn the time (transformers defines it).
 _CLOCK = "strftime_now"
 
@@ -56,6 +59,26 @@ def render(
     except Exception as error:  # a template is a program of its own, which may raise anything
         raise UserError(f"{key}=chat: the tokenizer's chat template refuses the turns: {first_line(error)}") from error
     return texts
+
+
+def missing_opening(tokenizer: "PreTrainedTokenizerBase") -> str | None:
+    """What the template writes before the model's turns, where it leaves that out of prompts; None where it does not,
+    or cannot be asked.
+
+    A template may ignore that the model's turn is to be opened and be right: where the user's turn ends with what the
+    model answers after, as [/INST], there is nothing to open.
+    """
+    question: list[Message] = [{"role": "user", "content": "1+1="}]
+    answered: list[Message] = [*question, {"role": "assistant", "content": _ANSWER}]
+    try:
+        opened, closed = (render(tokenizer, [question], key="", date=None, opened=each)[0] for each in (True, False))
+        [whole] = render(tokenizer, [answered], key="", date=None, opened=False)
+    except UserError:
+        return None
+    before, answer, _ = whole.partition(_ANSWER)
+    if opened != closed or not answer or not before.startswith(opened.rstrip()):
+        return None
+    return before[len(opened.rstrip()) :].strip() or None
 
 
 def writes_date(tokenizer: "PreTrainedTokenizerBase") -> bool:

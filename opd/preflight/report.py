@@ -14,9 +14,9 @@ from opd.model.shapes import published, published_ends
 from opd.model.texts import Reading, rendered
 from opd.printable import printable_text
 
-# The problem that is rendered to compare chat templates, and the characters that are printed of it.
+# The problem that is rendered to compare chat templates, and the characters that are printed of a prompt.
 PROBLEM = "17+26="
-PRINTED = 300
+PRINTED = 2000
 
 
 class Report:
@@ -42,10 +42,9 @@ class Report:
         self.console.print(table)
 
     def texts(self, config: RunConfig, readings: Sequence[Reading]) -> None:
-        """Vocabulary, special tokens, end tokens and chat template of each model, and a prompt as each renders it."""
+        """Vocabulary, special tokens, end tokens and chat template of each model."""
         first, rows = readings[0], []
         text = config.prompts.prefix + PROBLEM + config.prompts.suffix
-        prompts: dict[str, list[str]] = {}
         for reading in readings:
             same = reading.special == first.special
             template = rendered(reading.tokenizer, config.prompts.system, text)
@@ -67,13 +66,17 @@ class Report:
                     else "its own",
                 )
             )
-            prompt = text if config.prompts.template == "raw" or template is None else template
-            prompts.setdefault(prompt, []).append(reading.key)
         columns = ("", "model", "vocabulary", "stops at", "special tokens", "chat template")
         self.table("Texts", columns, rows)
-        for prompt, keys in prompts.items():
-            self.line(f"a prompt, as rendered for {', '.join(keys)}:")
-            self.line(f"  {prompt[:PRINTED]!r}")
+
+    def prompt(self, title: str, num_tokens: int, text: str) -> None:
+        """A prompt as Python writes a text, so that spaces and invisible characters show; a line for each of its."""
+        self.line(f"{title}, in {num_tokens:,} tokens:")
+        for line in text[:PRINTED].splitlines(keepends=True):
+            self.line(f"  {line!r}")
+        if len(text) > PRINTED:
+            self.line(f"  … and {len(text) - PRINTED:,} characters more")
+        self.line("")
 
     def published_ends(self, config: RunConfig) -> None:
         """The end tokens of the models whose published configs are known."""

@@ -16,7 +16,9 @@ from opd.model.load import load_config
 from opd.model.memory import Machine, estimate_memory
 from opd.model.shapes import published
 from opd.preflight.checks import check_models
+from opd.preflight.prompt import show_prompt
 from opd.preflight.report import Report
+from opd.printable import warn
 from opd.ranks import dist
 from opd.recipes.make import make_models
 from opd.records.run_dir import RunDir
@@ -49,6 +51,7 @@ def _here(config: RunConfig, folder: RunDir) -> None:
         report.memory(estimate)
         startup_checks.check_memory(config, models, estimate)
         with closing(assemble(config, folder, ranks, readings)) as run:
+            show_prompt(run, report)
             report.work(config, models, len(run.prompts), {name: len(each) for name, each in run.benchmarks.items()})
             report.checks(check_models(run))
         report.line("preflight: this run can start")
@@ -69,7 +72,8 @@ def _elsewhere(config: RunConfig) -> None:
         readings = []
     if readings:
         report.texts(config, readings)
-        startup_checks.compare_tokenizers(config, *readings)
+        for sentence in startup_checks.compare_tokenizers(config, *readings):
+            warn(sentence)
     models = startup_checks.model_configs(config, load_or_published)
     report.work(config, models, *_problems(config, report))
     machine = Machine("cuda", config.plan.ranks, int(config.plan.gpu_gib * 2**30))
@@ -102,7 +106,8 @@ def _problems(config: RunConfig, report: Report) -> tuple[int | None, dict[str, 
 
     return count("prompts", lambda: load_problems(config.prompts.source, config, key="prompts.source")), {
         name: count(
-            f"evaluate.sources.{name}", lambda name=name, source=source: load_problems(source, config, key=name)
+            f"evaluate.sources.{name}",
+            lambda name=name, source=source: load_problems(source, config, key=f"evaluate.sources.{name}"),
         )
         for name, source in config.evaluate.sources.items()
     }

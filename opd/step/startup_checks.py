@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
 from opd.check.engines import engine
 from opd.check.signal import uses_anchor
 from opd.config.schema import RunConfig
+from opd.data.template import missing_opening
 from opd.errors import UserError
 from opd.model.load import load_config, load_tokenizer, max_positions, same_vocabulary
 from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory
@@ -55,17 +56,28 @@ def beyond_vocabulary(config: RunConfig, size: int) -> list[str]:
 
 
 def compare_tokenizers(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:
-    """Warnings about teachers whose texts differ from the student's.
+    """Warnings about the student's chat template, and about teachers whose texts differ from the student's.
 
     Raises:
         UserError: where they cannot teach it.
     """
-    warnings, alignment = [], bind("alignment", config.alignment)()
+    warnings, alignment = unopened_turn(config, student.tokenizer), bind("alignment", config.alignment)()
     for teacher in teachers:
         if alignment.same_vocabulary:
             same_vocabulary(student.tokenizer, teacher.tokenizer, key=f"{teacher.key}={teacher.model!r}")
         warnings += end_alike(student, teacher, explicit=config.student.stop_tokens is not None)
     return warnings
+
+
+def unopened_turn(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+    """A warning where prompts end before the model's turn begins."""
+    if config.prompts.template != "chat" or (missing := missing_opening(tokenizer)) is None:
+        return []
+    return [
+        f"prompts.template=chat: the tokenizer's chat template ignores add_generation_prompt and leaves {missing!r}, "
+        "which it writes before a model's turn, out of prompts, so the student may go on with the user's turn; add it "
+        "to the template, or set prompts.template=raw"
+    ]
 
 
 def load_readings(config: RunConfig) -> list[Reading]:

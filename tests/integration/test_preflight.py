@@ -10,7 +10,9 @@ import pytest
 import torch
 
 from opd import cli, train
+from opd.config import plugins
 from opd.data import hub
+from opd.data.tasks import load as load_problems
 from opd.model.load import load_model, load_tokenizer, stop_token_ids
 from opd.preflight import checks
 from opd.records import config_argument
@@ -54,8 +56,12 @@ def other_end(models: Path, tmp_path: Path) -> Path:
 def test_a_preflight_shows_the_run_and_trains_nothing(command: Command, tmp_path: Path):
     status, out, err = command("preflight=true", "epochs=1", "+experiment=hard_switch")
     assert status == 0, err
-    for shown in ("Texts", "student.model", "teacher.models.2", "<|end|> 1", "'17+26='", "as the student's"):
+    for shown in ("Texts", "student.model", "teacher.models.2", "<|end|> 1", "as the student's"):
         assert shown in out
+    source = composed([]).prompts.source
+    first = load_problems("train", num=1, seed=0, mix=source.mix)[0]  # pyright: ignore[reportAttributeAccessIssue]
+    title = f"the first prompt, {first.id}, as student and teachers read it, in {len(first.problem)} tokens:"
+    assert f"{title}\n  {first.problem!r}\n" in out
     work = {line[:46].strip(): line[46:].split() for line in out.splitlines() if line.startswith(" ")}
     assert "Work of 4 steps over 32 prompts" in out
     assert work["prompts"] == ["4", "16"] and work["responses sampled"] == ["8", "32"]
@@ -68,6 +74,38 @@ def test_a_preflight_shows_the_run_and_trains_nothing(command: Command, tmp_path
     assert "Memory of each of 1 ranks, MiB, on a cpu device" in out and "1 at once" in out
     assert out.splitlines()[-1] == "preflight: this run can start"
     assert not (tmp_path / "outputs").exists()
+
+
+def test_a_preflight_shows_the_users_first_prompt_to_the_letter(
+    command: Command, models: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.syspath_prepend(Path(__file__).parents[2] / "examples" / "plugin")
+    monkeypatch.setattr(plugins, "_used", {})
+    student = tmp_path / "student"
+    shutil.copytree(models / "student", student)
+    (student / "chat_template.jinja").write_text("{% for turn in messages %}{{ turn.content }};{% endfor %}")
+    (tmp_path / "own.csv").write_text('question,more\n"17+26= ","5\n-3,"\n1+1,2\n')
+    own = [f"student.model={student}", "prompts=own", f"prompts.source.file={tmp_path / 'own.csv'}", "batch_size=1"]
+    own += [
+        "prompts.source.problem={question}\\n{more}",
+        "prompts.suffix=",
+        "prompts.max_prompt_length=40",
+        "num_steps=2",
+    ]
+    given = [f"scale.teacher={models / 'large'}", f"paths.outputs={tmp_path / 'outputs'}", "evaluate.benchmarks=[]"]
+    given += ["max_response_length=12", "preflight=true"]
+    status, out, err = command(*own, *given, small=False)
+    assert status == 0, err
+    assert "the first prompt, own-00001, as student and teachers read it, in 14 tokens:" in out
+    assert "  '17+26= <|unknown|>5<|unknown|>-3,;'\n" in out  # as the tokenizer reads the ends of lines
+    status, out, err = command(*own, *given, "plugins=[opd_example]", "context=twice", small=False)
+    assert status == 0, err
+    assert "as the student reads it, in 14 tokens:" in out and "the same, as the teachers read it, in 28 tokens:" in out
+    (student / "chat_template.jinja").write_text(
+        "{% for turn in messages %}{{ turn.role[0] }}:{{ turn.content }}{% endfor %}"
+    )
+    status, out, err = command(*own, *given, small=False)
+    assert status == 0 and err.count("ignores add_generation_prompt and leaves 'a:', which it writes before") == 1, err
 
 
 def test_a_preflight_leaves_the_run_to_be_run(command: Command, tmp_path: Path):

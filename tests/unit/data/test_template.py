@@ -9,7 +9,7 @@ import pytest
 
 from opd.data import template
 from opd.data.environment import Message
-from opd.data.template import render, writes_date
+from opd.data.template import missing_opening, render, writes_date
 from opd.errors import UserError
 from opd.recipes.tokenizer import build_tokenizer
 
@@ -26,6 +26,35 @@ def texts(source: str, date: datetime | None = None, **given: bool) -> list[str]
 
 def test_the_models_turn_is_opened_where_it_is_asked_for():
     assert texts(PLAIN) == ["1+1=>"] and texts(PLAIN, opened=False) == ["1+1="]
+
+
+TURN = "<|{{ turn.role }}|>{{ turn.content }}\n"
+CLOSED = "{% for turn in messages %}" + TURN + "{% endfor %}"
+BRACKETS = (
+    "{% for turn in messages %}{% if turn.role == 'user' %}[INST] {{ turn.content }} [/INST]"
+    "{% else %} {{ turn.content }}</s>{% endif %}{% endfor %}"
+)
+ALWAYS = CLOSED + "{% if messages[-1].role == 'user' %}<|assistant|>{% endif %}"
+
+
+@pytest.mark.parametrize(
+    ("source", "missing"),
+    [
+        (CLOSED, "<|assistant|>"),
+        (CLOSED + "{% if add_generation_prompt %}<|assistant|>{% endif %}", None),
+        (CLOSED + "{% if add_generation_prompt %}<|assistant|><think>{% endif %}", None),
+        (ALWAYS, None),
+        (BRACKETS, None),
+        ("{% for turn in messages %}{{ turn.content }}\n{% endfor %}", None),
+        ("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}", None),
+        ("{{ messages[-1].content }}", None),
+        (None, None),
+    ],
+)
+def test_only_a_template_that_leaves_out_what_it_writes_before_answers_is_said(source: str | None, missing: str | None):
+    tokenizer = build_tokenizer()
+    tokenizer.chat_template = source
+    assert missing_opening(tokenizer) == missing
 
 
 def test_the_date_is_the_given_one_and_else_todays():
