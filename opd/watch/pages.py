@@ -16,12 +16,25 @@ from opd.data.batch import Prompt, Rollout
 from opd.records.run_dir import RunDir
 
 BINS, REACH = 160, 8.0  # of the histogram of log-ratios, from -8 to 8: bins of a tenth of a nat
+STRONGEST = 80  # per cent of the colour behind a token, at which its text is legible in both modes
 STYLE = """
-body { font: 15px/1.6 system-ui, sans-serif; margin: 2em; max-width: 75em; color: #111; background: #fff }
-table { border-collapse: collapse }
-td, th { border: 1px solid #ccc; padding: .5em; text-align: left; vertical-align: top }
-td { white-space: pre-wrap; overflow-wrap: anywhere } td:last-child { font-family: ui-monospace, monospace }
-s { opacity: .5 }
+:root { color-scheme: light dark; --page: light-dark(#f6f6f3, #111110); --surface: light-dark(#ffffff, #1a1a19);
+  --ink: light-dark(#191917, #eeede9); --muted: light-dark(#62615c, #a9a8a1); --line: light-dark(#e2e1dc, #31302d);
+  --up: light-dark(#5b8def, #3f6fe0); --down: light-dark(#f0952f, #c4660a) }
+* { box-sizing: border-box }
+body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 64rem; padding: 1.5rem 1rem 3rem;
+  color: var(--ink); background: var(--page); overflow-wrap: anywhere }
+h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .5rem } h2 { font-size: 1rem; margin: 0 }
+p { margin: 0 0 .75rem } .note { color: var(--muted); font-size: .875rem }
+article { background: var(--surface); border: 1px solid var(--line); border-radius: 10px;
+  padding: .9rem 1rem; margin-top: .75rem }
+article p { margin: 0 0 .4rem } .problem, .response { white-space: pre-wrap }
+.response { font: .9375rem/1.9 ui-monospace, monospace; border-top: 1px solid var(--line); padding-top: .4rem }
+.up, .down { color: var(--ink); padding: .12em 0; border-radius: 2px }
+.up { background: color-mix(in srgb, var(--up) var(--strength), transparent) }
+.down { background: color-mix(in srgb, var(--down) var(--strength), transparent) }
+s { color: var(--muted) }
+@media print { :root { color-scheme: light } article { break-inside: avoid } }
 """
 
 
@@ -93,31 +106,37 @@ def histogram(log_ratio: Float[Tensor, " token"]) -> dict[str, Any]:
 
 
 def page(data: Mapping[str, Any]) -> str:
-    """A step's record as HTML, one row per response. All text is escaped, and the page runs no scripts."""
+    """A step's record as HTML, one article per response. All text is escaped, and the page runs no scripts."""
     number, responses = data["step"], data["responses"]
     used = [
         [value for value, learned in zip(response["advantage"], response["learned"], strict=True) if learned]
         for response in responses
     ]
     largest = max((abs(value) for values in used for value in values if value is not None), default=0.0)
-    rows = []
+    articles = []
     for response, values in zip(responses, used, strict=True):
         known = [value for value in values if value is not None]
         tokens = zip(response["tokens"], response["advantage"], response["learned"], strict=True)
-        cells = (
-            f"{escape(response['prompt_id'])}\n{escape(response['problem'])}",
-            f"{math.fsum(known) / len(known) if known else math.nan:.3f}",
-            "".join(token(*each, largest) for each in tokens),
+        mean = f"{math.fsum(known) / len(known):.3f}" if known else "–"
+        articles.append(
+            f"<article><h2>{escape(response['prompt_id'])}</h2>"
+            f'<p class="note">mean advantage {mean}, {len(known)} of {len(response["tokens"])} tokens learned</p>'
+            f'<p class="problem">{escape(response["problem"])}</p>'
+            f'<div class="response">{"".join(token(*each, largest) for each in tokens)}</div></article>'
         )
-        rows.append("<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>")
-    head = "<tr><th>prompt</th><th>mean advantage</th><th>response</th></tr>"
+    more, less = (
+        token(word, sign * largest, True, largest) for word, sign in (("more likely", 1), ("less likely", -1))
+    )
     return (
-        '<!doctype html>\n<html lang="en"><meta charset="utf-8">'
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
         "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
-        f"<title>Rollouts of step {number}</title><style>{STYLE}</style>\n<h1>Rollouts of step {number}</h1>\n"
-        "<p>Green: the token becomes more likely; red: less likely; the deepest colour is an advantage of "
-        f"{largest:.3g}. Struck out: not learned. Hover over a token for its advantage.</p>\n"
-        f"<table>\n{head}\n" + "\n".join(rows) + "\n</table></html>\n"
+        f"<title>Rollouts of step {number}</title><style>{STYLE}</style></head>\n"
+        f"<body><h1>Rollouts of step {number}</h1>\n"
+        f'<p class="note">Blue tokens become {more}, orange ones {less}; the deepest colour is an advantage of '
+        f"{largest:.3g}. <s>Struck out</s>: not learned. Hover over a token for its advantage.</p>\n"
+        + "\n".join(articles)
+        + "\n</body></html>\n"
     )
 
 
@@ -126,9 +145,9 @@ def token(text: str, advantage: float | None, learned: bool, largest: float) -> 
     html = escape(text).replace("\n", "↵\n") or "∅"
     if not learned or advantage is None:
         return f"<s>{html}</s>"
-    strength = abs(advantage) / largest if largest else 0.0
-    colour = "0,140,60" if advantage > 0 else "210,30,30"
-    return f'<span style="background:rgba({colour},{0.75 * strength:.2f})" title="{advantage:.4f}">{html}</span>'
+    strength = STRONGEST * abs(advantage) / largest if largest else 0.0
+    sign = "up" if advantage > 0 else "down"
+    return f'<span class="{sign}" style="--strength:{strength:.0f}%" title="{advantage:.4f}">{html}</span>'
 
 
 def _rounded(values: Float[Tensor, " time"]) -> list[float | None]:

@@ -61,25 +61,26 @@ def page(batch, tmp_path: Path) -> str:
 def test_text_is_escaped(page: str):
     tags = set(re.findall(r"<(/?[a-z0-9!]+)", page))
     assert tags <= {
-        *("!doctype", "html", "meta", "title", "style", "table", "tr", "th", "td", "h1", "p", "span", "s"),
-        *("/html", "/title", "/style", "/table", "/tr", "/th", "/td", "/h1", "/p", "/span", "/s"),
+        *("!doctype", "html", "head", "meta", "title", "style", "body", "article", "h1", "h2", "p", "div", "span", "s"),
+        *("/html", "/head", "/title", "/style", "/body", "/article", "/h1", "/h2", "/p", "/div", "/span", "/s"),
     }
     assert page.count("&lt;script&gt;alert(&#x27;1&#x27;)&lt;/script&gt;&amp;") == 3  # two problems, one token
     assert "&quot; onmouseover=&quot;x" in page
 
 
 def test_token_colour_and_strike_through(page: str):
-    assert '<span style="background:rgba(0,140,60,0.75)" title="2.0000">&lt;script' in page  # the largest learned
-    assert '<span style="background:rgba(210,30,30,0.38)" title="-1.0000">' in page
-    assert '<span style="background:rgba(0,140,60,0.19)" title="0.5000">plain</span>' in page
-    assert "<s>line↵\nbreak</s>" in page and page.count("<s>") == 1
+    assert '<span class="up" style="--strength:80%" title="2.0000">&lt;script' in page  # the largest learned
+    assert '<span class="down" style="--strength:40%" title="-1.0000">' in page
+    assert '<span class="up" style="--strength:20%" title="0.5000">plain</span>' in page
+    assert "<s>line↵\nbreak</s>" in page and page.count("<s>") == 2  # the other in the page's explanation
     assert "pad" not in re.sub(r"padding", "", page)  # what no response holds is not shown
 
 
-def test_row_shows_prompt_and_mean_advantage(page: str):
-    first, second = re.findall(r"<tr><td>(.*?)</tr>", page, re.S)
-    assert first.startswith("1\nproblem 1") and "<td>0.500</td>" in first
-    assert second.startswith("0\nproblem 0") and "<td>0.500</td>" in second
+def test_article_shows_prompt_and_mean_advantage(page: str):
+    first, second = re.findall(r"<article>(.*?)</article>", page, re.S)
+    assert first.startswith("<h2>1</h2>") and '<p class="problem">problem 1' in first
+    assert "mean advantage 0.500, 2 of 3 tokens learned" in first
+    assert second.startswith("<h2>0</h2>") and "mean advantage 0.500, 1 of 1 tokens learned" in second
 
 
 def test_pages_are_written_by_main_rank(batch, tmp_path: Path):
