@@ -70,7 +70,8 @@ def answer_benchmarks(
         for first in range(0, len(samples), sampling.num_samples):
             of_problem = slice(first, first + sampling.num_samples)
             own, problem = samples[of_problem], problems[first]
-            answered.append(AnsweredProblem(name, problem.id, own, pack(name, problem.id, decoded[of_problem][:texts])))
+            packed = pack(name, problem.id, decoded[of_problem][:texts], problem=problem.problem)
+            answered.append(AnsweredProblem(name, problem.id, own, packed))
     return answered
 
 

@@ -128,7 +128,7 @@ def test_copies_and_foreign_files_are_named_and_not_counted(sound, tmp_path):
         shutil.copy(evaluations / "step_000002.jsonl", evaluations / name)
     shutil.copy(evaluations / "step_000002.jsonl", evaluations / f"step_{10**40}.jsonl")
     for name in ("step_000002.text.jsonl.gz", "step_000002.text.jsonl.gz.old"):
-        (evaluations / name).write_bytes(pack("aime24", "1", ["what was said"]))
+        (evaluations / name).write_bytes(pack("aime24", "1", ["what was said"], problem="p"))
     before, after = load(sound), load(root)
     assert {(run, what) for run, what, _ in after.damage} >= {
         ("other-0", "evaluate/step_000002 (1).jsonl"),

@@ -11,7 +11,7 @@ import pytest
 from opd.records import texts
 from opd.records.files import RecordError, write_atomic
 from opd.records.run_dir import RunDir, Sample
-from opd.records.texts import pack, read_texts
+from opd.records.texts import pack, read_answers, read_texts
 
 HOSTILE = [
     "",
@@ -44,9 +44,11 @@ def line(**more) -> bytes:
 
 
 def test_what_is_packed_is_read_whatever_the_model_said(run):
-    content = pack("a", "1\n", HOSTILE) + pack("b", "\ud800", HOSTILE[:1])
+    content = pack("a", "1\n", HOSTILE, problem=HOSTILE[3]) + pack("b", "\ud800", HOSTILE[:1], problem="p")
     found = read(run, content)
     assert found == [(("a", "1\n", n), text) for n, text in enumerate(HOSTILE)] + [(("b", "\ud800", 0), "")]
+    problems = [problem for _, _, problem in read_answers(run, 5)]
+    assert problems == [HOSTILE[3], *[None] * (len(HOSTILE) - 1), "p"]
     plain = gzip.decompress(content)
     assert plain.isascii() and len(plain.splitlines()) == len(HOSTILE) + 1  # what any other reader of lines sees
     assert [sample(number).key for number in range(2)] == [("aime24", "1", 0), ("aime24", "1", 1)]
@@ -54,30 +56,30 @@ def test_what_is_packed_is_read_whatever_the_model_said(run):
 
 def test_texts_are_the_same_bytes_in_every_process_at_any_time():
     code = "import time; time.time = lambda: 7e8; from opd.records.texts import pack; "
-    code += "print(pack('a', '1', ['x'] * 9).hex())"
+    code += "print(pack('a', '1', ['x'] * 9, problem='p').hex())"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout
-    here = pack("a", "1", ["x"] * 9)
+    here = pack("a", "1", ["x"] * 9, problem="p")
     assert other == here.hex() + "\n"
     assert here[3:8] == bytes(5)  # neither a name nor a time
 
 
 def test_what_is_not_kept_is_absent_and_no_error(run):
-    assert pack("a", "1", []) == b""
+    assert pack("a", "1", [], problem="p") == b""
     run.write_samples(5, [sample(0)])
     assert list(read_texts(run, 5)) == [] and run.texts() == {}
-    run.write_samples(5, [sample(0)], pack("a", "1", ["x"]))
+    run.write_samples(5, [sample(0)], pack("a", "1", ["x"], problem="p"))
     assert list(run.texts()) == list(run.evaluations()) == [5]
 
 
 @pytest.mark.parametrize("cut", [1, 9, 40, -9, -1])
 def test_file_that_is_cut_off_is_named(run, cut: int):
     with pytest.raises(RecordError, match=r"step_000005\.text\.jsonl\.gz: is damaged or cut off"):
-        read(run, pack("a", "1", HOSTILE)[:cut])
+        read(run, pack("a", "1", HOSTILE, problem="p")[:cut])
 
 
 @pytest.mark.parametrize("byte", [0, 3, 20, 60, -6, -2])
 def test_file_with_a_wrong_byte_is_named(run, byte: int):
-    content = bytearray(pack("a", "1", HOSTILE))
+    content = bytearray(pack("a", "1", HOSTILE, problem="p"))
     content[byte] ^= 0xFF
     with pytest.raises(RecordError, match=r"step_000005\.text\.jsonl\.gz"):
         read(run, bytes(content))
@@ -94,6 +96,7 @@ OTHER = [
     (gzip.compress(b"[" * 100_000 + b"\n"), "line 1: maximum recursion depth"),
     (line(sample=True), "line 1: has no sample of type int"),
     (line(text=None), "line 1: has no text of type str"),
+    (line(problem=None), "line 1: has no problem of type str"),
     (line(problem_id=1), "line 1: has no problem_id of type str"),
     (gzip.compress(b'{"benchmark": "a"}\n'), "line 1: has no problem_id of type str"),
 ]
@@ -128,7 +131,7 @@ def test_a_line_that_unpacks_to_more_than_any_text_is_refused_before_it_is_unpac
 
 
 def test_texts_are_unpacked_as_they_are_asked_for(run):
-    write_atomic(run.texts_file(5), pack("a", "1", ["said"]) + b"damaged")
+    write_atomic(run.texts_file(5), pack("a", "1", ["said"], problem="p") + b"damaged")
     found = read_texts(run, 5)
     assert next(found) == (("a", "1", 0), "said")
     with pytest.raises(RecordError):
@@ -140,7 +143,7 @@ def test_a_writer_killed_anywhere_leaves_no_text_beside_another_evaluations_answ
     old, new = [sample(0)], [sample(0), sample(1)]
     sync, seen = os.fsync, set()
     for dies_at in (0, 1, 2):
-        run.write_samples(5, old, pack("aime24", "1", ["old"]))
+        run.write_samples(5, old, pack("aime24", "1", ["old"], problem="p"))
         calls = iter(range(3))
 
         def fsync(descriptor, calls=calls, dies_at=dies_at):
@@ -150,21 +153,21 @@ def test_a_writer_killed_anywhere_leaves_no_text_beside_another_evaluations_answ
 
         monkeypatch.setattr(os, "fsync", fsync)
         with suppress(KeyboardInterrupt):
-            run.write_samples(5, new, pack("aime24", "1", ["new", "new"]))
+            run.write_samples(5, new, pack("aime24", "1", ["new", "new"], problem="p"))
         monkeypatch.setattr(os, "fsync", sync)
         seen.add((len(run.samples(5)), *(text for _, text in read_texts(run, 5))))
     assert seen == {(1,), (2,), (2, "new", "new")}
 
 
 def test_answers_without_texts_take_the_place_of_those_with(run):
-    run.write_samples(5, [sample(0)], pack("aime24", "1", ["old"]))
+    run.write_samples(5, [sample(0)], pack("aime24", "1", ["old"], problem="p"))
     run.write_samples(5, [sample(0)])
     assert list(read_texts(run, 5)) == []
 
 
 def test_texts_after_a_step_are_forgotten_even_where_their_answers_were_never_written(run):
     for step in (1, 2, 3):
-        run.write_samples(step, [sample(0)], pack("aime24", "1", ["x"]))
+        run.write_samples(step, [sample(0)], pack("aime24", "1", ["x"], problem="p"))
     run.samples_file(3).unlink()
     run.rewind(1)
     assert list(run.texts()) == list(run.evaluations()) == [1]
