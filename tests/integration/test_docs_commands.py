@@ -26,7 +26,7 @@ LIMIT = 420  # seconds of a block; the first one may have to train the tiny worl
 RUN_PAGES = [page for page in pages() if any(block.runs for block in blocks(page))]
 MARKED = [block for page in pages() for block in blocks(page) if block.mark and block.language == "sh"]
 # Programs of other projects, which a composed or unrun block may show.
-FOREIGN = {"vllm", "wandb", "source"}
+FOREIGN = {"vllm", "wandb", "source", "hf"}
 
 
 @pytest.mark.apart
