@@ -29,11 +29,12 @@ from opd.config import plain_yaml
 from opd.grading import scores
 from opd.records import files as record_files
 from opd.records import run_dir as records
+from opd.records import texts
 from opd.records.run_dir import RunDir, write_atomic
 
 FOLDER = ".analysis"  # in the folder that is loaded; hidden, so that it is not searched for runs
 SUFFIX = ".run"
-_READERS = (columns, record_files, evaluation, json_lines, read_run, text, training, plain_yaml, records, scores)
+_READERS = (columns, record_files, evaluation, json_lines, read_run, text, training, plain_yaml, records, scores, texts)
 _TAG = "Signature: 8a477f597d28d172789f06886806bc55\n# Cache of analysis.report. Safe to delete.\n"
 _DIGEST = hashlib.sha256().digest_size
 

@@ -1,7 +1,7 @@
 """Reads one evaluation, the graded answers of an `evaluate/step_*.jsonl`, as the scores of each problem."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ from analysis.text import encodable
 from opd.printable import printable
 from opd.records.files import RecordError, parse_lines, read_bytes
 from opd.records.run_dir import RunDir, Sample
+from opd.records.texts import read_answers
 
 AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's benchmarks
 
@@ -19,6 +20,9 @@ AVERAGE = "average"  # in a benchmark's place: the unweighted mean over a run's 
 # length in tokens. In a `Sample`, `prediction` is the answer extracted from the response (None without one), `answer`
 # the right one.
 SCORES = ("mean", "best", "best_resampled", "maj", "truncated", "length")
+
+EXCERPT = 400  # characters of a problem's or a response's text that are shown
+_ID = 60
 
 _SCHEMA = pa.schema(
     {
@@ -37,13 +41,17 @@ _PYTHON = {pa.string(): str, pa.int64(): int, pa.bool_(): bool}
 
 @dataclass(frozen=True)
 class Example:
-    """One answer to show."""
+    """One answer to show: the problem's id, the extracted answer, the right one; and the texts of problem and response,
+    None where they were not recorded.
+    """
 
     benchmark: str
     problem: str
     prediction: str | None
     answer: str
     correct: bool
+    question: str | None = None
+    response: str | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +96,27 @@ def read_evaluation(run: RunDir, step: int, *, examples: int) -> Evaluation:
         scores=np.concatenate([_scores(graded.take(block.rows.ravel()), block.rows.shape) for block in blocks], axis=1),
         examples=_examples(table, blocks, examples),
     )
+
+
+def with_texts(run: RunDir, evaluation: Evaluation) -> Evaluation:
+    """The evaluation with the texts of its examples, as far as the run has kept them; raises `RecordError`."""
+    wanted = {(example.benchmark, example.problem) for example in evaluation.examples}
+    found: dict[tuple[str, str], tuple[str | None, str]] = {}
+    for (benchmark, problem, _), response, question in read_answers(run, evaluation.step):
+        if (place := (benchmark, printable(problem, limit=_ID))) in wanted and place not in found:
+            found[place] = (None if question is None else excerpt(question), excerpt(response))
+            if len(found) == len(wanted):
+                break
+    texts = [found.get((example.benchmark, example.problem), (None, None)) for example in evaluation.examples]
+    examples = zip(evaluation.examples, texts, strict=True)
+    return replace(evaluation, examples=[replace(one, question=q, response=r) for one, (q, r) in examples])
+
+
+def excerpt(text: str) -> str:
+    """A text on one line, its middle left out where it is longer than `EXCERPT`; a line break is shown as ↵."""
+    text = text.strip().replace("\n", " ↵ ")
+    half = EXCERPT // 2 - 2
+    return printable(text if len(text) <= EXCERPT else f"{text[:half]} … {text[-half:]}", limit=EXCERPT)
 
 
 def _read(run: RunDir, step: int) -> pa.Table:
@@ -188,7 +217,7 @@ def _examples(table: pa.Table, blocks: Sequence[_Block], count: int) -> list[Exa
     return [
         Example(
             benchmark=row["benchmark"],
-            problem=printable(row["problem_id"], limit=60),
+            problem=printable(row["problem_id"], limit=_ID),
             prediction=None if row["prediction"] is None else printable(row["prediction"], limit=160),
             answer=printable(row["answer"], limit=80),
             correct=row["correct"],

@@ -9,6 +9,7 @@ import base64
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib.resources import files
 from itertools import islice
 from typing import Any
@@ -16,6 +17,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from plotly.offline import get_plotlyjs
 
+from analysis.decisions import NOT_RUN
 from analysis.evaluation import AVERAGE
 from analysis.figures.curves import many_evaluations
 from analysis.figures.panel import DARK, LIGHT, NUM_STYLES, TEACHER_DARK, TEACHER_LIGHT, Panel, arm_styles
@@ -23,6 +25,7 @@ from analysis.headline import Headline
 from analysis.page_data import page_data
 from analysis.results import Results
 from analysis.table import Table
+from analysis.tables import state_of
 from analysis.text import markdown, script_json
 from analysis.topics import TOPICS
 
@@ -65,6 +68,7 @@ GROUPS = {
 DETAILS = ("settings", "verdicts", "ranking", "scores", "differences", "runs", "answers", "excluded")
 MANY = 12  # arms: with more, curves initially show one comparison
 SHOWN_AT_FIRST = 8  # arms outside published comparisons; within one, as many as have different styles
+CARDS = ("verdicts", "not_run", "answers", "settings", "excluded")  # tables of texts: a card a row on narrow screens
 ROWS_AT_FIRST = 100  # of a table; the script adds the others on demand
 
 
@@ -93,17 +97,19 @@ def html_page(
     """
     template, css, script = (_read(name) for name in ("report.html.jinja", "report.css", "report.js"))
     scripts = (get_plotlyjs(), script)
+    tables = _with_folded(tables)
     data, tokens = page_data(results, panels, members)
     data["rows"] = {
         f"table-{name}": _remaining_rows(table) for name, table in tables.items() if len(table.frame) > ROWS_AT_FIRST
     }
-    first = list(tables)[: list(tables).index("summary") + 1]
+    first = ["summary", *(name for name in list(tables)[1:2] if name == "verdicts")]
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     return environment.from_string(template).render(
         headline=headline,
         tables=tables,
         first_rows=lambda table: islice(table.rows(), ROWS_AT_FIRST),
         rows_at_first=ROWS_AT_FIRST,
+        cards=CARDS,
         groups=_groups(panels, tables, alpha, tokens=bool(data["rollouts"])),
         first=first,
         details=[
@@ -125,6 +131,18 @@ def html_page(
         policy=" ".join(f"'sha256-{_sha256(script)}'" for script in scripts),
         method=METHOD,
     )
+
+
+def _with_folded(tables: Mapping[str, Table]) -> dict[str, Table]:
+    """The tables, and as `not_run` the claims that were not run, which are then not among the verdicts."""
+    if "verdicts" not in tables:
+        return dict(tables)
+    claims = tables["verdicts"]
+    not_run = claims.frame["verdict"] == NOT_RUN
+    fields = [field for field in claims.fields if field.key in ("says", "published", "note", "source", "id")]
+    title = "1 claim that was not run" if not_run.sum() == 1 else f"{not_run.sum()} claims that were not run"
+    folded = Table("not_run", title, "", fields, claims.frame[not_run])
+    return {**tables, "verdicts": replace(claims, frame=claims.frame[~not_run]), "not_run": folded}
 
 
 def _read(name: str) -> str:
@@ -154,7 +172,7 @@ def _arms(results: Results, members: Mapping[str, list[str]]) -> dict[str, dict[
         arm.id: {
             "id": arm.id,
             "label": arm.marked,
-            "counted": arm.counted,
+            "state": "" if arm.counted else state_of(results, arm),
             "shown": arm.role in ("teacher", "baseline") or arm.id in shown,
             "slot": "teacher" if styles[arm.id].slot is None else styles[arm.id].slot,
             "dashes": _DASHES[styles[arm.id].dash],

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from analysis.figures.panel import Panel
+from analysis.figures.panel import SHARE, Panel
 from analysis.results import Results
 from analysis.rollouts import Response
 
@@ -19,7 +19,8 @@ def page_data(
     rollouts, omitted = _rollouts(results)
     note = f"The tokens of {omitted} more runs are omitted here; each run's folder `rollouts` has its own."
     only = results.benchmarks[0] if len(results.benchmarks) == 1 else None
-    return {**_figures(panels), "topics": members, "rollouts": rollouts, "only": only}, note if omitted else ""
+    data = {**_figures(panels), "share": SHARE, "topics": members, "rollouts": rollouts, "only": only}
+    return data, note if omitted else ""
 
 
 def _figures(panels: Sequence[Panel]) -> dict[str, Any]:

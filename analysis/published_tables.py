@@ -6,6 +6,7 @@ from typing import Any
 
 from analysis.claims import Verdict
 from analysis.costs import COSTS, Cost
+from analysis.decisions import NOT_RUN
 from analysis.evaluation import AVERAGE
 from analysis.figures.explorer import axes, value_text
 from analysis.results import Results, rows_of
@@ -21,7 +22,7 @@ def all_tables(
 ) -> list[Table]:
     """Every table of the report: the verdicts, the summary, the published tables that have rows, and the rest.
 
-    Where no published claim was tested the verdicts come last.
+    The summary comes first, and the verdicts second; last where no published claim was tested.
     """
     published = [
         settings(results),
@@ -31,19 +32,20 @@ def all_tables(
         ranking_table(results),
     ]
     first, *rest = run_tables(results)
-    others = [first, *(table for table in published if len(table.frame)), *rest]
+    others = [*(table for table in published if len(table.frame)), *rest]
     decided = [verdict_table(verdicts)] if verdicts else []
-    return [*decided, *others] if any(one.verdict != "not run" for one in verdicts) else [*others, *decided]
+    tested = any(one.verdict != NOT_RUN for one in verdicts)
+    return [first, *decided, *others] if tested else [first, *others, *decided]
 
 
 def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     """One row a published claim, those that the runs decided first."""
     fields = [
-        Field("says", "Published claim"),
-        Field("published", "Published"),
+        Field("says", "Published claim", "prose"),
         Field("verdict", "Verdict"),
         Field("ours", "Here", "points", interval=True),
-        Field("note", "Why"),
+        Field("published", "Published", "prose"),
+        Field("note", "Why", "prose"),
         Field("metric", "On"),
         Field("seeds_needed", "Seeds needed", "number"),
         Field("runs", "Runs", "number"),
@@ -64,13 +66,14 @@ def verdict_table(verdicts: Sequence[Verdict]) -> Table:
     ]
     counts = Counter(one.verdict for one in verdicts)
     counted = ", ".join(f"{counts[word]} {word}" for word in VERDICTS if counts[word])
-    note = (
-        f"{counted}. {_settled(counts)} Here: the difference in points that decides the claim, with its interval,"
+    explained = (
+        f" {_settled(counts)} Here: the difference in points that decides the claim, with its interval,"
         " corrected for the number of claims tested in its sweep. Reproduced: the interval lies entirely within the"
         " claim. Contradicted: entirely outside it. Not settled: neither; the seeds needed per arm would settle it in"
         " four of five studies. Cannot show here: the claim's mechanism is not at work in its runs, or they are the"
         " same runs. Built in: the world was made so that the effect is bound to show."
     )
+    note = f"{counted}." + explained * any(one.verdict != NOT_RUN for one in verdicts)
     return table("verdicts", "Published claims", note, fields, [(None, row) for row in rows])
 
 

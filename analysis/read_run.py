@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from analysis.columns import RUN_COLUMNS, Column
-from analysis.evaluation import Evaluation, read_evaluation
+from analysis.evaluation import Evaluation, read_evaluation, with_texts
 from analysis.training import NO_TRAINING, Training, read_training
 from opd.config.identity import config_hash
 from opd.printable import printable
@@ -57,7 +57,8 @@ def read_run(run: RunDir) -> RunContents:
     due = _due(config, row)
     training, lost = _training(run, row, first=0 if 0 in due or not row["num_steps"] else 1)
     evaluations, damaged = _evaluations(run, due, training.length)
-    return RunContents(row, training, evaluations, damaged, damage + lost + _foreign(run), _sets(run))
+    evaluations, unread = _with_texts(run, evaluations)
+    return RunContents(row, training, evaluations, damaged, damage + lost + unread + _foreign(run), _sets(run))
 
 
 def _identify(run: RunDir, config: Mapping[str, Any]) -> tuple[dict[str, Any], str]:
@@ -176,6 +177,14 @@ def _evaluations(run: RunDir, due: set[int], recorded: Mapping[int, float]) -> t
                 f"its answers have {length:.6g} tokens on average, but {expected:.6g} according to metrics.jsonl"
             )
     return [one for one in readable if one.step not in damaged], dict(sorted(damaged.items()))
+
+
+def _with_texts(run: RunDir, evaluations: list[Evaluation]) -> tuple[list[Evaluation], list[tuple[str, str]]]:
+    """The evaluations, the last with the texts of its examples, and why they cannot be read."""
+    try:
+        return [*evaluations[:-1], *(with_texts(run, last) for last in evaluations[-1:])], []
+    except Exception as error:
+        return evaluations, [("the texts of its last evaluation", _reason(error, run))]
 
 
 def _foreign(run: RunDir) -> list[tuple[str, str]]:

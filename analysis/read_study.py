@@ -81,10 +81,9 @@ def _read(file: Path, columns: tuple[Column, ...]) -> pd.DataFrame:
         for column in columns:
             if there.count(column.name) > 1 or not (column.optional or column.name in there):
                 raise RecordError(f"{file.name}: has no column {column.name}, or several")
-        texts = [column.name for column in columns if column.type is str]
-        table = pq.ParquetFile(io.BytesIO(content), read_dictionary=texts).read(
-            [column.name for column in columns if column.name in there]
-        )
+        present = [column for column in columns if column.name in there]
+        texts = [column.name for column in present if column.type is str]
+        table = pq.ParquetFile(io.BytesIO(content), read_dictionary=texts).read([column.name for column in present])
         table.validate(full=True)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         reason = printable(str(error), limit=120)

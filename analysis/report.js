@@ -1,6 +1,6 @@
 "use strict";
 (() => {
-  const { panels, pool, topics, rollouts, only, rows: rest } = JSON.parse(document.getElementById("data").textContent);
+  const { panels, pool, share, topics, rollouts, only, rows: rest } = JSON.parse(document.getElementById("data").textContent);
   for (const panel of panels) {
     panel.traces = panel.traces.map(([style, meta, x, y]) => ({ ...pool[style], meta: pool[meta], x: pool[x], y: pool[y] }));
   }
@@ -13,6 +13,9 @@
   const dark = matchMedia("(prefers-color-scheme: dark)");
   const FEW = 12; // arms: of more, single seeds are not drawn
   const ROWS = 1000; // of the numbers of one figure
+  const MISSING = "–";
+  // Ticks are plain decimals, and powers of ten from 10^±5 on; plotly's own choice would be "−6n" and "100µ".
+  const TICKS = { exponentformat: "power", minexponent: 4, separatethousands: true };
 
   // ---- theme
 
@@ -28,11 +31,13 @@
   };
   const isDark = () => (document.documentElement.dataset.theme || (dark.matches ? "dark" : "light")) === "dark";
   const theme = byId("theme");
+  const named = () => { theme.textContent = isDark() ? "Light mode" : "Dark mode"; };
   const themed = () => {
     known = new Map();
-    theme.setAttribute("aria-pressed", String(isDark()));
+    named();
     redraw();
   };
+  addEventListener("beforeprint", () => panels.filter((panel) => "stale" in byId(panel.id).dataset).forEach(draw));
   theme.addEventListener("click", () => {
     document.documentElement.dataset.theme = isDark() ? "light" : "dark";
     themed();
@@ -98,19 +103,31 @@
       return joined;
     });
   }
+  /** Of labelled lines that are close to each other the first has its label at the left end, the second at the right. */
+  function apart(traces) {
+    const placed = [];
+    return traces.map((trace) => {
+      if (trace.mode !== "lines+text") return trace;
+      const near = placed.filter((y) => Math.abs(y - trace.y[0]) < 8).length;
+      placed.push(trace.y[0]);
+      if (!near) return trace;
+      return near === 1 ? { ...trace, text: [...trace.text].reverse(), textposition: "top left" } : { ...trace, mode: "lines" };
+    });
+  }
   function draw(panel) {
     const ink = colour("ink"), muted = colour("muted"), grid = colour("grid");
     const shown = shownTraces(panel);
     const many = chosenArms().size > FEW;
-    const traces = (panel.tall ? together(shown) : shown).map((trace) => {
+    const traces = apart(panel.tall ? together(shown) : shown).map((trace) => {
       const own = colour(`arm-${trace.meta.slot ?? "teacher"}`);
       const coloured = { ...trace, textfont: { color: own }, showlegend: !trace.meta.faint };
       for (const part of ["line", "marker", "error_x", "error_y"]) if (trace[part]) coloured[part] = { ...trace[part], color: own };
       if (trace.type === "bar" && trace.error_x) coloured.error_x.color = ink;
+      if (!many && trace.type === "scatter") coloured.cliponaxis = false; // whole marks at 0 and 100 %
       if (many && trace.mode === "lines+markers" && trace.x.length > 1 && !trace.meta.arms) coloured.mode = "lines";
       return coloured;
     });
-    const axis = (given) => ({ ...given, gridcolor: grid, linecolor: grid, zerolinecolor: muted, tickcolor: grid, fixedrange: coarse || given.fixedrange });
+    const axis = (given) => ({ ...given, ...TICKS, gridcolor: grid, linecolor: grid, zerolinecolor: muted, tickcolor: grid, fixedrange: coarse || given.fixedrange });
     const layout = { ...panel.layout };
     if (panel.tall) layout.yaxis = { ...layout.yaxis, categoryorder: "array", categoryarray: rowsOf(shown) };
     for (const name of ["xaxis", "yaxis", "yaxis2"]) if (panel.layout[name]) layout[name] = axis(panel.layout[name]);
@@ -118,6 +135,7 @@
     if (title !== undefined) {
       const named = panel.id === "cost" ? "xaxis" : "yaxis";
       layout[named] = { ...layout[named], title: { ...layout[named].title, text: title } };
+      if (title.endsWith("%")) layout[named].autorangeoptions = share;
     }
     Object.assign(layout, {
       font: { family: getComputedStyle(document.body).fontFamily, size: 12, color: muted },
@@ -196,11 +214,14 @@
 
   const status = byId("status");
   function selected() {
-    const arms = chosenArms();
-    status.textContent = `${arms.size} of ${chips.length} runs shown`;
-    chooseAnswers(arms);
+    countShown();
+    chooseAnswers(chosenArms());
     showTokens();
     redraw();
+  }
+  function countShown() {
+    const only = members[focus?.value], offered = chips.filter((chip) => only === undefined || only.has(chip.dataset.arm));
+    status.textContent = `${offered.filter(pressed).length} of ${offered.length} runs shown`;
   }
   function chooseAnswers(arms) {
     all("#table-answers tbody tr").forEach((row) => { row.classList.toggle("unchosen", !arms.has(row.dataset.arm)); });
@@ -222,7 +243,7 @@
     });
   }
   byId("find")?.addEventListener("input", findChips);
-  const changed = () => { findChips(); redraw(); remember(); };
+  const changed = () => { findChips(); countShown(); redraw(); remember(); };
   [focus, smoothing].forEach((choice) => choice?.addEventListener("change", changed));
   benchmarks.forEach((choice) => choice.addEventListener("change", () => {
     benchmarks.forEach((other) => { other.value = choice.value; });
@@ -244,10 +265,10 @@
     const most = Math.max(...responses.flatMap((response) => response.advantage.map((value, index) => (response.learned[index] ? Math.abs(value ?? 0) : 0)))) || 1;
     byId("responses").replaceChildren(...responses.map((response) => {
       const row = document.createElement("div"), asked = document.createElement("p"), answer = document.createElement("p");
-      row.className = "response";
+      row.className = "rollout";
       asked.className = "note";
       asked.textContent = response.problem;
-      answer.className = "tokens";
+      answer.className = "pieces";
       response.tokens.forEach((token, index) => {
         const advantage = response.advantage[index], ratio = response.log_ratio[index], learned = response.learned[index] === 1 && advantage !== null;
         const piece = document.createElement(learned ? "span" : "s");
@@ -267,6 +288,12 @@
 
   // ---- tables
 
+  /** Gives each cell of a table that becomes cards on narrow screens the title of its column. */
+  function labelled(table, rows) {
+    if (!table.classList.contains("cards")) return;
+    const titles = [...table.tHead.rows[0].cells].map((head) => head.textContent.trim());
+    for (const row of rows) [...row.cells].forEach((cell, index) => { cell.dataset.label = titles[index]; });
+  }
   /** Adds the rows of a table that the page came without. */
   function complete(table) {
     const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0], arms = new Set(chips.map((chip) => chip.dataset.arm));
@@ -275,41 +302,45 @@
       if (arms.has(arm)) row.dataset.arm = arm;
       cells.forEach((cell, index) => {
         const [text, interval, order] = Array.isArray(cell) ? cell : [cell, "", null];
-        const place = row.appendChild(document.createElement(index ? "td" : "th"));
+        const place = row.appendChild(document.createElement(index ? "td" : "th")), head = heads[index];
         if (!index) place.scope = "row";
-        place.className = heads[index].className;
+        place.className = head.classList[0];
         place.classList.toggle("long", text.length > 40);
+        place.classList.toggle("none", text === MISSING);
         if (order !== null) place.dataset.order = order;
-        place.textContent = text;
-        if (!interval) return;
+        const word = "pill" in head.dataset ? place.appendChild(document.createElement("span")) : place;
+        word.textContent = text;
+        if (word !== place) Object.assign(word, { className: "verdict" }).dataset.word = text;
+        if (!head.classList.contains("spaced")) return;
         const span = document.createElement("span");
         span.className = "interval";
         span.textContent = interval;
-        place.append(" ", span);
+        place.append(interval ? " " : "", span);
       });
       return row;
     });
     delete rest[table.id];
     body.append(...rows);
+    labelled(table, rows);
     table.closest(".card").querySelector(".more")?.remove();
     if (rows.length && table.id === "table-answers") chooseAnswers(chosenArms());
   }
   for (const button of all(".more button")) button.addEventListener("click", () => complete(byId(button.getAttribute("aria-controls"))));
   for (const table of all("table")) {
     const heads = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+    labelled(table, body.rows);
     heads.forEach((head, column) => head.querySelector("button").addEventListener("click", () => {
       complete(table);
-      const numeric = !head.classList.contains("text");
+      const numeric = !["text", "prose"].includes(head.classList[0]);
       const first = numeric ? "descending" : "ascending";
       const now = head.getAttribute("aria-sort");
       const order = now === null ? first : now === "ascending" ? "descending" : "ascending";
       heads.forEach((other) => other.removeAttribute("aria-sort"));
       head.setAttribute("aria-sort", order);
       const sign = order === "ascending" ? 1 : -1;
-      const missing = "–";
       const key = (row) => row.cells[column].dataset.order ?? row.cells[column].textContent.trim();
       const rows = [...body.rows].map((row) => [key(row), row]).sort(([a], [b]) => {
-        if (a === missing || b === missing) return (a === missing) - (b === missing);
+        if (a === MISSING || b === MISSING) return (a === MISSING) - (b === MISSING);
         return sign * (numeric ? a - b : a.localeCompare(b, "en", { numeric: true }));
       });
       body.append(...rows.map(([, row]) => row));
@@ -379,7 +410,8 @@
     if (status) selected();
   });
 
-  theme.setAttribute("aria-pressed", String(isDark()));
+  named();
+  theme.hidden = false;
   restore();
   findChips();
   if (status) selected();

@@ -31,6 +31,7 @@ TABLES = {
         *_columns("answers", run=str, step=int, benchmark=str, problem=str),
         Column("prediction", "answers.parquet", str, optional=True),
         *_columns("answers", answer=str, correct=bool),
+        *(Column(name, "answers.parquet", str, optional=True) for name in ("question", "response")),
     ),
     "rollouts": _columns("rollouts", arm=str, step=int, record=str),
     "excluded": _columns("excluded", run=str, left_out=str, reason=str, damage=bool),

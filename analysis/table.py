@@ -17,7 +17,9 @@ from analysis.arms import Arm
 from analysis.text import csv_cell, latex, markdown
 
 MISSING = "–"
-Kind = Literal["text", "number", "percent", "points", "tokens", "decimal"]
+TEXTS = ("text", "prose")  # prose: some sentences, in a cell of several lines
+_LATEX = {"text": "l", "prose": "p{5cm}"}  # kind → how its column is set
+Kind = Literal["text", "prose", "number", "percent", "points", "tokens", "decimal"]
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Table:
     def markdown(self) -> str:
         lines = [
             " | ".join(field.label for field in self.fields),
-            " | ".join("---" if field.kind == "text" else "---:" for field in self.fields),
+            " | ".join("---" if field.kind in TEXTS else "---:" for field in self.fields),
             *(" | ".join(markdown(str(cell)) for cell in cells) for _, cells in self.rows()),
         ]
         return "".join(f"| {line} |\n" for line in lines)
@@ -81,7 +83,7 @@ class Table:
         )
         return cells.to_latex(
             index=False,
-            column_format="".join("l" if field.kind == "text" else "r" for field in self.fields),
+            column_format="".join(_LATEX.get(field.kind, "r") for field in self.fields),
             caption=f"{latex(self.title)}. {latex(self.note)}",
             label=f"tab:{self.name}",
         )
@@ -132,7 +134,7 @@ def _cell(row: dict[str, Any], field: Field) -> Cell:
     interval = ""
     if field.interval and not _missing(row[f"{field.key}_low"]):
         interval = f"[{', '.join(_number(row[key], field.kind) for key in field.keys[1:])}]"
-    if field.kind == "text":
+    if field.kind in TEXTS:
         return Cell(str(value), interval, str(value), field.kind)
     return Cell(_number(value, field.kind), interval, float(value), field.kind)
 

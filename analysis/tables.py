@@ -45,10 +45,10 @@ def summary(results: Results) -> Table:
                 **measures(results.estimated, arm, AVERAGE),
                 **measures(results.contrasted, arm, AVERAGE, suffix="_diff"),
                 "seeds": len(arm.used),
-                "state": _state(results, arm),
                 "label": arm.marked,
                 "asked": arm.asked or None,
                 "differs": printable(arm.differs, limit=_LONGEST) or None,
+                "state": state_of(results, arm),
                 "before": 100 * results.before[arm.id] if arm.id in results.before else None,
             },
         )
@@ -152,28 +152,32 @@ def runs(results: Results) -> Table:
 
 
 def answers(results: Results) -> Table:
-    """A few answers of each run's last evaluation."""
+    """A few answers of each run's last evaluation; texts as far as they were recorded."""
+    frame = results.records.answers
+    texts = (Field("question", "Problem", "prose"), Field("response", "Response", "prose"))
     fields = [
         Field("label", "Run"),
         Field("seed", "Seed", "number"),
         Field("step", "Step", "number"),
         Field("benchmark", "Benchmark"),
-        Field("problem", "Problem"),
-        Field("prediction", "Prediction"),
-        Field("answer", "Answer"),
+        Field("problem", "Id"),
+        *(field for field in texts if frame[field.key].notna().any()),
+        Field("prediction", "Its answer"),
+        Field("answer", "Right answer"),
         Field("verdict", "Verdict"),
     ]
     seeds = dict(zip(results.records.runs["run"], results.records.runs["seed"], strict=True))
     given: dict[str, list[dict[str, Any]]] = {}
-    for row in rows_of(results.records.answers):
-        verdict = "✓ right" if row["correct"] else "✗ wrong"
+    for row in rows_of(frame):
+        verdict = "✓ correct" if row["correct"] else "✗ wrong"
         given.setdefault(row["run"], []).append({**row, "seed": seeds[row["run"]], "verdict": verdict})
     runs = 1 if len(results.records.runs) > MOST_RUNS_WITH_ANSWERS else None
     rows = [(arm, row) for arm in results.arms for run in arm.runs[:runs] for row in given.get(run, [])]
     whose = "each run's" if runs is None else "each config's first run's"
     note = (
         f"The first answer to the first problems of {whose} last evaluation, in the order of the record, not selected."
-        " –: no answer could be extracted from the response. Shows the runs selected above."
+        " –: no answer could be extracted from the response. Of long texts the middle is left out (…); ↵ is a line"
+        " break. Shows the runs selected above."
     )
     return table("answers", "Examples of answers", note, fields, rows)
 
@@ -207,10 +211,14 @@ def benchmarks_of(results: Results, estimates: ByBenchmark, arm: Arm) -> list[st
     return [AVERAGE, *own] if len(own) > 1 else own
 
 
-def _state(results: Results, arm: Arm) -> str:
-    """The state of the runs behind the arm's numbers, with their progress where they do not count."""
+def state_of(results: Results, arm: Arm) -> str:
+    """The state of the runs behind the arm's numbers; where they do not count, how far they came or what they lack."""
     if arm.counted:
         return "finished"
     frame = results.records.runs
     rows = rows_of(frame[frame["run"].isin(arm.used or arm.runs)])
-    return ", ".join(sorted({f"{row['state']} {row['step']}/{row['num_steps']}" for row in rows}))
+    lacking = "finished, no last evaluation" if arm.used else "finished, no evaluation"
+    states = {
+        lacking if row["state"] == "finished" else f"{row['state']} {row['step']}/{row['num_steps']}" for row in rows
+    }
+    return ", ".join(sorted(states))

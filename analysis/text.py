@@ -22,6 +22,7 @@ _LATEX = {
     "α": r"\ensuremath{\alpha}",
     "×": r"\ensuremath{\times}",
     "π": r"\ensuremath{\pi}",
+    "↵": r"\ensuremath{\hookleftarrow}",
     "✓": "",
     "✗": "",
     "\N{NO-BREAK SPACE}": "~",

@@ -6,7 +6,19 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
-from analysis.figures.panel import Control, Panel, Styles, Trace, curve, layout, rounded, scatter, short, thin
+from analysis.figures.panel import (
+    SHARE,
+    Control,
+    Panel,
+    Styles,
+    Trace,
+    curve,
+    layout,
+    rounded,
+    scatter,
+    short,
+    thin,
+)
 from analysis.results import Results
 from analysis.stats.curves import ema
 from analysis.text import plot_label
@@ -28,6 +40,7 @@ PERCENT = {"filter/kept", "rollout_correction/masked", "response/truncated"}
 DIAGNOSTICS = ("grad_norm", "rollout_correction/log_ppl_drift", "entropy/student", "rollout_correction/masked")
 OUTCOMES = ("divergence/reverse_kl", "response/length", "response/truncated")
 SCORES = {"mean": "Share of correct answers", "best": "Share of problems with any correct answer"}
+FROM_ZERO = {"rangemode": "tozero", "autorangeoptions": {**SHARE, "include": [0, 1]}}  # an axis of shares
 SMOOTHED_FROM = 25  # evaluations: a moving average of fewer mostly shows its own lag
 
 Curves = dict[str, list[Trace]]
@@ -102,7 +115,7 @@ def many_evaluations(results: Results) -> bool:
 
 def score_panels(group: str, title: str, results: Results, curves: Curves, topic: str | None = None) -> list[Panel]:
     """Scores over training: of the selected arms or, with `topic`, of those of a comparison."""
-    scale = layout(x="step", y="%", yaxis={"rangemode": "tozero"})
+    scale = layout(x="step", y="%", yaxis=FROM_ZERO)
     return [
         Panel(f"{group}-{score}", group, title.format(results.label(score)), SCORES[score], traces, scale, topic=topic)
         for score, traces in curves.items()
@@ -117,7 +130,7 @@ def training_panels(curves: Curves) -> list[Panel]:
             "training",
             *TRAINING[name],
             traces,
-            layout(x="step", y="%" if name in PERCENT else ""),
+            layout(x="step", y="%", yaxis=FROM_ZERO) if name in PERCENT else layout(x="step", y=""),
         )
         for name, traces in curves.items()
     ]

@@ -23,6 +23,8 @@ MARKERS = ("circle", "square", "diamond", "triangle-up", "x", "cross")
 DASHES = ("solid", "dash", "dot", "dashdot")
 NUM_STYLES = len(LIGHT) * len(DASHES)
 
+SHARE = {"clipmin": 0, "clipmax": 100}  # of an axis in percent, also where all values are the same
+
 Trace = dict[str, Any]
 
 
@@ -173,13 +175,17 @@ def error_bars(style: Style, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any
 def layout(*, x: str, y: str, **axes: dict[str, Any]) -> dict[str, Any]:
     """The layout that all figures share, with the titles of the axes and what is particular to one."""
     common = {"zeroline": False, "automargin": True}
+
+    def axis(title: str) -> dict[str, Any]:
+        return {**common, "autorangeoptions": SHARE} if title == "%" else common
+
     return {
         "template": "none",
         "showlegend": False,
         "hovermode": "closest",
         "margin": {"l": 44, "r": 12, "t": 16, "b": 40},
-        "xaxis": {**common, "title": {"text": x, "standoff": 8}, **axes.get("xaxis", {})},
-        "yaxis": {**common, "title": {"text": y, "standoff": 4}, **axes.get("yaxis", {})},
+        "xaxis": {**axis(x), "title": {"text": x, "standoff": 8}, **axes.get("xaxis", {})},
+        "yaxis": {**axis(y), "title": {"text": y, "standoff": 4}, **axes.get("yaxis", {})},
         **({"yaxis2": {**common, **axes["yaxis2"]}} if "yaxis2" in axes else {}),
     }
 

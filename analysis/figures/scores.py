@@ -185,7 +185,7 @@ def cost(results: Results, styles: Styles, costs: Mapping[str, Cost]) -> Panel:
         "Cost against score",
         "Cost of training one run, without its evaluations",
         traces,
-        layout(x="", y="%"),
+        layout(x="", y="%", xaxis={"rangemode": "tozero"}),
         (Control("cost", "Cost", COSTS), score_control(results), WHICH),
         titles=dict(COSTS),
     )

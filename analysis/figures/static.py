@@ -156,6 +156,9 @@ def _label(axes: Any, panel: Panel, choices: Mapping[str, str]) -> None:
             limit(*panel.layout[axis]["range"])
         elif panel.layout[axis].get("rangemode") == "tozero":
             limit(0)
+        if "clipmin" in (ends := panel.layout[axis].get("autorangeoptions", {})):
+            low, high = getattr(axes, f"get_{axis[0]}lim")()
+            limit(max(low, ends["clipmin"]), min(max(high, *ends.get("include", [high])), ends["clipmax"]))
     if "tickvals" in panel.layout["xaxis"]:
         axes.set_xticks(panel.layout["xaxis"]["tickvals"], panel.layout["xaxis"]["ticktext"])
     if panel.layout["xaxis"].get("zeroline"):

@@ -1,6 +1,7 @@
 """The report's page in a real headless Chromium. Skips where there is none, fails where `CI` is set."""
 
 import csv
+import json
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 
 from analysis.published_tables import VERDICTS
 from analysis.report import main
+from opd.watch import pages
 from tests.unit.analysis.fake_runs import HOSTILE, Fake, write_broken, write_demo, write_run
 from tests.unit.analysis.published_runs import rollouts, write_published
 
@@ -238,12 +240,13 @@ def test_dark_and_light(open_report, demo, tmp_path):
         page.locator("#learning-mean .xtick text").first.wait_for()
         seen[scheme] = page.evaluate(look)
         page.screenshot(path=tmp_path / f"{scheme}.png")
-        assert page.locator("#theme").get_attribute("aria-pressed") == str(scheme == "dark").lower()
+        assert page.locator("#theme").inner_text() == ("Light mode" if scheme == "dark" else "Dark mode")
     assert seen["light"][0] == "rgb(246, 246, 243)" and seen["dark"][0] == "rgb(17, 17, 16)"
     assert seen["light"][1] != seen["dark"][1]
     assert (tmp_path / "light.png").read_bytes() != (tmp_path / "dark.png").read_bytes()
     page = open_report(demo, scheme="dark")
     page.locator("#theme").click()
+    assert page.locator("#theme").inner_text() == "Dark mode"
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == seen["light"][0]
 
 
@@ -267,6 +270,88 @@ def test_text_is_as_large_and_as_distinct_as_it_must_be(open_report, demo):
         page = open_report(demo, scheme=scheme)
         poor = page.evaluate(POOR_TEXT)
         assert poor == []
+
+
+def test_column_of_lengths_is_set_as_other_numbers_are(open_report, demo):
+    page = open_report(demo)
+    look = """index => {
+      const cell = document.querySelector("#table-scores tbody tr").cells[index], style = getComputedStyle(cell);
+      const text = document.createRange();
+      text.selectNodeContents(cell);
+      return [style.textAlign, style.fontFamily, style.fontSize, style.lineHeight, style.whiteSpace,
+              Math.round(cell.getBoundingClientRect().right - text.getBoundingClientRect().right)];
+    }"""
+    heads = page.locator("#table-scores thead th").all_inner_texts()
+    length, truncated = (page.evaluate(look, heads.index(name)) for name in ("length", "truncated"))
+    assert length == truncated
+
+
+def test_examples_have_problem_response_answer_and_verdict(open_report, demo):
+    for width in (1280, 390):
+        page = open_report(demo, width=width)
+        assert page.locator("#table-answers thead th").all_inner_texts()[5:] == [
+            "Problem", "Response", "Its answer", "Right answer", "Verdict"
+        ]  # fmt: skip
+        row = page.locator("#table-answers tbody tr").first
+        assert (row.locator("td").nth(4).inner_text() or "").startswith("So, what is")
+        assert "↵ it is" in row.inner_text()
+        words = set(page.locator("#table-answers .verdict").all_inner_texts())
+        assert words == {"✓ correct", "✗ wrong"}
+    look = "word => getComputedStyle(document.querySelector(`#table-answers [data-word$=${word}]`)).color"
+    assert page.evaluate(look, "correct") != page.evaluate(look, "wrong")
+    box = row.locator(".verdict").bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+
+
+@pytest.fixture(scope="module")
+def steady(tmp_path_factory) -> Path:
+    """A run without evaluations whose shares are constant and whose drift is of the size of rounding."""
+    root = tmp_path_factory.mktemp("reports") / "steady"
+    run = write_run(root, Fake(num_steps=20, every=100, config={"evaluate": {"benchmarks": []}}))
+    shutil.rmtree(run.path / "evaluate")
+    steps = [
+        {
+            "step": step,
+            "time": 1.0 * step,
+            "rollout_correction/log_ppl_drift": 6e-9 * (-1) ** step,
+            "grad_norm": 1e-4 + 1e-6 * step,
+            "response/length": 2e5 + step,
+            "rollout_correction/masked": 0.0,
+            "filter/kept": 1.0,
+            "response/truncated": 0.5,
+        }
+        for step in range(1, 21)
+    ]
+    run.metrics_file.write_text("".join(json.dumps(line) + "\n" for line in [{"step": 0, "time": 0.1}, *steps]))
+    return write(root)
+
+
+def test_ticks_are_decimals_or_powers_of_ten(open_report, steady):
+    page = open_report(steady)
+    draw_all(page)
+    ticks = {
+        figure: page.locator(f"#{figure} .ytick text").all_text_contents()
+        for figure in ("rollout-correction-log-ppl-drift", "grad-norm", "response-length", "filter-kept")
+    }
+    for figure, texts in ticks.items():
+        assert texts, figure
+        assert all(re.fullmatch(r"−?[\d,.]+(×10−?\d+)?", text.replace("\u200b", "")) for text in texts), texts
+    assert any("×10" in text for text in ticks["rollout-correction-log-ppl-drift"])
+
+
+def test_constant_share_is_drawn_within_0_and_100_percent(open_report, steady):
+    page = open_report(steady)
+    draw_all(page)
+    place = "id => document.getElementById(id)._fullLayout.yaxis.range"
+    for figure in ("filter-kept", "rollout-correction-masked", "response-truncated"):
+        low, high = page.evaluate(place, figure)
+        assert 0 == low < high <= 100, figure
+
+
+def test_finished_run_without_evaluation_is_called_that(open_report, steady):
+    page = open_report(steady)
+    assert page.locator(".chip").all_inner_texts() == ["default (finished, no evaluation)"]
+    assert page.locator("#table-summary tbody td").last.inner_text() == "finished, no evaluation"
 
 
 def test_hostile_records_stay_inert(open_report, hostile):
@@ -316,6 +401,19 @@ def test_many_runs_can_be_searched_and_start_with_a_few(open_report, many):
     page.locator("#none").click()
     page.locator("#all").click()
     assert page.locator("#status").inner_text() == "18 of 30 runs shown"  # eight at first, ten found
+
+
+@pytest.mark.parametrize("width", [390, 820, 1440])
+def test_box_of_runs_shows_whole_rows(open_report, many, width):
+    page = open_report(many, width=width)
+    cut = page.evaluate(
+        """() => {
+          const box = document.querySelector(".chips").getBoundingClientRect();
+          return [...document.querySelectorAll(".chip")].map(chip => chip.getBoundingClientRect())
+            .filter(chip => chip.top < box.bottom && chip.bottom > box.bottom + 0.5).length;
+        }"""
+    )
+    assert cut == 0 and page.locator(".chip").count() == 30
 
 
 def test_long_table_is_whole_when_it_is_asked_for(open_report, many):
@@ -378,12 +476,31 @@ def test_every_published_figure_is_drawn_and_has_its_numbers(open_report, publis
     assert float(low) < float(bars["naive_k3"][1]) < float(high)
 
 
-def test_verdicts_come_first(open_report, published):
+def test_summary_comes_first_then_verdicts_of_claims_that_were_run(open_report, published):
     page = open_report(published)
     cards = [card.get_attribute("id") for card in page.locator("main section.card").all()]
-    assert cards[:2] == ["verdicts", "summary"]
+    assert cards[:2] == ["summary", "verdicts"]
     words = page.locator("#table-verdicts .verdict").all_inner_texts()
-    assert words and set(words) <= set(VERDICTS)
+    assert words and set(words) <= set(VERDICTS) - {"not run"}
+    folded = page.locator("#table-not_run tbody tr")
+    assert folded.count() > 0 and not folded.first.is_visible()
+    page.locator("#not_run summary").press("Enter")
+    assert folded.first.is_visible()
+    assert page.locator("#not_run summary").inner_text() == f"{folded.count()} claims that were not run"
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_verdicts_and_scores_are_on_a_phones_screen(open_report, published, scheme):
+    page = open_report(published, width=390, height=844, scheme=scheme)
+    assert page.evaluate("document.documentElement.scrollWidth") == 390
+    for verdict in page.locator("#table-verdicts .verdict").all():
+        box, claim = verdict.bounding_box(), verdict.locator("xpath=ancestor::tr/th").bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
+        assert claim["y"] + claim["height"] <= box["y"] + 1  # below its claim
+    heads = [head.inner_text() for head in page.locator("#table-summary thead th").all()]
+    for cell in page.locator("#table-summary tbody tr").first.locator("th, td").all()[: heads.index("mean@4") + 1]:
+        box = cell.bounding_box()
+        assert box["x"] >= 0 and box["x"] + box["width"] <= 390
 
 
 def test_metric_of_a_figure_is_chosen(open_report, published):
@@ -438,7 +555,7 @@ def test_address_of_another_report_does_no_harm(open_report, published):
 
 def test_tokens_are_coloured_by_advantage_and_struck_out_where_not_learned(open_report, published):
     page = open_report(published)
-    answer = page.locator(".tokens").first
+    answer = page.locator(".pieces").first
     pieces = answer.locator("span, s").all()
     assert [piece.evaluate("piece => piece.tagName") for piece in pieces] == ["SPAN"] * 2 + ["S"] * 2 + ["SPAN"] * 3
     assert pieces[0].get_attribute("class") == "up" and pieces[1].get_attribute("class") == "down"
@@ -452,7 +569,7 @@ def test_hostile_tokens_stay_text(open_report, hostile):
     page = open_report(hostile)
     assert page.evaluate("window.hacked") is None
     assert page.locator("#responses img, #responses a, #responses script, #responses b").count() == 0
-    assert "</script><script>window.hacked = 1" in page.locator(".tokens").first.inner_text()
+    assert "</script><script>window.hacked = 1" in page.locator(".pieces").first.inner_text()
 
 
 def test_tables_are_filtered(open_report, published):
@@ -471,3 +588,30 @@ def test_published_page_is_readable_in_both_themes_and_on_a_phone(open_report, p
         image = tmp_path / f"{scheme}-{width}.png"
         page.screenshot(path=image, full_page=True)
         assert image.stat().st_size > 50_000
+
+
+# ---- the page that a run writes of a step's rollouts
+
+
+@pytest.fixture(scope="module")
+def rollout_page(tmp_path_factory) -> Path:
+    file = tmp_path_factory.mktemp("rollouts") / "step_000004.html"
+    file.write_text(pages.page({**rollouts(np.random.default_rng(0), HOSTILE), "step": 4}), errors="replace")
+    return file
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [390, 1280])
+def test_rollout_page_is_legible_in_both_modes_in_blue_and_orange(browser, rollout_page, scheme, width):
+    page = browser.new_page(viewport={"width": width, "height": 800}, color_scheme=scheme)
+    page.goto(rollout_page.as_uri())
+    assert page.evaluate(POOR_TEXT) == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.locator("script, img").count() == 0 and page.evaluate("window.hacked") is None
+    ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+    assert ground == ("rgb(17, 17, 16)" if scheme == "dark" else "rgb(246, 246, 243)")
+    look = "kind => getComputedStyle(document.querySelector(`.note .${kind}`)).backgroundColor"
+    for kind, bluer in (("up", True), ("down", False)):
+        red, green, blue = (float(part) for part in re.findall(r"[\d.]+", page.evaluate(look, kind))[:3])
+        assert (blue > green > red) if bluer else (red > green > blue), kind
+    page.close()

@@ -1,7 +1,7 @@
 """Run directories with made-up numbers, for tests only. They are written with the writer that real runs use."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from analysis import report
 from analysis.command import parse
 from opd.config.identity import config_hash, run_id
 from opd.records.run_dir import RunDir, Sample, Status
+from opd.records.texts import pack
 
 HOSTILE = [
     "</script><script>window.hacked = 1</script>",
@@ -39,6 +40,7 @@ class Fake:
     base: float = 0.3
     final: float = 0.93
     error: str | None = None
+    said: str = ""  # the beginning of the texts of its last evaluation; none where empty
     config: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -63,9 +65,10 @@ def write_run(root: Path, fake: Fake, *, folder: str | None = None) -> RunDir:
     lines: list[dict[str, float]] = [{"step": 0, "time": 0.1}]
     lines += [training(now, fake, rng) for now in range(1, step + 1)]
     last = [fake.num_steps] if step == fake.num_steps else []
-    for now in sorted({*range(0, step + 1, fake.every), *last}):
+    evaluated = sorted({*range(0, step + 1, fake.every), *last})
+    for now in evaluated:
         answers = samples(now, fake, rng)
-        run.write_samples(now, answers)
+        run.write_samples(now, answers, texts(answers, fake.said) if fake.said and now == evaluated[-1] else b"")
         of = {name: [row.num_tokens for row in answers if row.benchmark == name] for name in fake.benchmarks}
         lines[now]["evaluate/num_tokens"] = float(np.mean([np.mean(lengths) for lengths in of.values()]))
     for line in lines:
@@ -129,17 +132,34 @@ def samples(step: int, fake: Fake, rng: np.random.Generator) -> list[Sample]:
     return rows
 
 
+def texts(answers: Sequence[Sample], said: str) -> bytes:
+    """A text for the first answer to each problem, which begins with `said`, as does the problem's."""
+    first = [answer for answer in answers if answer.sample == 0]
+    return b"".join(
+        pack(
+            answer.benchmark,
+            answer.problem_id,
+            [f"{said}\nit is {answer.prediction}"],
+            problem=f"{said}, what is {answer.answer}?",
+        )
+        for answer in first
+    )
+
+
 def write_demo(root: Path) -> None:
     """What `make demo` leaves: a base student that climbed to its teacher, and the ladder of teachers."""
     for name, score in (("teacher-small", 0.62), ("teacher-medium", 0.86), ("teacher-large", 0.978)):
-        write_run(root, Fake(name=name, final=score, num_steps=0))
+        write_run(root, Fake(said="So", name=name, final=score, num_steps=0))
     for seed in range(3):
-        write_run(root, Fake(seed=seed, final=0.94))
-        write_run(root, Fake(name="hard_switch", seed=seed, final=0.955))
-    write_run(root, Fake(name="tis", final=0.91))
-    write_run(root, Fake(name="low_lr", final=0.7))
-    write_run(root, Fake(name="kl_70_100", state="running", step=57, final=0.95))
-    write_run(root, Fake(name="naive", state="failed", step=83, final=0.5, error="ValueError: loss is not finite\nat"))
+        write_run(root, Fake(said="So", seed=seed, final=0.94))
+        write_run(root, Fake(said="So", name="hard_switch", seed=seed, final=0.955))
+    write_run(root, Fake(said="So", name="tis", final=0.91))
+    write_run(root, Fake(said="So", name="low_lr", final=0.7))
+    write_run(root, Fake(said="So", name="kl_70_100", state="running", step=57, final=0.95))
+    write_run(
+        root,
+        Fake(said="So", name="naive", state="failed", step=83, final=0.5, error="ValueError: loss is not finite\nat"),
+    )
 
 
 def write_broken(root: Path) -> None:
@@ -161,13 +181,11 @@ def write_broken(root: Path) -> None:
         run = write_run(root, fake, folder=f"hostile/{position}")
         for step in run.evaluations():
             bad = {"prediction": text, "answer": text}
-            run.write_samples(
-                step,
-                [
-                    Sample(**{**vars(sample), "problem_id": f"{text}-{sample.problem_id}", **bad})
-                    for sample in run.samples(step)
-                ],
-            )
+            answers = [
+                Sample(**{**vars(sample), "problem_id": f"{text}-{sample.problem_id}", **bad})
+                for sample in run.samples(step)
+            ]
+            run.write_samples(step, answers, texts(answers, f"{text}\u2028"))
 
 
 if __name__ == "__main__":

@@ -119,6 +119,17 @@ def test_a_report_of_every_damage_at_once_has_the_numbers_of_the_rest(sound, tmp
     assert all(kind in reports[1]["tables/excluded.csv"] for kind in MARKED)
 
 
+def test_texts_that_cannot_be_read_are_named_and_change_no_number(sound, tmp_path):
+    root = tmp_path / "runs"
+    shutil.copytree(sound, root)
+    last = max((root / "other-0/evaluate").glob("step_*.jsonl"))
+    last.with_suffix(".text.jsonl.gz").write_bytes(b"no gzip")
+    before, after = load(sound), load(root)
+    (damage,) = set(after.damage) - set(before.damage)
+    assert damage[:2] == ("other-0", "the texts of its last evaluation") and "is damaged" in damage[2]
+    assert before.scores.equals(after.scores) and before.runs.equals(after.runs)
+
+
 def test_copies_and_foreign_files_are_named_and_not_counted(sound, tmp_path):
     root = tmp_path / "runs"
     shutil.copytree(sound, root)

@@ -1,3 +1,4 @@
+import gzip
 import json
 from dataclasses import replace
 
@@ -6,10 +7,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from analysis.evaluation import SCORES, read_evaluation
+from analysis.evaluation import EXCERPT, SCORES, excerpt, read_evaluation, with_texts
+from analysis.read_study import LONGEST
 from opd.grading.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+from opd.printable import printable
 from opd.records.files import RecordError, write_atomic
 from opd.records.run_dir import RunDir, Sample
+from opd.records.texts import pack
 
 
 def sample(number: int, correct: bool, *, problem: str = "1", benchmark: str = "aime24", **more) -> Sample:
@@ -95,6 +99,27 @@ def test_examples_take_the_benchmarks_in_turn(tmp_path):
     samples += [sample(0, False, benchmark="gsm8k", problem=str(number)) for number in range(2)]
     shown = [(example.benchmark, example.problem) for example in read(tmp_path, samples, examples=5).examples]
     assert shown == [("aime24", "0"), ("gsm8k", "0"), ("aime24", "1"), ("gsm8k", "1"), ("aime24", "2")]
+
+
+def test_examples_have_the_texts_that_were_kept(tmp_path):
+    run = RunDir(tmp_path)
+    samples = [sample(number, True, problem=problem) for problem in ("1", "2", "3") for number in range(2)]
+    kept = pack("aime24", "1", ["first", "second"], problem="Why?") + pack("aime24", "3", ["third"], problem="How?")
+    run.write_samples(10, samples, kept)
+    found = with_texts(run, read_evaluation(run, 10, examples=3)).examples
+    assert [(one.question, one.response) for one in found] == [("Why?", "first"), (None, None), ("How?", "third")]
+    older = gzip.compress(b'{"benchmark": "aime24", "problem_id": "1", "sample": 0, "text": "said"}\n')
+    run.write_samples(10, samples, older)
+    (first, *_) = with_texts(run, read_evaluation(run, 10, examples=3)).examples
+    assert (first.question, first.response) == (None, "said")
+
+
+def test_an_excerpt_has_the_beginning_and_the_end_on_one_line():
+    assert excerpt("a\nb\u202ec\ud800 ") == "a ↵ b\ufffdc\ufffd"
+    long = excerpt("begin" + "x" * 10**6 + "end")
+    assert len(long) <= EXCERPT and long.startswith("beginx") and long.endswith("xend") and " … " in long
+    for text in ("x" * EXCERPT, "\n" * 300 + "y" * 300, "z " * 10**4):  # what a study's export allows
+        assert printable(excerpt(text), limit=LONGEST) == excerpt(text)
 
 
 def test_lone_surrogates_are_read(tmp_path):

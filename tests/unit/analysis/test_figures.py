@@ -4,10 +4,11 @@ import json
 import numpy as np
 import plotly.graph_objects as go
 import pytest
+from matplotlib.figure import Figure
 
 from analysis.contrasts import Bootstrap
 from analysis.costs import costs
-from analysis.figures import curves
+from analysis.figures import curves, static
 from analysis.figures.panel import DARK, LIGHT, TEACHER_DARK, TEACHER_LIGHT, Panel, arm_styles, thin
 from analysis.figures.panels import all_panels
 from analysis.load import load
@@ -44,6 +45,23 @@ def test_every_figure_is_one_that_plotly_takes(demo):
         figure = go.Figure(panel.traces, panel.layout)
         assert len(figure.data) == len(panel.traces) > 0
         json.dumps([panel.traces, panel.layout], allow_nan=False)
+
+
+def test_axis_of_a_share_stays_between_0_and_100_percent(demo):
+    _, shown = demo
+    ends = {"clipmin": 0, "clipmax": 100}
+    axes = {name: {**panel.layout["xaxis"], **panel.layout["yaxis"]} for name, panel in shown.items()}
+    shares = {name for name, axis in axes.items() if axis.get("autorangeoptions", {}).items() >= ends.items()}
+    assert shares >= {"filter-kept", "response-truncated", "learning-mean", "learning-best", "seeds"}
+    assert not shares & {"grad-norm", "difference-mean"}
+
+
+@pytest.mark.parametrize(("value", "low", "high"), [(0, 0, 1), (100, 0, 100), (40, 0, 45)])
+def test_constant_share_on_paper_is_drawn_within_0_and_100_percent(demo, value: float, low: float, high: float):
+    axes = Figure().subplots()
+    axes.plot([0, 1], [value, value])
+    static._label(axes, demo[1]["filter-kept"], {})
+    assert axes.get_ylim() == pytest.approx((low, high), abs=3)
 
 
 def test_learning_curve_is_the_mean_over_seeds_at_each_step(demo):

@@ -146,8 +146,8 @@ def test_page_can_be_read_by_a_screen_reader(elements):
 def test_markdown_has_every_table_and_no_html(pages):
     page = pages[1]
     assert [line[3:] for line in page.splitlines() if line.startswith("## ")] == [
-        "Published claims",
         "Summary",
+        "Published claims",
         "Settings of the default",
         "Ranking",
         "Scores on each benchmark",
@@ -168,6 +168,23 @@ def test_hostile_text_is_in_no_script(elements, text):
     for script, attributes in zip(elements.scripts, elements.all("script"), strict=True):
         if attributes.get("type") != "application/json":
             assert text not in script
+
+
+def test_claims_that_were_not_run_are_folded(elements, pages):
+    page = pages[0]
+    (count,) = re.findall(r"<summary[^>]*>(\d+) claims that were not run", page)
+    shown, folded = (page.split(f'id="table-{name}"')[1].split("</table>")[0] for name in ("verdicts", "not_run"))
+    assert folded.count("<tr") - 1 == int(count) > 0
+    assert shown.count("<tr") - 1 == shown.count("data-word=") > 0 and 'data-word="not run"' not in shown
+    assert page.index('id="summary"') < page.index('id="verdicts"') < page.index("<details")
+
+
+def test_texts_of_models_are_shown_as_text(elements):
+    cells = "".join(elements.text)
+    for start in ("</script><script>window.hacked", '"><img src=x onerror='):
+        assert re.search(re.escape(start) + r"[^,]*, what is", cells)  # a problem's text
+        assert re.search(re.escape(start) + r"[^,]*↵ it is", cells)  # a response
+    assert "\u2028" not in "".join(elements.scripts) + cells
 
 
 def test_page_without_any_result(tmp_path):

@@ -55,12 +55,12 @@ def test_hyperparameters_have_a_row_a_value_and_benchmark(study):
     assert list(rows["benchmark"].unique()) == ["average", "aime24", "hmmt25"] and len(rows) == 9
 
 
-def test_verdicts_come_first_unless_no_claim_was_run(study):
+def test_verdicts_follow_the_summary_unless_no_claim_was_run(study):
     known = verdicts(study)
     assert any(one.verdict != "not run" for one in known)
-    for shown, at in ((known, 0), ([replace(one, verdict="not run") for one in known], -1)):
+    for shown, at in ((known, 1), ([replace(one, verdict="not run") for one in known], -1)):
         tables = all_tables(study, members=members(study), costs=costs(study), verdicts=shown)
-        assert tables[at].name == "verdicts"
+        assert tables[0].name == "summary" and tables[at].name == "verdicts"
 
 
 def test_every_table_is_latex_that_balances(study):

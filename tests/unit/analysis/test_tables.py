@@ -151,10 +151,29 @@ def test_runs_table_has_every_run_its_state_and_the_first_line_of_its_error(demo
     assert failed["Error"] == "ValueError: loss is not finite"
 
 
-def test_answers_are_those_of_the_last_evaluation(demo):
+def test_answers_are_those_of_the_last_evaluation_with_problem_response_and_verdict(demo):
     shown = rows(tables.answers(demo))
     assert {row["Step"] for row in shown if row["Run"] == "kl_70_100"} == {"50"}
-    assert all((row["Verdict"] == "✓ right") == (row["Prediction"] == row["Answer"]) for row in shown)
+    assert {row["Verdict"] for row in shown} == {"✓ correct", "✗ wrong"}
+    for row in shown:
+        assert (row["Verdict"] == "✓ correct") == (row["Its answer"] == row["Right answer"])
+        assert row["Problem"] == f"So, what is {row['Right answer']}?"
+        assert row["Response"] == f"So ↵ it is {row['Its answer'].replace('–', 'None')}"
+
+
+def test_answers_without_texts_have_no_columns_for_them(demo):
+    frame = demo.records.answers.assign(question=None, response=None)
+    without = tables.answers(replace(demo, records=replace(demo.records, answers=frame)))
+    assert not {"Problem", "Response"} & {field.label for field in without.fields}
+
+
+def test_state_says_what_a_finished_run_lacks(tmp_path):
+    bare = write_run(tmp_path, Fake(name="bare", num_steps=2, every=2))
+    half = write_run(tmp_path, Fake(name="half", num_steps=4, every=2))
+    for file in (*bare.evaluations().values(), half.samples_file(4)):
+        file.unlink()
+    states = {row["Run"]: row["State"] for row in rows(tables.summary(results(tmp_path)))}
+    assert states == {"bare": "finished, no evaluation", "half": "finished, no last evaluation"}
 
 
 def test_everything_left_out_is_listed_with_a_reason(all_runs):
