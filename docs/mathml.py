@@ -13,7 +13,13 @@ TEX = re.compile(
 
 def on_page_content(html: str, **_: Any) -> str:
     """The page's HTML with MathML in the place of TeX."""
-    return TEX.sub(lambda found: mathml(found["inline"] or found["block"], inline=found["inline"] is not None), html)
+    return TEX.sub(_made, html)
+
+
+def _made(found: re.Match[str]) -> str:
+    if found["inline"]:
+        return mathml(found["inline"], inline=True)
+    return f'<div class="formula">{mathml(found["block"], inline=False)}</div>'
 
 
 def mathml(tex: str, *, inline: bool) -> str:

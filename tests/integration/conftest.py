@@ -1,5 +1,7 @@
 """A world small enough to run whole: random models of the tiny world's shape, a few steps, a few problems."""
 
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +20,25 @@ from sweeps.compose import Composer, composer
 from tests.random_models import save_random
 
 RANDOM_MODELS = ("student", "small", "medium", "large")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator:
+    """A headless Chromium. Skips where there is none, fails where `CI` is set."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        chromium, sync_playwright = None, None
+    if chromium is None or sync_playwright is None:
+        missing = "needs Chromium on PATH (apt install chromium) and the package playwright (pip install playwright)"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        yield browser
+        browser.close()
 
 
 @pytest.fixture(scope="session")

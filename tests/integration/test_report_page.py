@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -47,24 +46,6 @@ POOR_TEXT = """() => {
   }).map(element => element.outerHTML.slice(0, 100));
 }"""
 FIGURES = ["learning-mean", "learning-best", "difference-mean", "difference-best", "grad-norm"]
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator:
-    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    try:
-        from playwright.sync_api import sync_playwright
-    except ImportError:
-        chromium, sync_playwright = None, None
-    if chromium is None or sync_playwright is None:
-        missing = "needs Chromium on PATH (apt install chromium) and the package playwright (pip install playwright)"
-        if os.environ.get("CI"):
-            pytest.fail(missing)
-        pytest.skip(missing)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
-        yield browser
-        browser.close()
 
 
 @dataclass
