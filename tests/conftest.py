@@ -4,6 +4,11 @@ from collections import defaultdict
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A limit on an example's time fails on a busy machine.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 # Rooms that want more than this project's packages, and have a section of .ci/run that brings it.
 APART = ("slurm", "vllm")
