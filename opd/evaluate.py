@@ -2,12 +2,12 @@
 
   python -m opd.evaluate run=DIR                   a run's final checkpoint, as the run was configured
   python -m opd.evaluate run=DIR step=100          the checkpoint of a step
-  python -m opd.evaluate model=PATH                a directory, a hub id or sft:NAME
+  python -m opd.evaluate model=PATH evaluate.benchmarks=[gsm8k,test.jsonl]    a directory, a hub id or sft:NAME
   python -m opd.evaluate … evaluate.k=32 evaluate.benchmarks=[aime24,hmmt25] name=mine
 
 The answers are kept in outputs/evaluate/<name>-<hash>-s<seed>, as those of a run without steps; study=NAME keeps them
-elsewhere. Problem sets that evaluate.benchmarks may name: aime24, aime25, arithmetic, ascend, beyondaime, brumo25,
-gsm8k, hmmt25, sort.
+elsewhere. evaluate.benchmarks may name files of your own (docs/your-data.md), and aime24, aime25, arithmetic, ascend,
+beyondaime, brumo25, gsm8k, hmmt25, sort.
 """
 
 import os

@@ -1,6 +1,7 @@
 """Every command of README.md and docs/ is run as it stands, in order, or composed where its mark says why it cannot be.
 
-Each page has a folder of its own, with the tiny world's models, which are kept in the checkout's models/.
+Each page has a folder of its own, with the tiny world's models, which are kept in the checkout's models/, and the files
+that the page shows.
 """
 
 import gzip
@@ -17,6 +18,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from analysis.command import parse
 from opd.cli import key_values
+from opd.config.words import as_read
 from opd.records.run_dir import RunDir, Status, find_runs
 from sweeps import cli, submit
 from sweeps.compose import composer
@@ -38,6 +40,8 @@ def test_the_commands_of_a_page_run_as_they_stand(page: Path, tmp_path: Path):
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": path, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "120"}
     for block in blocks(page):
+        if block.file:
+            (tmp_path / block.file).write_text(block.text)
         if block.runs:
             shell = ["bash", "-euo", "pipefail", "-c"] if block.language == "sh" else [sys.executable, "-c"]
             done = subprocess.run(
@@ -46,6 +50,30 @@ def test_the_commands_of_a_page_run_as_they_stand(page: Path, tmp_path: Path):
             told = f"{page.name}, line {block.line}:\n{block.text}\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
             assert done.returncode == 0 and "Traceback" not in done.stderr, told
     assert not undocumented(tmp_path / "outputs")
+
+
+@pytest.mark.apart
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        ("python -m opd.train divergence=hell", "divergence=hellinger"),
+        ("python -m opd.train optim.lr=1e-3 scale=q", "scale=qwen3_0_6b scale=qwen3_4b"),
+        ("python -m http.server ", ""),
+    ],
+)
+def test_the_completion_that_a_page_gives_completes(typed: str, offered: str):
+    (function,) = [block.text for block in blocks(ROOT / "docs" / "getting-started.md") if "_opd()" in block.text]
+    press = 'COMP_LINE=$1 COMP_POINT=${#1}; read -ra COMP_WORDS <<< "$1"; _opd; echo "${COMPREPLY[@]}"'
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    pressed = subprocess.run(
+        ["bash", "-euc", function + press, "bash", typed],
+        cwd=ROOT,
+        env=os.environ | {"PATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert pressed.stdout.strip() == offered, pressed.stderr
 
 
 def undocumented(outputs: Path) -> set[str]:
@@ -111,6 +139,7 @@ def could_run(module: str, arguments: list[str], folder: Path) -> None:
     if module == "opd.train":
         parser = OverridesParser.create()
         given = [word for word in arguments if word not in ("--cfg", "job", "-m") and not word.startswith("hydra")]
+        given = as_read(given, multirun="-m" in arguments)
         # Of a search the values are Hydra's to choose; what is left must be a run.
         given = [word for word in given if not parser.parse_override(word).is_sweep_override()]
         if any(word.startswith("+sweep=") for word in given):
