@@ -48,6 +48,7 @@ ALWAYS = CLOSED + "{% if messages[-1].role == 'user' %}<|assistant|>{% endif %}"
         ("{% for turn in messages %}{{ turn.content }}\n{% endfor %}", None),
         ("{% if messages | length > 1 %}{{ raise_exception('no') }}{% endif %}{{ messages[0].content }}", None),
         ("{{ messages[-1].content }}", None),
+        ("{% for turn in messages %}{{ '!' if loop.last else '??' }}{{ turn.content }}|{% endfor %}", None),
         (None, None),
     ],
 )
