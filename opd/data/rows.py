@@ -22,23 +22,22 @@ def find(source: Dataset, data_dir: Path | None) -> Path | None:
     """The source's `file`, as given or under `data_dir`; None where it is to come from the hub.
 
     Raises:
-        UserError: where there is neither file nor hub, or a folder is in the place of the file.
+        UserError: where there is neither file nor hub, or a directory in the place of the file.
     """
     candidates = [] if source.file is None else [Path(source.file), *([data_dir / source.file] if data_dir else [])]
     for file in candidates:
         if file.is_file():
             return file
+        if file.is_dir():
+            raise UserError(f"file={source.file}: {file} is a directory; name a file in it")
     if source.hub is not None:
         return None
     if not candidates:
         raise UserError(
             "a prompt set needs a file= (JSONL, CSV or Parquet) or a hub= (dataset on the Hugging Face Hub)"
         )
-    if folders := [file for file in candidates if file.is_dir()]:
-        raise UserError(f"file={source.file}: {folders[0]} is a folder; name a file in it")
-    where = " nor ".join(map(str, candidates))
-    where = f"neither {where} exists" if candidates[1:] else f"{where} does not exist"
-    raise UserError(f"file={source.file}: {where}, and there is no hub= to load the set from")
+    where = "".join(f", nor {file}" for file in candidates[1:])
+    raise UserError(f"file={source.file}: there is no such file{where}, and there is no hub= to load the set from")
 
 
 def read_file(file: Path) -> Iterator[Row]:

@@ -254,8 +254,10 @@ def same_vocabulary(student: PreTrainedTokenizerBase, teacher: PreTrainedTokeniz
 
 def _check_exists(model: str, key: str) -> None:
     # A hub id is "owner/name" or "name"; anything else can only be a directory, so the hub need not be asked.
-    if not Path(model).is_dir() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
+    if not Path(model).exists() and (model.startswith(("/", ".", "~")) or model.count("/") > 1):
         raise UserError(f"{key}={model!r}: there is no such directory")
+    if Path(model).is_file():
+        raise UserError(f"{key}={model!r}: is a file; give the directory that holds the model")
 
 
 def _refuse_kernels(model: str, revision: str | None, key: str) -> None:

@@ -215,7 +215,7 @@ def load_problems(source: AnySource, config: RunConfig, *, key: str) -> list[Pro
             graded = graded_by(config) if key.startswith("prompts.") else "evaluate.benchmarks"
             problems = dataset.load_problems(source, data_dir=data, graded=graded)
         except UserError as error:
-            raise UserError(f"{key}: {error}") from error
+            raise UserError(f"{key}{'.' if str(error).startswith('file=') else ': '}{error}") from error
     return [replace(problem, grader=grader) for problem in problems]
 
 
