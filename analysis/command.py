@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from opd.errors import UserError
+from opd.interrupts import INTERRUPTED, interruptible
 from opd.printable import printable_text, say
 from opd.records.files import write_atomic
 
@@ -50,7 +51,7 @@ def run(argv: Sequence[str], doc: str | None, kind: type[Arguments], work: Calla
     """Prints what `work` returns for the arguments, or with --help the `doc`.
 
     Returns:
-        The exit status: 0, or 2 for a user error, reported in one sentence.
+        The exit status: 0, 2 for a user error, 130 for a Ctrl-C, each reported in one sentence.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
@@ -59,8 +60,12 @@ def run(argv: Sequence[str], doc: str | None, kind: type[Arguments], work: Calla
         print((doc or "").strip())
         return 0
     try:
-        say(str(work(parse(argv, kind))))
+        with interruptible():
+            say(str(work(parse(argv, kind))))
     except UserError as error:
         print(printable_text(str(error)), file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("interrupted; the same command begins again", file=sys.stderr)
+        return INTERRUPTED
     return 0

@@ -23,7 +23,8 @@ from opd.config.places import CONF, ROOT
 from opd.config.schema import RunConfig
 from opd.config.words import key_of
 from opd.errors import UserError, first_line
-from opd.printable import printable_text
+from opd.interrupts import INTERRUPTED, interruptible
+from opd.printable import lasting_output, printable_text
 
 
 def register_resolvers() -> None:
@@ -144,10 +145,11 @@ def main(
         read = dict(zip(typed, words.as_read(typed, multirun=given.multirun), strict=True))
         sys.argv[1:] = [*(read.get(word, word) for word in rewritten), *plugins.overrides()]
         command()
-    except KeyboardInterrupt:
-        _stop("interrupted; rerun the same command to resume from the last checkpoint", 130)
+    except KeyboardInterrupt as error:
+        _stop(str(error) or "interrupted; the same command begins again", INTERRUPTED)
     except BrokenPipeError:
-        _unread()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # writing the rest would fail too
+        sys.exit(141)
     except Exception as error:
         if (sentence := user_message(error)) is None:
             raise
@@ -193,7 +195,9 @@ def refuse_outside(overrides: Sequence[str]) -> None:
 
 
 def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
-    """Wrap a Hydra task so that a `UserError` ends a single run with one sentence; a multirun continues."""
+    """Wrap a Hydra task so that a `UserError` ends a single run with one sentence; a multirun continues. A task goes on
+    where nobody reads its output any more.
+    """
 
     @functools.wraps(task)
     def run(composed: Any) -> None:
@@ -202,20 +206,14 @@ def job(task: Callable[[Any], None]) -> Callable[[Any], None]:
 
         try:
             plugins.use(composed.get("plugins") or [])  # a process of Hydra's launcher has seen no command line
-            task(composed)
-        except BrokenPipeError:
-            _unread()
+            with lasting_output(), interruptible():
+                task(composed)
         except Exception as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN or (sentence := user_message(error)) is None:
                 raise
             _stop(sentence)
 
     return run
-
-
-def _unread() -> None:
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # writing the rest would fail too
-    _stop("the reader of its output has exited; rerun the same command to resume from the last checkpoint", 141)
 
 
 def user_message(error: Exception) -> str | None:

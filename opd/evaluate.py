@@ -6,13 +6,14 @@
   python -m opd.evaluate … evaluate.k=32 evaluate.benchmarks=[aime24,hmmt25] name=mine
 
 The answers are kept in outputs/evaluate/<name>-<hash>-s<seed>, as those of a run without steps; study=NAME keeps them
-elsewhere. evaluate.benchmarks may name files of your own (docs/your-data.md), and aime24, aime25, arithmetic, ascend,
-beyondaime, brumo25, gsm8k, hmmt25, sort.
+elsewhere. The same command goes on where an evaluation was interrupted or killed. evaluate.benchmarks may name files of
+your own (docs/your-data.md), and aime24, aime25, arithmetic, ascend, beyondaime, brumo25, gsm8k, hmmt25, sort.
 """
 
 import os
 import re
 import socket
+import sys
 from contextlib import closing, nullcontext
 from pathlib import Path
 
@@ -27,56 +28,84 @@ from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.config.words import typed
 from opd.errors import UserError
+from opd.interrupts import PREEMPTED, Interrupted, StopOnSignal
 from opd.printable import say, warn
 from opd.ranks.dist import world
 from opd.records import config_argument
 from opd.records import files as records
+from opd.records.claim import claimed
 from opd.records.run_dir import RunDir, Status
 
 
-def evaluate(config: RunConfig) -> dict[str, float]:
-    """Evaluate `config.student.model`, record the answers as a run without steps, and return the scores."""
-    from opd.data.batch import Sampling
-    from opd.model.sharded import shard
-    from opd.ranks import dist
-    from opd.records.manifest import manifest, vocabulary_hash
-    from opd.step.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer, with_environment
-    from opd.step.benchmarks import answer_benchmarks, summarize
-    from opd.step.contents import contents, date_in_prompts, with_date
-    from opd.step.startup_checks import unopened_turn
-
-    content, settings = check.as_dict(config), config.evaluate
+def evaluate(config: RunConfig) -> dict[str, float] | None:
+    """Evaluate `config.student.model`, record the answers as a run without steps, and return the scores; None where a
+    signal ended it. The finished answers of one that has ended too early are kept, and the next goes on from them.
+    """
+    settings = config.evaluate
     if not settings.benchmarks:
         raise UserError(
             "evaluate.benchmarks=[]: name at least one, as evaluate.benchmarks=[gsm8k] or a file of yours, [test.jsonl]"
         )
     if config.student.lora is not None:
         raise UserError("student.lora: an evaluation trains nothing; set lora=none")
-    folder = RunDir(Path(config.paths.outputs) / config.study / identity.run_id(content))
     if world()[1] > 1:
         raise UserError("opd.evaluate runs in one process; start it without torchrun, as one task")
-    records.make_folder(folder.path)  # fail now rather than after the evaluation
+    folder = RunDir(Path(config.paths.outputs) / config.study / identity.run_id(check.as_dict(config)))
+    with claimed(folder.path):  # fail now rather than after the evaluation
+        try:
+            with StopOnSignal("after this batch of answers") as stopping:
+                return _evaluate(config, folder, stopping)
+        except KeyboardInterrupt:
+            kept = any(folder.answers_folder(0).glob("*.json"))
+            raise Interrupted(
+                "interrupted; the same command goes on from the answers that were finished"
+                if kept
+                else "interrupted before any batch of answers was finished; the same command begins again"
+            ) from None
+
+
+def _evaluate(config: RunConfig, folder: RunDir, stopping: StopOnSignal) -> dict[str, float] | None:
+    from opd.model.sharded import shard
+    from opd.ranks import dist
+    from opd.records.answers import KeptAnswers, answers_of, forget
+    from opd.records.manifest import manifest, vocabulary_hash
+    from opd.step.assemble import build_sampler, load_benchmarks, load_student, load_student_tokenizer, with_environment
+    from opd.step.benchmarks import answer_benchmarks, summarize
+    from opd.step.contents import contents, date_in_prompts, with_date
+    from opd.step.startup_checks import unopened_turn
+    from opd.watch.progress import Answers
+
+    content, settings, key, started = check.as_dict(config), config.evaluate, (config.seed, 0, 1), records.now()
     ranks = dist.start(timeout=config.compute.rank_timeout)
-    config = with_date(config)
+    begun = folder.answers_folder(0) / "date"  # of an evaluation that has ended too early
+    config = with_date(config, begun.read_text() if begun.exists() else None)
     tokenizer = load_student_tokenizer(config)
     for sentence in unopened_turn(config, tokenizer):
         warn(sentence)
     model = load_student(config, tokenizer)
     benchmarks = load_benchmarks(config, tokenizer, model)
-    sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)
-    started = records.now()
+    made_of = contents(config, tokenizer, benchmarks)
+    of = answers_of(identity.config_hash(content), made_of, key, settings.texts)
     root = shard(model, ranks, config.compute, learns=False)
     with closing(build_sampler(config, root, tokenizer)) as sampler:
+        stopping.begin()
+        records.write_atomic(begun, str(config.prompts.date))
+        asked = ", ".join(f"{len(problems)} problems of {name}" for name, problems in benchmarks.items())
+        say(f"{settings.k} answers to each of {asked}")
         answered = answer_benchmarks(
             with_environment(config, sampler, tokenizer, ranks),
             benchmarks,
-            sampling,
+            settings,
             tokenizer,
-            key=(config.seed, 0, 1),
-            grading_timeout=settings.grading_timeout,
-            texts=settings.texts,
+            key=key,
+            ranks=ranks,
+            kept=KeptAnswers(folder.answers_folder(0), of),
+            stopping=stopping,
+            report=Answers().answered,
             clock=lambda stage: nullcontext(),
         )
+    if answered is None:
+        return None
     samples = [sample for problem in answered for sample in problem.samples]
     scores = summarize(samples)
     folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
@@ -85,7 +114,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
             content,
             world_size=1,
             tokenizers={"student": vocabulary_hash(tokenizer.get_vocab())},
-            contents=contents(config, tokenizer, benchmarks),
+            contents=made_of,
             date=date_in_prompts(config, tokenizer, given=content),
         )
     )
@@ -94,6 +123,7 @@ def evaluate(config: RunConfig) -> dict[str, float]:
     folder.write_status(
         Status("finished", 0, 0, None, started, records.now(), socket.gethostname(), os.environ.get("SLURM_JOB_ID"), 1)
     )
+    forget(folder.answers_folder(0))
     for name, value in scores.items():
         percent = "@" in name or name.endswith("truncated")
         say(f"{name:40} {100 * value:8.2f} %" if percent else f"{name:40} {value:8.2f}")
@@ -157,7 +187,9 @@ def _checkpoints(folder: RunDir) -> str:
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
 @cli.job
 def _main(composed: DictConfig) -> None:
-    evaluate(cli.prepared(composed, trains=False))
+    if evaluate(cli.prepared(composed, trains=False)) is None:
+        print("opd: preempted; rerun the same command to go on", file=sys.stderr)
+        sys.exit(PREEMPTED)
 
 
 if __name__ == "__main__":

@@ -2,8 +2,12 @@
 it would move the cursor, rename its window, or type.
 """
 
+import os
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from typing import Any
 
 # Control characters, lone surrogates, invisible characters and marks that turn the writing direction.
 _UNPRINTABLE = (
@@ -31,3 +35,39 @@ def say(text: str) -> None:
 def warn(sentence: str) -> None:
     """Prints a warning to stderr, whoever wrote it."""
     print(f"opd: warning: {printable_text(sentence)}", file=sys.stderr, flush=True)
+
+
+class Lasting:
+    """A text stream that goes on into nothing when its reader, such as `head` or a terminal, has exited."""
+
+    def __init__(self, stream: Any):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with self._redirected():
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self._redirected():
+            self._stream.flush()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    @contextmanager
+    def _redirected(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError:
+            nothing = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nothing, self._stream.fileno())
+            os.close(nothing)
+
+
+@contextmanager
+def lasting_output() -> Iterator[None]:
+    """Within the context nothing fails because nobody reads what is printed any more."""
+    streams: Any = Lasting(sys.stdout), Lasting(sys.stderr)
+    with redirect_stdout(streams[0]), redirect_stderr(streams[1]):
+        yield

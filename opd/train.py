@@ -14,17 +14,15 @@ Each run is kept in outputs/<study>/<name>-<hash>-s<seed>; the same command resu
 
 import os
 import shlex
-import signal
 import socket
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import hydra
-from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
 
 from opd import cli
@@ -34,11 +32,16 @@ from opd.checkpoint.push import push, refuse_push
 from opd.config import identity
 from opd.config.schema import RunConfig
 from opd.errors import UserError
+from opd.interrupts import PREEMPTED, Interrupted, StopOnSignal
 from opd.printable import say, warn
 from opd.ranks.dist import Ranks, world
 from opd.records import config_argument, files
 from opd.records.begun import as_begun
+from opd.records.claim import claimed
 from opd.records.run_dir import RunDir, Status, changed_keys
+
+# Set by `sweeps.task`: a run of a submission records its start and its refusal, which `sweeps.status` shows.
+SUBMITTED = "OPD_SUBMITTED"
 
 
 def run_dir(config: RunConfig) -> RunDir:
@@ -47,7 +50,8 @@ def run_dir(config: RunConfig) -> RunDir:
 
 
 def train(config: RunConfig) -> Status:
-    """Run or resume a run; return its last status.
+    """Run or resume a run; return its last status. A new run that is refused leaves no directory, a resumed one the
+    records as they were.
 
     Raises:
         UserError: where another process has the directory's lock, it contains another config, or the run cannot resume.
@@ -56,16 +60,11 @@ def train(config: RunConfig) -> Status:
     if world()[0] > 0:
         return _train_other_rank(config, folder)
     refuse_push(config)
-    files.make_folder(folder.path)
-    try:
-        # Commands that check whether the run is alive take the lock for a moment.
-        with FileLock(folder.path / ".lock", timeout=1):
-            status = _train(config, folder)
-            if status.state == "finished":
-                push(config, folder)
-            return status
-    except Timeout:
-        raise UserError(f"{folder.path}: another process is running this run; wait for it or stop it") from None
+    with claimed(folder.path):
+        status = _train(config, folder)
+        if status.state == "finished":
+            push(config, folder)
+        return status
 
 
 def _train_other_rank(config: RunConfig, folder: RunDir) -> Status:
@@ -74,7 +73,15 @@ def _train_other_rank(config: RunConfig, folder: RunDir) -> Status:
         before = folder.status() if folder.status_file.exists() else None
         if before is not None and before.state == "finished":
             return before
-    return _run(config, folder)
+    return _run(config, folder, _Start(lambda: None))
+
+
+@dataclass
+class _Start:
+    """What the main rank writes when the run has passed its checks, and the attempt that it began with that."""
+
+    write: Callable[[], None]
+    attempt: int | None = None
 
 
 def _train(config: RunConfig, folder: RunDir) -> Status:
@@ -85,47 +92,58 @@ def _train(config: RunConfig, folder: RunDir) -> Status:
     if before is not None and before.state == "finished":
         say("already finished; nothing to do")
         return before
-    folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
-    folder.write_status(
-        Status(
-            state="running",
-            step=before.step if before else 0,
-            num_steps=before.num_steps if before else 0,
-            error=None,
-            started=before.started if before else files.now(),
-            updated=files.now(),
-            host=socket.gethostname(),
-            job_id=os.environ.get("SLURM_JOB_ID"),
-            attempts=before.attempts + 1 if before else 1,
+
+    def write() -> None:
+        folder.write_config(OmegaConf.to_yaml(OmegaConf.create(content)))
+        folder.write_status(
+            Status(
+                state="running",
+                step=before.step if before else 0,
+                num_steps=before.num_steps if before else 0,
+                error=None,
+                started=before.started if before else files.now(),
+                updated=files.now(),
+                host=socket.gethostname(),
+                job_id=os.environ.get("SLURM_JOB_ID"),
+                attempts=before.attempts + 1 if before else 1,
+            )
         )
-    )
+
     for warning in warnings(config):
         warn(warning)
+    start = _Start(write)
+    if SUBMITTED in os.environ:
+        write()
+        start.attempt = folder.status().attempts
     try:
-        return _run(config, folder)
+        return _run(config, folder, start)
     except BaseException as error:
+        interrupted = isinstance(error, KeyboardInterrupt)
         reason = f"{type(error).__name__}: {error}" if not isinstance(error, UserError) else str(error)
+        ending = {"state": "preempted"} if interrupted else {"state": "failed", "error": reason.strip()}
         # The disk may be full, perhaps the cause of the error; report the first one.
         with suppress(OSError, files.RecordError):
-            folder.update_status(state="failed", error=reason.strip())
+            if start.attempt is not None:
+                folder.update_status(**ending)
+        if interrupted:
+            raise Interrupted(f"interrupted; {_resume_hint(folder)}") from None
         raise
 
 
-def _run(config: RunConfig, folder: RunDir) -> Status:
+def _run(config: RunConfig, folder: RunDir, start: _Start) -> Status:
     # These import torch, which the checks before do not need.
     from opd.ranks import dist
     from opd.ranks.failure_detection import RanksLost, detect_failures
 
-    with StopOnSignal() as stopping:
+    with StopOnSignal("after this step, or this batch of an evaluation, with a checkpoint") as stopping:
         ranks = dist.start(timeout=config.compute.rank_timeout, group=config.compute.grouped)
-        attempts = folder.status().attempts  # written by the main rank before
         try:
             with detect_failures(ranks, timeout=config.compute.rank_timeout, resume=lambda: _resume_hint(folder)):
-                return _train_steps(config, folder, ranks, stopping)
+                return _train_steps(config, folder, ranks, start, stopping)
         except RanksLost as error:
             if error.first and not ranks.main:
                 with suppress(OSError, files.RecordError):
-                    if folder.status().attempts == attempts:  # no other process has started the run meanwhile
+                    if folder.status().attempts == start.attempt:  # no other process has started the run meanwhile
                         folder.update_status(state="failed", error=str(error))
             raise
         finally:
@@ -140,13 +158,14 @@ def _resume_hint(folder: RunDir) -> str:
     return f"the same command resumes from step {saved[-1]}" if saved else "the same command starts again at step 1"
 
 
-def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Callable[[], bool]) -> Status:
+def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, start: _Start, stopping: StopOnSignal) -> Status:
     from opd.checkpoint import store as checkpoint
     from opd.checkpoint.steps import step_folder
     from opd.records.manifest import manifest, vocabulary_hash
     from opd.records.model_card import model_card
     from opd.step.assemble import assemble
     from opd.step.contents import check_same, contents, date_in_prompts, with_date
+    from opd.step.evaluation import where_it_left
     from opd.step.loop import loop
     from opd.step.observers import observe
     from opd.watch.tracker import Tracker, track
@@ -156,28 +175,26 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
     cleanup = ExitStack()
     cleanup.callback(lambda: tracker.finish(failed=outcome == "failed"))
 
-    def start_tracker() -> None:
-        nonlocal tracker
-        tracker = track(config, folder)
-
     try:
-        ranks.on_main(start_tracker)
         content, before = check.as_dict(config), _manifest_before(folder, ranks)
-        config = with_date(config, before.get("date"))
+        given, config = config, with_date(config, before.get("date"))
         run = assemble(config, folder, ranks)
         cleanup.callback(run.close)
         vocabulary = vocabulary_hash(run.tokenizer.get_vocab())
-        done, best = _newest_intact(folder, ranks), (None, float("-inf"))
+        done, progress = _newest_intact(folder, ranks), None
         if done:
             progress = checkpoint.load(step_folder(folder.checkpoints, done), run.learned)
             run.sampler.sync()
-            if progress.best_step is not None and progress.best_score is not None:
-                best = (progress.best_step, progress.best_score)
 
         def begin() -> None:
+            nonlocal tracker
             made_of = contents(config, run.tokenizer, run.benchmarks, run.prompts)
             if done:
                 check_same(folder, before, made_of)
+            tracker = track(given, folder)
+            start.write()
+            start.attempt = folder.status().attempts
+            if done:
                 say(f"{folder.path}: resuming after step {done} of {run.num_steps}")
             folder.write_manifest(
                 manifest(
@@ -195,8 +212,11 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
             folder.update_status(step=done, num_steps=run.num_steps)
 
         ranks.on_main(begin)
+        start.attempt = folder.status().attempts  # of the other ranks too
+        best, unfinished = where_it_left(run, progress)
         with observe(run, tracker) as report, run.background:
-            complete = loop(run, start=done + 1, best=best, stopping=stopping, report=report)
+            stopping.begin()
+            complete = loop(run, start=done + 1, best=best, unfinished=unfinished, stopping=stopping, report=report)
             ranks.on_all(run.background.wait)
         if complete:
             texts = {}
@@ -210,6 +230,9 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, stopping: Call
         outcome = "finished" if complete else "preempted"
         ranks.on_main(lambda: folder.update_status(state=outcome))
         return folder.status()
+    except KeyboardInterrupt:
+        outcome = "preempted"
+        raise
     finally:
         cleanup.close()
 
@@ -274,27 +297,6 @@ def _check_same_config(folder: RunDir, content: dict[str, Any]) -> None:
         )
 
 
-class StopOnSignal:
-    """Within the context SIGTERM, SIGUSR2 and a first Ctrl-C make the run save after the current step and exit."""
-
-    signals = (signal.SIGTERM, signal.SIGUSR2, signal.SIGINT)
-
-    def __enter__(self) -> Callable[[], bool]:
-        self.received: int | None = None
-        self.before = {number: signal.signal(number, self._note) for number in self.signals}
-        return lambda: self.received is not None
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self.before.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, _: FrameType | None) -> None:
-        if self.received is not None and number == signal.SIGINT:
-            raise KeyboardInterrupt
-        self.received = number
-        print(f"opd: {signal.Signals(number).name}: stopping after this step, with a checkpoint", file=sys.stderr)
-
-
 @hydra.main(config_path=str(cli.CONF), config_name="config", version_base="1.3")
 @cli.job
 def _main(composed: DictConfig) -> None:
@@ -314,9 +316,6 @@ def _main(composed: DictConfig) -> None:
         say(f"  its report        python -m analysis.report runs={study} out=report/{folder.parent.name}")
         say(f"  more answers      python -m opd.evaluate run={own} evaluate.k=32")
 
-
-# EX_TEMPFAIL of sysexits.h: not done, try again.
-PREEMPTED = 75
 
 if __name__ == "__main__":
     cli.main(_main, config_argument.expand, about=__doc__)

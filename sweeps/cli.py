@@ -8,6 +8,7 @@ from opd.cli import disk_sentence, leave_working_folder_out
 from opd.config import plugins
 from opd.config.identity import override_as_today
 from opd.errors import UserError
+from opd.interrupts import INTERRUPTED, interruptible
 from opd.printable import printable_text
 from opd.records.files import RecordError
 
@@ -16,9 +17,10 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
     """Run a command on this process's arguments; an error that the user can fix is one sentence and exit status 2."""
     leave_working_folder_out()
     try:
-        words = [override_as_today(text) for text in sys.argv[1:]]
-        plugins.use(plugins.named(words))
-        command(words)
+        with interruptible():
+            words = [override_as_today(text) for text in sys.argv[1:]]
+            plugins.use(plugins.named(words))
+            command(words)
     except UserError as error:
         _stop(str(error))
     except RecordError as error:
@@ -27,7 +29,7 @@ def run(command: Callable[[Sequence[str]], None]) -> None:
         sys.stderr.close()  # the reader of our output has exited
         sys.exit(141)
     except KeyboardInterrupt:
-        _stop("interrupted; nothing is lost, and the same command continues", 130)
+        _stop("interrupted; nothing is lost, and the same command continues", INTERRUPTED)
     except OSError as error:
         if (sentence := disk_sentence(error)) is None:
             raise

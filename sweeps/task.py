@@ -134,6 +134,7 @@ def attempt(task: Task, signals: list[int]) -> Verdict:
 def main(folder: Path, index: int) -> int:
     """Attempt a run until nothing more is to be done here; the exit status of the job."""
     task, signals = Task.read(folder, index), []
+    os.environ["OPD_SUBMITTED"] = "1"  # the run records its start, and a refusal
     submission = Ledger(folder.parent.parent.parent).submission(folder.name)
     if submission is None or submission.abandoned is not None:
         say(f"sweeps: {task.run}: its submission was abandoned; another one has this run")

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from opd.checkpoint.atomic import find_damage
 from opd.errors import UserError
@@ -37,11 +38,14 @@ def find_step_damage(checkpoints: Path, step: int) -> str | None:
 
 @dataclass(frozen=True)
 class Progress:
-    """`state.json`: the checkpoint's step, and the step with the best score so far."""
+    """`state.json`: the checkpoint's step, and the step with the best score before it. `line` is the step's line of
+    metrics where its evaluation is due, which comes after the checkpoint: the line is recorded with the scores.
+    """
 
     step: Count
     best_step: Count | None
     best_score: float | None
+    line: dict[str, Any] | None = None
 
 
 def read_progress(folder: Path) -> Progress:

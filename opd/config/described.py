@@ -97,6 +97,8 @@ DESCRIBED = {
     "prompts.date": "What a chat template that writes the date gets; null: when the run started.",
     "evaluate.k": "Answers to each problem.",
     "evaluate.texts": "Answers to each problem whose texts are kept; null: all.",
+    "evaluate.batch_answers": "Answers that a rank samples together, and that are kept together where an evaluation is "
+    "interrupted; null: all of a benchmark.",
     "evaluate.every": "Steps between evaluations; 0: only at the end.",
     "evaluate.at_start": "Evaluates the student before its first step.",
     "evaluate.temperature": "Of the answers.",
@@ -120,7 +122,7 @@ DESCRIBED = {
     "compute.offload": "Keeps weights and optimizer in the host's memory; changes no number.",
     "compute.compile": "Compiles the models' layers; rounds.",
     "compute.rank_timeout": "Seconds that a rank waits for another.",
-    "checkpoint.every": "Steps between checkpoints; 0: only at the end.",
+    "checkpoint.every": "Steps between checkpoints, besides those before evaluations; 0: only at the end.",
     "checkpoint.keep": "Newest checkpoints that stay, besides the best.",
     "checkpoint.asynchronous": "Writes them while training continues.",
     "scale.name": "The scale's name.",

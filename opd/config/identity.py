@@ -52,6 +52,7 @@ LATER: dict[str, Any] = {
     "prompts.source:dataset.where": {},
     "prompts.source:mixture.sources.*:dataset.where": {},
     "evaluate.sources.*:dataset.where": {},
+    "evaluate.batch_answers": None,
 }
 
 
@@ -79,6 +80,7 @@ NOT_HASHED = (
     "hub",
     "rollouts",
     "evaluate.texts",
+    "evaluate.batch_answers",
     "profile",
     "seed",
     "teacher.server",

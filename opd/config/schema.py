@@ -226,11 +226,13 @@ class Teacher:
 class Evaluate:
     """When and how the student is evaluated: every `every` steps (0: only at the end), `k` answers per problem.
 
-    `texts`: number of answers per problem whose text is saved, the first ones; null for all.
+    `texts`: number of answers per problem whose text is saved, the first ones; null for all. `batch_answers`: how many
+    answers are sampled together on a rank, and kept together where an evaluation is interrupted; null: a benchmark's.
     """
 
     k: Count
     texts: Annotated[int, Field(ge=0)] | None
+    batch_answers: Count | None
     every: Annotated[int, Field(ge=0)]
     at_start: bool
     temperature: NonNegative

@@ -145,7 +145,12 @@ def _adapter(kind: type) -> Any:
 
 def json_line(record: Mapping[str, Any]) -> str:
     """One line of JSON, in which NaN and infinity are null: JSON has neither."""
-    return json.dumps({key: None if _missing(value) else value for key, value in record.items()}) + "\n"
+    return json.dumps(without_nan(record)) + "\n"
+
+
+def without_nan(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The record with None in the place of NaN and infinity."""
+    return {key: None if _missing(value) else value for key, value in record.items()}
 
 
 def _parse(text: bytes, place: str) -> dict[str, Any]:

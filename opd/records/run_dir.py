@@ -2,7 +2,7 @@
 
     outputs/<study>/<name>-<8 hex of the config hash>-s<seed>/
       config.yaml  status.json  manifest.json  metrics.jsonl  checkpoints/  profile/rank_0.json.gz
-      evaluate/step_000100.jsonl  evaluate/step_000100.text.jsonl.gz
+      evaluate/step_000100.jsonl  evaluate/step_000100.text.jsonl.gz  evaluate/step_000100.batches/
       rollouts/step_000100.json  rollouts/step_000100.html
 
 Every file is replaced atomically, or appended to a line at a time. A torn last line is dropped on reading.
@@ -11,6 +11,7 @@ Every file is replaced atomically, or appended to a line at a time. A torn last 
 import json
 import os
 import re
+import shutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -124,6 +125,10 @@ class RunDir:
     def texts_file(self, step: int) -> Path:
         return self.path / "evaluate" / f"step_{step:06d}.text.jsonl.gz"
 
+    def answers_folder(self, step: int) -> Path:
+        """The finished answers of an evaluation that is not recorded yet; see `opd.records.answers`."""
+        return self.path / "evaluate" / f"step_{step:06d}.batches"
+
     def rollouts_file(self, step: int) -> Path:
         return self.path / "rollouts" / f"step_{step:06d}.json"
 
@@ -209,7 +214,8 @@ class RunDir:
 
     def rewind(self, step: int) -> list[str]:
         """Removes the records after `step`, a torn last line and lines of metrics that cannot be read, so that a
-        resumed run can write on; returns warnings about the last.
+        resumed run can write on; returns warnings about the last. -1 leaves no record. Finished answers stay where they
+        are those of `step`, or of step 0 before there is a checkpoint.
         """
         warnings = []
         if self.metrics_file.exists():
@@ -222,6 +228,9 @@ class RunDir:
             for written, file in files.items():
                 if written > step:
                     file.unlink()
+        for written, folder in self._by_step("evaluate", "batches").items():
+            if written != max(step, 0):
+                shutil.rmtree(folder, ignore_errors=True)
         return warnings
 
     def write_samples(self, step: int, samples: Iterable[Sample], texts: bytes = b"") -> None:

@@ -3,76 +3,119 @@
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
+from opd.config.schema import Evaluate
 from opd.data.batch import Prompt, Rollout, Sampling
 from opd.grading.grader import grade
 from opd.grading.grading import Grade
 from opd.grading.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
+from opd.ranks.dist import Ranks
+from opd.records.answers import AnsweredProblem, KeptAnswers
 from opd.records.run_dir import Sample
 from opd.records.texts import pack
 from opd.rollout.protocol import Sampler
 
 
-@dataclass(frozen=True)
-class AnsweredProblem:
-    """A problem's k answers, graded, and those of their texts that are kept, packed."""
-
-    benchmark: str
-    problem_id: str
-    samples: list[Sample]
-    texts: bytes
-
-
 def answer_benchmarks(
     sampler: Sampler,
     benchmarks: Mapping[str, Sequence[Prompt]],
-    sampling: Sampling,
+    settings: Evaluate,
     tokenizer: PreTrainedTokenizerBase,
     *,
     key: tuple[int, ...],
-    grading_timeout: float,
-    texts: int | None,
+    ranks: Ranks,
+    kept: KeptAnswers,
+    stopping: Callable[[], bool],
+    report: Callable[[str, int, int], None],
+    clock: Callable[[str], AbstractContextManager[None]],
+) -> list[AnsweredProblem] | None:
+    """Samples `settings.k` answers to every problem of every benchmark and grades them, a batch of
+    `settings.batch_answers` at a time on each rank; the ranks share the problems. All ranks get the answers.
+
+    `key` seeds the sampling; the same key, model and number of ranks give the same answers, in one go or several: each
+    finished batch is `kept`, and read from there. Where `stopping` asks any rank to stop, ends before the next batch
+    and returns None. `report(benchmark, problems answered, problems)` is called before each batch, on every rank.
+    `clock(stage)` times the block it opens.
+    """
+    batches = [
+        (name, first, problems[first : first + size])
+        for name, problems in benchmarks.items()
+        for size in [_problems_of_a_batch(settings, len(problems), ranks.size)]
+        for first in range(0, len(problems), size)
+    ]
+
+    def read(number: int) -> list[AnsweredProblem] | None:
+        name, _, problems = batches[number]
+        return kept.read(number, name, [problem.id for problem in problems], settings.k) if ranks.main else None
+
+    found = ranks.gather([read(number) for number in range(len(batches))])[0]
+    answered: list[AnsweredProblem] = []
+    for number, (name, first, problems) in enumerate(batches):
+        report(name, first, len(benchmarks[name]))
+        batch = found[number]
+        if batch is None:
+            if ranks.any(stopping()):
+                return None
+            own = _answer(sampler, name, problems[ranks.rank :: ranks.size], settings, tokenizer, key=key, clock=clock)
+            parts = ranks.gather(own)
+            batch = [parts[place % ranks.size][place // ranks.size] for place in range(len(problems))]
+            ranks.on_main(lambda number=number, batch=batch: kept.write(number, batch))
+        answered += batch
+    return answered
+
+
+def _problems_of_a_batch(settings: Evaluate, problems: int, ranks: int) -> int:
+    if settings.batch_answers is None:
+        return max(1, problems)
+    return ranks * max(1, settings.batch_answers // settings.k)
+
+
+def _answer(
+    sampler: Sampler,
+    benchmark: str,
+    prompts: Sequence[Prompt],
+    settings: Evaluate,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    key: tuple[int, ...],
     clock: Callable[[str], AbstractContextManager[None]],
 ) -> list[AnsweredProblem]:
-    """Samples `sampling.num_samples` answers to every problem of every benchmark and grades them.
-
-    `key` seeds the sampling; the same key and model give the same answers. Of a problem's texts the first `texts` are
-    kept, or all. `clock(stage)` times the block it opens.
-    """
-    answered = []
-    for name, prompts in benchmarks.items():
-        with clock("sampling"):
-            rollout = sampler.sample(prompts, sampling, key=key)
-        num_tokens = rollout.mask.sum(1).tolist()
+    """The answers to these problems, and of each problem's texts the first `settings.texts`, or all."""
+    sampling = Sampling(settings.k, settings.max_response_length, settings.temperature, settings.top_p, settings.top_k)
+    with clock("sampling"):
+        rollout = sampler.sample(prompts, sampling, key=key)
+    with clock("grading"):
+        decoded = responses(rollout, tokenizer)
         problems = [prompts[index] for index in rollout.group.tolist()]
-        with clock("grading"):
-            decoded = responses(rollout, tokenizer)
-            grades = grade(problems, decoded, timeout=grading_timeout)
-        samples = [
-            Sample(
-                benchmark=name,
-                problem_id=problem.id,
-                sample=index % sampling.num_samples,
-                correct=verdict.correct,
-                score=verdict.score,
-                answer=problem.answer,
-                prediction=verdict.answer,
-                num_tokens=length,
-                truncated=truncated,
-            )
-            for index, (problem, verdict, length, truncated) in enumerate(
-                zip(problems, grades, num_tokens, rollout.truncated.tolist(), strict=True)
-            )
-        ]
-        for first in range(0, len(samples), sampling.num_samples):
-            of_problem = slice(first, first + sampling.num_samples)
-            own, problem = samples[of_problem], problems[first]
-            packed = pack(name, problem.id, decoded[of_problem][:texts], problem=problem.problem)
-            answered.append(AnsweredProblem(name, problem.id, own, packed))
-    return answered
+        grades = grade(problems, decoded, timeout=settings.grading_timeout)
+    samples = [
+        Sample(
+            benchmark=benchmark,
+            problem_id=problem.id,
+            sample=index % settings.k,
+            correct=verdict.correct,
+            score=verdict.score,
+            answer=problem.answer,
+            prediction=verdict.answer,
+            num_tokens=length,
+            truncated=truncated,
+        )
+        for index, (problem, verdict, length, truncated) in enumerate(
+            zip(problems, grades, rollout.mask.sum(1).tolist(), rollout.truncated.tolist(), strict=True)
+        )
+    ]
+    slices = [slice(first, first + settings.k) for first in range(0, len(samples), settings.k)]
+    return [
+        AnsweredProblem(
+            benchmark,
+            problem.id,
+            samples[own],
+            pack(benchmark, problem.id, decoded[own][: settings.texts], problem=problem.problem),
+        )
+        for problem, own in zip(prompts, slices, strict=True)
+    ]
 
 
 def grade_rollout(

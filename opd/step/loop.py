@@ -14,7 +14,7 @@ from torch import Tensor
 
 from opd.checkpoint import store as checkpoint
 from opd.checkpoint.steps import Progress, prune, step_folder
-from opd.data.batch import Prompt, Sampling
+from opd.data.batch import Prompt
 from opd.data.prompts import batch_indices
 from opd.errors import UserError
 from opd.objective.divergence import share_beyond
@@ -22,8 +22,11 @@ from opd.objective.filter import TokenSignals
 from opd.objective.filter import metrics as filter_metrics
 from opd.objective.mixture import Mixture, Rows
 from opd.objective.rollout_correction import metrics as correction_metrics
+from opd.records.answers import forget
+from opd.records.files import without_nan
 from opd.step.batch import Batch
-from opd.step.benchmarks import answer_benchmarks, grade_rollout, summarize
+from opd.step.benchmarks import grade_rollout
+from opd.step.evaluation import Best, better, evaluate
 from opd.step.run import Run
 from opd.step.scored import Scored, own_positions, response_teachers
 
@@ -156,96 +159,96 @@ def update(run: Run, batch: Batch, number: int) -> dict[str, float]:
 
 
 def loop(
-    run: Run, *, start: int, best: tuple[int | None, float], stopping: Callable[[], bool], report: Callable
+    run: Run,
+    *,
+    start: int,
+    best: Best,
+    unfinished: dict[str, Any] | None,
+    stopping: Callable[[], bool],
+    report: Callable,
 ) -> bool:
-    """Steps `start`…num_steps with their evaluations, records and checkpoints.
+    """Steps `start`…num_steps with their checkpoints, evaluations and records.
 
-    Records of a step are written before its checkpoint, so that a checkpoint never outruns its records. Returns
-    whether the run came to its end (False: `stopping` asked it to stop; it saved first).
+    A step's checkpoint comes before its evaluation and holds its line of metrics, which is recorded with the scores.
+    Records of other steps are written before their checkpoint, so that a checkpoint never outruns them. `unfinished` is
+    the line of step `start - 1` where its evaluation is due. Returns whether the run came to its end (False: `stopping`
+    asked it to stop; it saved first).
     """
     config, began = run.config, time.time()
+    should_stop = lambda: stopping() or run.background.failed  # noqa: E731
 
-    def record(number: int, metrics: dict[str, float]) -> dict[str, Any]:
-        line = {"step": number, "time": time.time() - began, **metrics, **run.seconds}
+    def record(number: int, line: dict[str, Any]) -> None:
         if run.ranks.main:
             run.folder.append_metrics(line)
             run.folder.update_status(step=number)
-        return line
+            if number:  # those of step 0 stay until there is a checkpoint
+                forget(run.folder.answers_folder(number))
 
-    if start == 1 and config.evaluate.at_start and run.benchmarks:
+    def evaluated(number: int, line: dict[str, Any]) -> bool:
+        """Whether the evaluation came to its end, and is recorded with the line."""
+        nonlocal best
         with run.clock("evaluate"):
-            metrics, _ = evaluate(run, 0)
-        report(run, 0, record(0, metrics))
+            scores = evaluate(run, number, should_stop)
+        if scores is None:
+            return False
+        best = better(best, number, scores, run)
+        line = {**line, **scores, **run.seconds}
+        record(number, line)
+        report(run, number, line)
+        return True
+
+    if run.ranks.any(should_stop()):
+        return False
+    if unfinished is not None and not evaluated(start - 1, unfinished):
+        return False
+    if start == 1 and config.evaluate.at_start and run.benchmarks:
+        run.seconds.clear()
+        if not evaluated(0, {"step": 0, "time": time.time() - began}):
+            return False
     for number in range(start, run.num_steps + 1):
         run.seconds.clear()
         run.ranks.on_main(run.folder.path.stat)  # one that was moved away must not begin again, empty
         run.meter.begin()
         metrics = step(run, number)
         metrics |= run.meter.metrics(metrics["response/tokens"], run.seconds)
-        last, better = number == run.num_steps, False
-        stop_early = run.ranks.any(stopping() or run.background.failed)
-        if run.benchmarks and (last or (config.evaluate.every and number % config.evaluate.every == 0)):
-            with run.clock("evaluate"):
-                scores, mean = evaluate(run, number)
-            metrics |= scores
-            if better := mean > best[1]:
-                best = (number, mean)
-        line = record(number, metrics)
-        if last or stop_early or better or (config.checkpoint.every and number % config.checkpoint.every == 0):
-            save(run, number, best)
-        report(run, number, line)
-        if stop_early and not last:
+        line = {"step": number, "time": time.time() - began, **metrics, **run.seconds}
+        last, stop = number == run.num_steps, run.ranks.any(should_stop())
+        due = bool(run.benchmarks) and (last or _every(config.evaluate.every, number))
+        if not due:
+            record(number, line)
+        if last or stop or due or _every(config.checkpoint.every, number):
+            save(run, number, best, line if due else None)
+        if not due:
+            report(run, number, line)
+        if stop and (due or not last):
             return False
+        if due and not evaluated(number, line):
+            return False
+    run.ranks.on_all(run.background.wait)
+    run.ranks.on_main(lambda: prune(run.folder.checkpoints, keep=config.checkpoint.keep, best=best[0]))
     return True
 
 
-def evaluate(run: Run, number: int) -> tuple[dict[str, float], float]:
-    """Evaluates the student after step `number` and records every sample; returns the scores and the mean@k."""
-    settings, ranks = run.config.evaluate, run.ranks
-    sampling = Sampling(
-        num_samples=settings.k,
-        max_tokens=settings.max_response_length,
-        temperature=settings.temperature,
-        top_p=settings.top_p,
-        top_k=settings.top_k,
-    )
-    own = answer_benchmarks(
-        run.evaluation_sampler,
-        {name: problems[ranks.rank :: ranks.size] for name, problems in run.benchmarks.items()},
-        sampling,
-        run.tokenizer,
-        key=(run.config.seed, number, 1),
-        grading_timeout=settings.grading_timeout,
-        texts=settings.texts,
-        clock=run.clock,
-    )
-    keys = [(name, problem.id) for name, problems in run.benchmarks.items() for problem in problems]
-    order = {key: position for position, key in enumerate(keys)}
-    answered = sorted(
-        (problem for part in ranks.gather(own) for problem in part),
-        key=lambda problem: order[problem.benchmark, problem.problem_id],
-    )
-    samples = [sample for problem in answered for sample in problem.samples]
-    if ranks.main:
-        run.folder.write_samples(number, samples, b"".join(problem.texts for problem in answered))
-    scores = summarize(samples)
-    return scores, scores[f"evaluate/mean@{settings.k}"]
+def _every(interval: int, number: int) -> bool:
+    return interval > 0 and number % interval == 0
 
 
-def save(run: Run, number: int, best: tuple[int | None, float]) -> None:
-    """Starts writing the checkpoint of step `number`; then prunes older ones as `checkpoint.keep` says.
+def save(run: Run, number: int, best: Best, line: dict[str, Any] | None) -> None:
+    """Starts writing the checkpoint of step `number`; then prunes older ones as `checkpoint.keep` says. `line` is that
+    of `Progress`.
 
     Raises:
         OSError: where the checkpoint before it could not be written.
     """
     folder, keep = run.folder.checkpoints, run.config.checkpoint.keep
     run.ranks.on_all(run.background.wait)  # one copy of the weights at a time
-    progress = Progress(number, best[0], None if best[0] is None else best[1])
+    progress = Progress(number, best[0], None if best[0] is None else best[1], line and without_nan(line))
     write = checkpoint.resumable(run.learned, progress, run.ranks)
 
     def write_and_prune() -> None:
         write(step_folder(folder, number), run.background_ranks)
         run.background_ranks.on_main(lambda: prune(folder, keep=keep, best=best[0]))
+        run.background_ranks.on_main(lambda: forget(run.folder.answers_folder(0)))
 
     run.ranks.on_all(lambda: run.background.submit(write_and_prune))
 

@@ -21,6 +21,7 @@ def observe(run: Run, tracker: Tracker) -> Iterator[Callable[[Run, int, Mapping[
         if run.ranks.main:
             progress = stack.enter_context(show_progress(run.num_steps))
             run.stage_hooks.append(progress.stage)
+            run.listeners.append(progress.answered)
             run.pages.listeners.append(tracker.page)
             callbacks += [progress.report, lambda run, number, line: tracker.log(line)]
 

@@ -36,8 +36,9 @@ class Run:
     learns from. `anchor` is the model that the student is kept near or extrapolated from, `reward` gives the rewards of
     a rollout, `reference` the ensemble's log-probs, entropies and exact KL; each is or gives None where no knob needs
     it. `entropy_metric` names the entropies that `reference` gives: its own, or the mean of its teachers'. `background`
-    runs in parallel with training, and communicates over `background_ranks`. Each of `stage_hooks` is
-    called with a stage's name for a context manager around that stage.
+    runs in parallel with training, and communicates over `background_ranks`. Each of `stage_hooks` is called with a
+    stage's name for a context manager around that stage, each of `listeners` with how far an evaluation is: a
+    benchmark, and how many of how many of its problems are answered.
     """
 
     config: RunConfig
@@ -72,6 +73,7 @@ class Run:
     background_ranks: Ranks
     seconds: dict[str, float] = field(default_factory=dict)
     stage_hooks: list[Callable[[str], AbstractContextManager[Any]]] = field(default_factory=list)
+    listeners: list[Callable[[str, int, int], None]] = field(default_factory=list)
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase:
@@ -85,6 +87,11 @@ class Run:
     def num_updates(self) -> int:
         """Optimizer updates of a step."""
         return self.config.batch_size // self.config.mini_batch_size
+
+    def asked(self, benchmark: str, answered: int, problems: int) -> None:
+        """Tells the `listeners`."""
+        for listener in self.listeners:
+            listener(benchmark, answered, problems)
 
     def close(self) -> None:
         """Frees what sampler and teachers have loaded: an engine in this process would outlive the run."""

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +10,24 @@ from typing import Any
 from opd.printable import printable_text, say
 
 RECENT = 3600.0  # seconds whose steps and evaluations the time left is estimated from
+# Seconds between two lines about one evaluation: in a terminal, and in a log.
+ON_TERMINAL, IN_LOG = 10.0, 60.0
 
 
-class Lines:
+class Answers:
+    """A line now and then about an evaluation, on stdout; none about a short one."""
+
+    def __init__(self):
+        self.interval, self.said = ON_TERMINAL if sys.stdout.isatty() else IN_LOG, time.monotonic()
+
+    def answered(self, benchmark: str, answered: int, problems: int) -> None:
+        """Reports how many of a benchmark's problems are answered."""
+        if time.monotonic() - self.said >= self.interval:
+            self.said = time.monotonic()
+            say(f"{benchmark}: {answered} of {problems} problems answered")
+
+
+class Lines(Answers):
     """A line a step, on stdout."""
 
     def report(self, run: Any, number: int, metrics: Mapping[str, Any]) -> None:
@@ -21,6 +37,8 @@ class Lines:
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """Surrounds a stage of a step."""
+        if name == "evaluate":
+            self.said = time.monotonic()
         yield
 
 
@@ -32,6 +50,7 @@ class Live(Lines):
         from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
         from rich.progress import Progress as Bars
 
+        super().__init__()
         self.num_steps, self.stages, self.metrics = num_steps, ["starting"], {}
         self.bars = Bars(
             BarColumn(16),
@@ -55,13 +74,20 @@ class Live(Lines):
             self.task, completed=number, description=self._description(), stage=self.stages[-1], refresh=True
         )
 
+    def answered(self, benchmark: str, answered: int, problems: int) -> None:
+        self.stages[-1] = f"evaluate {benchmark} {answered}/{problems}"
+        self._show_stage()
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.stages.append(name)
-        self.bars.update(self.task, stage=name)
+        self._show_stage()
         yield
         self.stages.pop()
-        self.bars.update(self.task, stage=self.stages[-1])
+        self._show_stage()
+
+    def _show_stage(self) -> None:
+        self.bars.update(self.task, stage="  ".join(self.stages[1:]) or self.stages[0])
 
     def _description(self) -> str:
         metrics, parts = self.metrics, []

@@ -299,15 +299,70 @@ def test_sampling_settings_of_a_model_that_does_not_sample_fail_no_checkpoint(co
     assert status == 2 and "its generation_config.json cannot be used: `max_new_tokens` must" in one_sentence(error)
 
 
-def test_a_failed_run_says_so_in_its_record_and_can_go_on(command, models: Path, tmp_path: Path):
+# What only the models, the prompts and the machine show.
+LATE = {
+    "teacher.models=[{missing}]": "teacher.models.0='{missing}': there is no such directory",
+    "student.model={file}": "student.model='{file}': is a file; give the directory that holds the model",
+    "scale=own prompts.source.file={missing}": "prompts.source.file={missing}: there is no such file",
+    "scale=own prompts.source.file={folder}": "prompts.source.file={folder}: is a directory; give a file of JSON lines",
+    "+benchmark@evaluate.sources.aime24=aime24 evaluate.benchmarks=[aime24] evaluate.sources.aime24.file={folder}": (
+        "evaluate.sources.aime24.file={folder}: is a directory; give a file of JSON lines"
+    ),
+    "max_response_length=60": "more than the student's 64 positions",
+}
+
+
+@pytest.mark.parametrize("given", LATE)
+def test_a_new_run_that_is_refused_leaves_no_directory(given: str, command, models: Path, tmp_path: Path):
+    (tmp_path / "folder").mkdir()
+    places = {"missing": tmp_path / "missing", "file": tmp_path / "file", "folder": tmp_path / "folder"}
+    places["file"].write_text("")
+    own = [f"student.model={models / 'student'}", f"paths.outputs={tmp_path / 'outputs'}"] if "own" in given else []
+    status, error = command(*given.format(**places).split(), *own, small=not own)
+    assert status == 2 and LATE[given].format(**places) in one_sentence(error)
+    assert error.count(str(places["missing"])) <= 1 and not (tmp_path / "outputs").exists()
+
+
+def test_a_refused_run_can_go_on_when_it_is_mended(command, models: Path, tmp_path: Path):
     teacher = tmp_path / "teacher"
-    status, _ = command(f"teacher.models=[{teacher}]")
-    (path,) = (tmp_path / "outputs" / "main").iterdir()
-    assert status == 2
-    assert RunDir(path).status().state == "failed" and str(teacher) in (RunDir(path).status().error or "")
+    assert command(f"teacher.models=[{teacher}]")[0] == 2
     shutil.copytree(models / "large", teacher)
-    status, _ = command(f"teacher.models=[{teacher}]")
-    assert status == 0 and RunDir(path).status().state == "finished" and RunDir(path).status().attempts == 2
+    assert command(f"teacher.models=[{teacher}]")[0] == 0
+    (path,) = (tmp_path / "outputs" / "main").iterdir()
+    assert RunDir(path).status().state == "finished" and RunDir(path).status().attempts == 1
+
+
+def test_the_records_of_a_run_that_cannot_be_resumed_stay_as_they_are(command, models: Path, tmp_path: Path):
+    teacher = tmp_path / "teacher"
+    shutil.copytree(models / "large", teacher)
+    assert command(f"teacher.models=[{teacher}]")[0] == 0
+    (path,) = (tmp_path / "outputs" / "main").iterdir()
+    RunDir(path).update_status(state="preempted")
+    teacher.rename(tmp_path / "moved")
+    before = {each: each.read_bytes() for each in path.rglob("*") if each.is_file()}
+    status, error = command(f"teacher.models=[{teacher}]")
+    assert status == 2 and "there is no such directory" in one_sentence(error)
+    assert before == {each: each.read_bytes() for each in path.rglob("*") if each.is_file()}
+
+
+def test_a_submitted_run_records_its_refusal(command, tmp_path: Path, monkeypatch):
+    monkeypatch.setenv(train.SUBMITTED, "1")
+    status, error = command(f"teacher.models=[{tmp_path}/missing]")
+    (path,) = (tmp_path / "outputs" / "main").iterdir()
+    assert status == 2 and RunDir(path).status().state == "failed"
+    assert RunDir(path).status().error == one_sentence(error)
+
+
+def test_a_run_that_fails_while_it_trains_says_so_in_its_record(command, tmp_path: Path, monkeypatch):
+    from opd.step import loop
+
+    def failing(*_):
+        raise UserError("no such luck")
+
+    monkeypatch.setattr(loop, "step", failing)
+    assert command()[0] == 2
+    (path,) = (tmp_path / "outputs" / "main").iterdir()
+    assert RunDir(path).status().state == "failed" and RunDir(path).status().error == "no such luck"
 
 
 def test_a_changed_config_in_an_old_directory_is_refused_by_its_keys(command, tmp_path: Path):

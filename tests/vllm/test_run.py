@@ -1,6 +1,8 @@
 """Whole runs with rollout=vllm: train, evaluate, checkpoint, resume."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from opd import train as module
 from opd.records.run_dir import RunDir
+from opd.step import loop
 from opd.train import run_dir, train
 from tests.integration.conftest import composed
 from tests.integration.test_resume import content
@@ -58,16 +60,15 @@ def test_a_run_that_left_and_came_back_ends_as_one_that_stayed(dtype: str, run, 
     knobs = (*VLLM, f"rollout.dtype={dtype}", "optim.lr=0.01")
     expected = content(run(*knobs, outputs="stayed"))
 
-    class StoppingAtTwo(module.StopOnSignal):
-        def __enter__(self):
-            super().__enter__()
-            asked = iter((False, True))
-            return lambda: next(asked, True)
+    def signalled(run, number, step=loop.step):
+        if number == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(run, number)
 
     with monkeypatch.context() as patch:
-        patch.setattr(module, "StopOnSignal", StoppingAtTwo)
+        patch.setattr(loop, "step", signalled)
         folder = run(*knobs, outputs="left", state="preempted")
-    assert folder.status().step == 2
+    assert (folder.checkpoints / "step_000002").exists() and not folder.samples_file(2).exists()
     assert content(run(*knobs, outputs="left")) == expected
 
 

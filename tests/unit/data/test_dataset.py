@@ -145,7 +145,9 @@ def test_damaged_file_is_refused(tmp_path, lines, sentence):
 
 
 def test_no_file_and_no_hub(tmp_path):
-    with pytest.raises(UserError, match=r"^file=none\.jsonl: there is no such file, nor .*/none\.jsonl, and there is no hub="):
+    with pytest.raises(
+        UserError, match=r"^file=none\.jsonl: there is no such file, nor .*/none\.jsonl, and there is no hub="
+    ):
         load_problems(replace(SOURCE, file="none.jsonl"), data_dir=tmp_path)
     with pytest.raises(UserError, match=r"needs a file= \(JSONL, CSV or Parquet\) or a hub="):
         load_problems(SOURCE, data_dir=None)
