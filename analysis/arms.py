@@ -20,7 +20,7 @@ class Arm:
         id: its name and config hash.
         name: of its runs.
         label: its name alone where it is unique, else with what tells it from others of the name (`labels.labels`).
-        differs: the keys in which its config differs from the baseline's, or without one from most (`differences`).
+        differs: the keys in which its config differs from the baseline's, or without one from most (`labels.telling`).
         runs: every readable run of it, by seed.
         used: the runs that its numbers come from: those that count, or where none counts, those that were evaluated.
         seeds: of the runs used.
@@ -69,9 +69,9 @@ def group_arms(
     reference = configs.get(chosen or "")
     if reference is None:
         reference = labels.common(list(configs.values()))
-    arms = []
+    arms, every = [], list(configs.values())
     for arm, rows in runs.groupby("arm"):
-        name, counted = names[str(arm)], bool(rows["counted"].any())
+        own, name, counted = configs.get(str(arm), {}), names[str(arm)], bool(rows["counted"].any())
         used = rows[rows["counted"]] if counted else rows[rows["run"].isin(evaluated)]
         is_teacher = name == "teacher" or name.startswith("teacher-")
         arms.append(
@@ -79,7 +79,7 @@ def group_arms(
                 id=str(arm),
                 name=name,
                 label=shown[str(arm)],
-                differs=labels.text(labels.differences(configs.get(str(arm), {}), reference)),
+                differs=labels.text(labels.telling(labels.differences(own, reference), reference, every)),
                 runs=tuple(rows["run"]),
                 used=tuple(used["run"]),
                 seeds=tuple(int(seed) for seed in used["seed"]),

@@ -10,7 +10,7 @@ from analysis.results import Results, rows_of
 from analysis.table import Field, Table, table
 from opd.printable import printable
 
-_LONGEST = 120  # characters of what differs
+_LONGEST = 80  # characters of what differs
 MOST_RUNS_WITH_ANSWERS = 60  # of more runs, only the first of each config shows its answers
 ByBenchmark = Mapping[tuple[str, str], list[dict[str, Any]]]
 
@@ -24,7 +24,10 @@ def summary(results: Results) -> Table:
     """One row an arm: its scores at the last step, averaged over benchmarks, and its differences to the baseline."""
     mean, best = results.label("mean"), results.label("best")
     contrasted, unsettled = not results.differences.empty, not all(arm.counted for arm in results.arms)
-    unlike, several = any(arm.asked for arm in results.arms), any(arm.differs for arm in results.arms)
+    unlike, several = (
+        any(arm.asked for arm in results.arms),
+        any(arm.differs for arm in results.arms if arm.role == "arm"),
+    )
     fields = [
         Field("label", "Run"),
         Field("seeds", "Seeds", "number"),
@@ -47,7 +50,7 @@ def summary(results: Results) -> Table:
                 "seeds": len(arm.used),
                 "label": arm.marked,
                 "asked": arm.asked or None,
-                "differs": printable(arm.differs, limit=_LONGEST) or None,
+                "differs": printable(arm.differs, limit=_LONGEST) if arm.role == "arm" and arm.differs else None,
                 "state": state_of(results, arm),
                 "before": 100 * results.before[arm.id] if arm.id in results.before else None,
             },

@@ -65,9 +65,9 @@ def _told_apart(name: str, configs: Mapping[str, Flat], base: Flat | None) -> di
     """Id → the shortest of its labels that no other has; the id where there is none."""
     reference = common(configs.values()) if base is None else base
     every = {each: _differences(config, reference, configs.values()) for each, config in configs.items()}
-    telling = {each: _telling(own, reference, list(configs.values())) for each, own in every.items()}
+    brief = {each: telling(own, reference, list(configs.values())) for each, own in every.items()}
     found = dict(zip(configs, configs, strict=True))
-    for candidates in (every, telling, {each: _first(own) for each, own in telling.items()}):
+    for candidates in (every, brief, {each: _first(own) for each, own in brief.items()}):
         shown = {each: f"{name} {text(own)}".rstrip() for each, own in candidates.items()}
         count = Counter(shown.values())
         found |= {each: label for each, label in shown.items() if count[label] == 1}
@@ -87,8 +87,10 @@ def _first(shown: Mapping[str, str]) -> dict[str, str]:
     return dict(list(shown.items())[:_MOST]) | ({f"+{more}": ""} if more > 0 else {})
 
 
-def _telling(every: Mapping[str, str], reference: Flat, configs: Sequence[Flat]) -> dict[str, str]:
-    """The differences without the knobs that came along with a method or a section and are the same wherever it is."""
+def telling(every: Mapping[str, str], reference: Flat, configs: Sequence[Flat]) -> dict[str, str]:
+    """`differences` from `reference`, without the knobs that came along with a method or a section and are the same in
+    all of `configs` that have it.
+    """
     told: dict[str, str] = {}
     for key, value in every.items():
         names = {key, f"{key}._target_"}

@@ -1,7 +1,7 @@
 """The lock of a run's directory, which a process holds while it writes there."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -32,9 +32,13 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if folder in new and {path.name for path in folder.iterdir()} <= _NO_RECORDS:
-            shutil.rmtree(folder, ignore_errors=True)
-            for path in new[1:]:
-                with suppress(OSError):  # another run has come into it
-                    path.rmdir()
+        with suppress(OSError):  # it was moved away
+            if folder in new and {path.name for path in folder.iterdir()} <= _NO_RECORDS:
+                _remove(new)
         lock.release()
+
+
+def _remove(new: Sequence[Path]) -> None:
+    shutil.rmtree(new[0], ignore_errors=True)
+    for path in new[1:]:
+        path.rmdir()  # fails where another run has come into it
