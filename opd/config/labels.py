@@ -120,7 +120,9 @@ def _frozen(value: Any) -> Hashable:
     """Equal for equal values; 1 is 1.0, but not true."""
     if isinstance(value, list | tuple):
         return tuple(map(_frozen, value))
-    return float(value) if type(value) is int else (type(value), value) if isinstance(value, bool) else value
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return repr(value)
+    return float(value)
 
 
 def _same(one: Any, other: Any) -> bool:

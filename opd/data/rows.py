@@ -29,7 +29,8 @@ def find(source: Dataset, data_dir: Path | None) -> Path | None:
         if file.is_file():
             return file
         if file.is_dir():
-            raise UserError(f"file={source.file}: {file} is a directory; name a file in it")
+            found = "" if str(file) == source.file else f"{file} "
+            raise UserError(f"file={source.file}: {found}is a directory; name a file in it")
     if source.hub is not None:
         return None
     if not candidates:

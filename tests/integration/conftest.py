@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,6 +19,9 @@ from opd.watch.tracked import Tracker
 from opd.watch.wandb_tracker import WandbTracker
 from sweeps.compose import Composer, composer
 from tests.random_models import save_random
+
+# A process that began under nohup ignores it, and so would the runs of tests that send it.
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 RANDOM_MODELS = ("student", "small", "medium", "large")
 

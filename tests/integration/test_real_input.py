@@ -64,6 +64,7 @@ def overrides(pair: tuple[Path, Path], outputs: Path, prompts: str) -> list[str]
         "prompts.source.limit=40",
         f"paths.data={DATA}",
         f"paths.outputs={outputs}",
+        f"evaluate.benchmarks=[{','.join(COMPETITIONS)}]",
         "num_steps=2",
         "batch_size=4",
         "samples_per_prompt=2",

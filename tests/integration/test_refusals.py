@@ -304,9 +304,9 @@ LATE = {
     "teacher.models=[{missing}]": "teacher.models.0='{missing}': there is no such directory",
     "student.model={file}": "student.model='{file}': is a file; give the directory that holds the model",
     "scale=own prompts.source.file={missing}": "prompts.source.file={missing}: there is no such file",
-    "scale=own prompts.source.file={folder}": "prompts.source.file={folder}: is a directory; give a file of JSON lines",
+    "scale=own prompts.source.file={folder}": "prompts.source.file={folder}: is a directory; name a file in it",
     "+benchmark@evaluate.sources.aime24=aime24 evaluate.benchmarks=[aime24] evaluate.sources.aime24.file={folder}": (
-        "evaluate.sources.aime24.file={folder}: is a directory; give a file of JSON lines"
+        "evaluate.sources.aime24.file={folder}: is a directory; name a file in it"
     ),
     "max_response_length=60": "more than the student's 64 positions",
 }
