@@ -27,9 +27,7 @@ from analysis.read_run import RunContents
 from analysis.training import Training
 from opd.config import plain_yaml
 from opd.grading import scores
-from opd.records import files as record_files
-from opd.records import run_dir as records
-from opd.records import texts
+from opd.records import files as record_files, run_dir as records, texts
 from opd.records.run_dir import RunDir, write_atomic
 
 FOLDER = ".analysis"  # in the folder that is loaded; hidden, so that it is not searched for runs

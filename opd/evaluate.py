@@ -31,8 +31,7 @@ from opd.errors import UserError
 from opd.interrupts import PREEMPTED, Interrupted, StopOnSignal
 from opd.printable import say, warn
 from opd.ranks.dist import world
-from opd.records import config_argument
-from opd.records import files as records
+from opd.records import config_argument, files as records
 from opd.records.claim import claimed
 from opd.records.run_dir import RunDir, Status
 

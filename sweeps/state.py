@@ -13,8 +13,7 @@ from filelock import FileLock, Timeout
 from opd.records.files import RecordError
 from opd.records.run_dir import RunDir, Status
 from sweeps import executor
-from sweeps.ledger import Ledger, Submission, attempts
-from sweeps.ledger import owners as ledger_owners
+from sweeps.ledger import Ledger, Submission, attempts, owners as ledger_owners
 from sweeps.run_state import RunState
 from sweeps.status_cache import StatusCache, shown_number
 

@@ -10,8 +10,7 @@ import random
 from collections.abc import Callable
 
 from opd.config.worlds import Domain
-from opd.data.problem import ANSWER_MARK, Problem, Split
-from opd.data.problem import split_of as split_of_key
+from opd.data.problem import ANSWER_MARK, Problem, Split, split_of as split_of_key
 
 
 def draw(rng: random.Random, *, split: Split, domain: Domain, difficulty: int) -> Problem:

@@ -20,8 +20,7 @@ from opd.config.schema import AnySource, Called, DataMixture, Generated, RunConf
 from opd.config.steps import steps
 from opd.data import dataset, mixture, prompts, tasks
 from opd.data.batch import Prompt, Sampling
-from opd.data.control import Control
-from opd.data.control import encode as encode_control
+from opd.data.control import Control, encode as encode_control
 from opd.data.problem import Problem
 from opd.errors import UserError
 from opd.model.load import check_saving, end_with, load_model, load_tokenizer, max_positions, stop_token_ids

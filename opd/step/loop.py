@@ -18,8 +18,7 @@ from opd.data.batch import Prompt
 from opd.data.prompts import batch_indices
 from opd.errors import UserError
 from opd.objective.divergence import share_beyond
-from opd.objective.filter import TokenSignals
-from opd.objective.filter import metrics as filter_metrics
+from opd.objective.filter import TokenSignals, metrics as filter_metrics
 from opd.objective.mixture import Mixture, Rows
 from opd.objective.rollout_correction import metrics as correction_metrics
 from opd.records.answers import forget

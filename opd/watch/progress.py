@@ -47,8 +47,7 @@ class Live(Lines):
 
     def __init__(self, num_steps: int):
         from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bars
+        from rich.progress import BarColumn, Progress as Bars, TextColumn, TimeRemainingColumn
 
         super().__init__()
         self.num_steps, self.stages, self.metrics = num_steps, ["starting"], {}

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from opd import cli
-from opd import train as module
+from opd import cli, train as module
 from opd.data.batch import Rollout
 from opd.errors import UserError
 from opd.model.load import load_model

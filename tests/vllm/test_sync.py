@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from opd.errors import UserError
-from opd.rollout import vllm as module
-from opd.rollout import vllm_engine
+from opd.rollout import vllm as module, vllm_engine
 from tests.unit.rollout.families import PLAIN, prompts
 from tests.unit.rollout.test_sampler import reference_logp
 from tests.vllm.models import build, long_prompts, scaled

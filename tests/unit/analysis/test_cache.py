@@ -6,8 +6,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from analysis import cache as caching
-from analysis import load as loading
+from analysis import cache as caching, load as loading
 from analysis.cache import FOLDER, SUFFIX, Cache
 from analysis.load import Records, load
 from opd.records.run_dir import RunDir, find_runs

@@ -3,8 +3,7 @@ import math
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from analysis.json_lines import read_table
 from opd.records.files import json_line

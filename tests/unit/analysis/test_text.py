@@ -3,8 +3,7 @@ import io
 import json
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from analysis.text import csv_cell, encodable, markdown, plot_label, script_json
 from opd.printable import printable

@@ -9,8 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.check import config as check
-from opd.check import signal, signatures
+from opd.check import config as check, signal, signatures
 from opd.step import terms
 from opd.step.terms import Term
 

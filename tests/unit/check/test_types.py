@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from opd.check import config as check
-from opd.check import signatures
+from opd.check import config as check, signatures
 from opd.check.config import COMMON_KNOBS, MODULES
 from opd.check.refusals import warnings
 from opd.config.identity import run_id

@@ -10,8 +10,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from opd.checkpoint import atomic
-from opd.checkpoint import store as checkpoint
+from opd.checkpoint import atomic, store as checkpoint
 from opd.checkpoint.steps import Progress
 from opd.checkpoint.store import Learned
 from opd.config.schema import Compute, Optim

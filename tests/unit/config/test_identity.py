@@ -11,8 +11,7 @@ import pytest
 
 import sweeps.cli
 from opd import cli
-from opd.check import config as check
-from opd.check import signatures
+from opd.check import config as check, signatures
 from opd.config import identity, parsing
 from opd.config.identity import as_first, as_today, config_hash, override_as_today, run_id
 from opd.config.recipe import Architecture, Recipe, model_path

@@ -1,7 +1,6 @@
 import pytest
 import yaml
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 from omegaconf import OmegaConf
 
 from opd.config.plain_yaml import MOST_VALUES, load_yaml

@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from opd.check import config as check
-from opd.check import signal
+from opd.check import config as check, signal
 from opd.config import plugins
 from opd.config.places import CONF
 from opd.errors import UserError

@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 from pydantic import TypeAdapter, ValidationError
 
-from opd.config import recipe as module
-from opd.config import worlds
+from opd.config import recipe as module, worlds
 from opd.config.recipe import Recipe, model_path
 from opd.errors import UserError
 from tests.random_models import SHAPE

@@ -12,13 +12,11 @@ from pathlib import Path
 import pytest
 
 from opd.errors import UserError
-from opd.grading import grading
-from opd.grading import worker as grading_worker
+from opd.grading import grading, worker as grading_worker
 from opd.grading.answer import find_answer, find_gold, same
 from opd.grading.grading import Grade, grade_many, stop_workers
 from tests.shared_data import CI, DATA, shared
-from tests.unit.grading.twins import RIGHT as TWINS_RIGHT
-from tests.unit.grading.twins import TWINS, WRONG
+from tests.unit.grading.twins import RIGHT as TWINS_RIGHT, TWINS, WRONG
 
 SETS = ["aime24", "aime25", "hmmt_feb25", "brumo25", "beyondaime", "gsm8k_test", "gsm8k_train", "deepmath_sample"]
 

@@ -2,8 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from opd.grading.scores import best_at_k, best_at_k_resampled, maj_at_k, mean_at_k
 

@@ -3,8 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from opd.objective import divergence, support
 from opd.objective.vocabulary import topk_divergence_

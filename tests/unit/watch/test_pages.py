@@ -14,8 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from opd.config.schema import Rollouts
 from opd.data.batch import Prompt, Rollout
 from opd.records.run_dir import RunDir
-from opd.watch.pages import BINS, REACH, Pages, histogram
-from opd.watch.pages import page as html
+from opd.watch.pages import BINS, REACH, Pages, histogram, page as html
 
 HOSTILE = "<script>alert('1')</script>&"
 

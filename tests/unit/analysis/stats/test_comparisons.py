@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from analysis.stats.comparisons import interquartile_mean, probability_of_improvement, ranks
 from analysis.stats.curves import collapsed, drift, drop_from_best, spikes
