@@ -70,8 +70,8 @@ def csv_cell(text: str) -> str:
 
 
 def plot_label(text: str) -> str:
-    """`text` for a plotly label, which interprets a few HTML tags and entities."""
-    return html.escape(text, quote=False)
+    """`text` for a plotly label, which interprets a few HTML tags and entities, and TeX between dollars."""
+    return html.escape(text, quote=False).replace("$", "&#36;")
 
 
 def script_json(text: str) -> str:

@@ -345,7 +345,7 @@ def test_hostile_records_stay_inert(open_report, hostile):
     assert page.locator("body img, .plot a, .scroll a, .chips a").count() == 0
     assert page.locator("td", has_text="<img src=x onerror=").count() > 0
     assert {name for name in drawn(page, "learning-mean") if "img" in name} == {
-        '"&gt;&lt;img src=x onerror="window.hacked = 1"&gt;'
+        '"&gt;&lt;img src=x onerror="window.hacked = 1"&gt; †'  # they were asked other questions
     }
 
 

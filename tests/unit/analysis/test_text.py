@@ -68,6 +68,7 @@ def test_markdown_has_neither_markup_nor_html_nor_a_cell_border():
 
 def test_plot_label_has_no_tags():
     assert plot_label('<a href="javascript:x">&') == '&lt;a href="javascript:x"&gt;&amp;'
+    assert plot_label("$x$") == "&#36;x&#36;"
 
 
 @given(ANY)
