@@ -39,8 +39,8 @@ def interrupted(arguments: list[str], said: Path, step: int, third: bool) -> Non
     ("step", "third", "says"),
     [
         (3, False, "opd: interrupted; the same command resumes from step 2"),
-        (1, False, "opd: interrupted; the same command starts again at step 1"),
-        (3, True, None),
+        pytest.param(1, False, "opd: interrupted; the same command starts again at step 1", marks=pytest.mark.apart),
+        pytest.param(3, True, None, marks=pytest.mark.apart),
     ],
 )
 def test_a_second_ctrl_c_ends_at_once_and_says_what_is_kept(

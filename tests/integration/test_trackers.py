@@ -75,7 +75,9 @@ def trackios_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[
     [
         ("tensorboard", TensorBoardTracker, in_tensorboard, lambda name: name),
         ("trackio", TrackioTracker, in_trackio, lambda name: None if name == "time" else name),
-        ("mlflow", MLflowTracker, in_mlflow, lambda name: name.replace("@", "_at_")),
+        pytest.param(
+            *("mlflow", MLflowTracker, in_mlflow, lambda name: name.replace("@", "_at_")), marks=pytest.mark.apart
+        ),
     ],
     ids=["tensorboard", "trackio", "mlflow"],
 )

@@ -12,7 +12,7 @@ from tests.forks import run_module
 ROOT = Path(__file__).parents[2]
 
 # Modules that other commands run.
-INNER = {"opd.console", "opd.grading.worker", "opd.recipes.worker", "sweeps.local", "sweeps.task"}
+INNER = {"opd.__main__", "opd.console", "opd.grading.worker", "opd.recipes.worker", "sweeps.local", "sweeps.task"}
 
 
 def test_every_command_of_the_packages_has_a_name_and_a_sentence():
