@@ -69,7 +69,7 @@ def group_arms(
     reference = configs.get(chosen or "")
     if reference is None:
         reference = labels.common(list(configs.values()))
-    arms, every = [], list(configs.values())
+    arms, vary = [], labels.varying(configs.values())
     for arm, rows in runs.groupby("arm"):
         own, name, counted = configs.get(str(arm), {}), names[str(arm)], bool(rows["counted"].any())
         used = rows[rows["counted"]] if counted else rows[rows["run"].isin(evaluated)]
@@ -79,7 +79,7 @@ def group_arms(
                 id=str(arm),
                 name=name,
                 label=shown[str(arm)],
-                differs=labels.text(labels.telling(labels.differences(own, reference), reference, every)),
+                differs=labels.text(labels.telling(labels.differences(own, reference), reference, vary)),
                 runs=tuple(rows["run"]),
                 used=tuple(used["run"]),
                 seeds=tuple(int(seed) for seed in used["seed"]),

@@ -59,7 +59,7 @@ def opened(runs: Path) -> Iterator[Path]:
     with tempfile.TemporaryDirectory() as folder:
         try:
             _unpack(runs, Path(folder))
-        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError, NotImplementedError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, OSError, RuntimeError) as error:
             reason = printable(str(error) or type(error).__name__, limit=80)
             raise UserError(f"runs={runs}: is not a readable archive of analysis.study ({reason})") from None
         try:

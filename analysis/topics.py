@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from analysis.results import Results
+from opd.config.identity import is_below
 from opd.records.run_dir import changed_keys
 
 # Keys that name an arm or follow from the choice of models, and do not change the method.
@@ -97,13 +98,11 @@ def members(results: Results) -> dict[str, list[str]]:
 
 def belongs(topic: Topic, keys: set[str]) -> bool:
     """Whether an arm that changes these keys belongs to the topic: it changes its keys, and nothing else."""
-    return any(_under(key, topic.moves) for key in keys) and all(_under(key, topic.moves + topic.along) for key in keys)
+    return any(is_below(key, topic.moves) for key in keys) and all(
+        is_below(key, topic.moves + topic.along) for key in keys
+    )
 
 
 def counted(config: Mapping[str, Any]) -> dict[str, Any]:
     """The part of a config that is method."""
-    return {key: value for key, value in config.items() if not _under(key, IGNORED)}
-
-
-def _under(key: str, prefixes: tuple[str, ...]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)
+    return {key: value for key, value in config.items() if not is_below(key, IGNORED)}

@@ -7,7 +7,8 @@ from typing import Any
 
 from opd import cli
 from opd.config import plugins
-from opd.config.schema import CONF, RunConfig
+from opd.config.composing import composing
+from opd.config.schema import RunConfig
 from opd.errors import UserError
 
 
@@ -43,19 +44,11 @@ class Composer:
 @contextmanager
 def composer() -> Iterator[Composer]:
     """A composer that works inside the block; a Hydra that runs this process is set aside meanwhile."""
-    from hydra import initialize_config_dir
     from hydra._internal.config_loader_impl import ConfigLoaderImpl
-    from hydra.core.global_hydra import GlobalHydra
 
     cli.register_resolvers()
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
-    try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
-            yield Composer(ConfigLoaderImpl)
-    finally:
-        if outer is not None:
-            GlobalHydra.instance().initialize(outer)
+    with composing():
+        yield Composer(ConfigLoaderImpl)
 
 
 @contextmanager

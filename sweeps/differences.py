@@ -4,6 +4,9 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 from opd.config.flat import flat
 from opd.config.labels import labels
@@ -32,10 +35,15 @@ def add_differences(ledger: Ledger, runs: Sequence[RunState]) -> None:
         files = [ledger.study / run / "config.yaml"]
         files += [submitted[run][0].folder / "configs" / f"{run}.yaml"] if run in submitted else []
         with suppress(RecordError, TypeError, AttributeError):
-            config = read_config(next((file for file in files if file.exists()), files[0]))
-            configs[found["arm"]] = {**flat(config), "name": found["name"]}
+            config = _config(next((file for file in files if file.exists()), files[0]))
+            configs[found["arm"]] = {**config, "name": found["name"]}
     shown = labels(configs)
     for run in runs:
         found = of.get(run.run)
         if found and (label := shown.get(found["arm"], found["arm"])) != found["arm"]:
             run.differs = label.removeprefix(found["name"]).strip()
+
+
+@lru_cache(maxsize=4096)  # a table that is shown again and again does not read them again
+def _config(file: Path) -> dict[str, Any]:
+    return flat(read_config(file))

@@ -11,7 +11,7 @@ first `_target_`, or its `kind`.
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 # A method's first import path → today's.
@@ -102,7 +102,12 @@ def run_id(config: Mapping[str, Any]) -> str:
 
 def is_hashed(key: str) -> bool:
     """Whether a dotted key is part of a run's identity."""
-    return not any(key == name or key.startswith(name + ".") for name in NOT_HASHED)
+    return not is_below(key, NOT_HASHED)
+
+
+def is_below(key: str, sections: Iterable[str]) -> bool:
+    """Whether a dotted key is one of `sections`, or in one."""
+    return any(key == name or key.startswith(f"{name}.") for name in sections)
 
 
 def as_first(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,10 +1,10 @@
 """What a run is called where it is shown: its name and, where others share that, the keys in which it differs."""
 
 from collections import Counter
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-from opd.config.identity import is_hashed
+from opd.config.identity import is_below, is_hashed
 from opd.printable import printable
 
 # Keys that name a run, or follow from the choice of a world and its models.
@@ -41,7 +41,7 @@ def differences(own: Flat, base: Flat) -> dict[str, str]:
     shown: dict[str, str] = {}
     last: dict[tuple[str, str], str] = {}
     for key, value in sorted(own.items()):  # an export of a study keeps no other order
-        if not is_hashed(key) or _is_below(key, _ASIDE) or (key in base and _same(base[key], value)):
+        if not is_hashed(key) or is_below(key, _ASIDE) or (key in base and _same(base[key], value)):
             continue
         method_key = f"{key.rpartition('.')[0]}._target_"
         if value is None and method_key in own and not _same(base.get(method_key), own[method_key]):
@@ -65,7 +65,8 @@ def _told_apart(name: str, configs: Mapping[str, Flat], base: Flat | None) -> di
     """Id → the shortest of its labels that no other has; the id where there is none."""
     reference = common(configs.values()) if base is None else base
     every = {each: _differences(config, reference, configs.values()) for each, config in configs.items()}
-    brief = {each: telling(own, reference, list(configs.values())) for each, own in every.items()}
+    vary = varying(configs.values())
+    brief = {each: telling(own, reference, vary) for each, own in every.items()}
     found = dict(zip(configs, configs, strict=True))
     for candidates in (every, brief, {each: _first(own) for each, own in brief.items()}):
         shown = {each: f"{name} {text(own)}".rstrip() for each, own in candidates.items()}
@@ -87,17 +88,24 @@ def _first(shown: Mapping[str, str]) -> dict[str, str]:
     return dict(list(shown.items())[:_MOST]) | ({f"+{more}": ""} if more > 0 else {})
 
 
-def telling(every: Mapping[str, str], reference: Flat, configs: Sequence[Flat]) -> dict[str, str]:
-    """`differences` from `reference`, without the knobs that came along with a method or a section and are the same in
-    all of `configs` that have it.
+def varying(configs: Iterable[Flat]) -> set[str]:
+    """The keys, a method's without its `_target_`, that have several values among the configs that have them."""
+    values: dict[str, set[Hashable]] = {}
+    for config in configs:
+        for key, value in config.items():
+            values.setdefault(key.removesuffix("._target_"), set()).add(_frozen(value))
+    return {key for key, found in values.items() if len(found) > 1}
+
+
+def telling(every: Mapping[str, str], reference: Flat, vary: Container[str]) -> dict[str, str]:
+    """`differences` from `reference`, without the knobs that came along with a method or a section and do not `vary`
+    among the configs that have it (`varying`).
     """
     told: dict[str, str] = {}
     for key, value in every.items():
-        names = {key, f"{key}._target_"}
-        is_new = not names & reference.keys()
+        is_new = key not in reference and f"{key}._target_" not in reference
         sections = {other.rpartition(".")[0] or other for other in told} | told.keys()
-        varies = len({_frozen(config[name]) for config in configs for name in names & config.keys()}) > 1
-        if varies or not (is_new and _is_below(key, sections)):
+        if key in vary or not (is_new and is_below(key, sections)):
             told[key] = value
     return told
 
@@ -138,7 +146,3 @@ def _text(value: Any) -> str:
     if isinstance(value, list | tuple):
         return f"[{','.join(_text(item) for item in value)}]"
     return printable(str(value).rstrip("/").rpartition("/")[2], limit=40)
-
-
-def _is_below(key: str, prefixes: Iterable[str]) -> bool:
-    return any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)

@@ -13,6 +13,7 @@ from typing import Any
 from opd.check import config as check
 from opd.check.credentials import without_credentials
 from opd.config import identity
+from opd.config.flat import flat
 from opd.config.schema import MLflow, RunConfig
 from opd.printable import say
 from opd.records.run_dir import RunDir
@@ -76,7 +77,11 @@ class MLflowTracker(Tracker):
     def _new_run(self) -> str:
         tags = {_ID: tracked_id(self.content), "opd.study": self.content["study"], "opd.differs": self.differs}
         run = self.client.create_run(self.experiment, run_name=identity.run_id(self.content), tags=tags).info.run_id
-        params = (self.param(_allowed(key), str(value)) for key, value in _flat(self.content))
+        params = (
+            self.param(_allowed(key.replace("%2E", ".")), str(value))
+            for key, value in flat(self.content).items()
+            if value != {}
+        )
         for part in _parts(params, _PARAMS):
             self.client.log_batch(run, params=part)
         return run
@@ -96,14 +101,6 @@ class MLflowTracker(Tracker):
 def _allowed(name: str) -> str:
     """A name with the signs that MLflow allows, and its own word for `@`: mean@8 is mean_at_8."""
     return re.sub(r"[^\w./ :-]", "_", name.replace("@", "_at_"), flags=re.ASCII)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for key, value in content.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
-        else:
-            yield f"{prefix}{key}", value
 
 
 def _parts(items: Iterator[Any], size: int) -> Iterator[list[Any]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from opd.check import config as check
 from opd.config import identity, labels
+from opd.config.composing import composing
 from opd.config.flat import flat
 from opd.config.places import CONF
 from opd.config.schema import RunConfig
@@ -41,25 +42,19 @@ def differs(config: RunConfig) -> str:
 
 def _as_named(config: RunConfig) -> dict[str, Any]:
     """The config that the run's name and scale alone give; empty where they give none."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
+    from hydra import compose
     from hydra.errors import HydraException
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     named = [f"+experiment={config.name}"] if (CONF / "experiment" / f"{config.name}.yaml").exists() else []
-    outer = GlobalHydra.instance().hydra
-    GlobalHydra.instance().clear()
     try:
-        with initialize_config_dir(str(CONF), version_base="1.3"):
+        with composing():
             composed = compose("config", overrides=[f"scale={config.scale.name}", *named])
         found: Any = OmegaConf.to_container(composed, resolve=True)
         return found
     except (HydraException, OmegaConfBaseException):  # a scale or an experiment of a plug-in, or of an earlier version
         return {}
-    finally:
-        if outer is not None:
-            GlobalHydra.instance().initialize(outer)
 
 
 def tracked_id(content: Mapping[str, Any]) -> str:

@@ -4,12 +4,13 @@ import base64
 import hashlib
 import json
 import re
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from typing import Any
 
+from tests.loopback import JsonSite
 
-class HubSite:
+
+class HubSite(JsonSite):
     """Keeps what it is sent; use as a context manager.
 
     Attributes:
@@ -27,46 +28,15 @@ class HubSite:
         self.commits: list[tuple[str, str]] = []
         self.refuses: int | None = None
         self._objects: dict[str, bytes] = {}
-        site = self
+        super().__init__()
 
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, format: str, *args: Any) -> None: ...
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                allowed = self.headers.get("Authorization") == f"Bearer {site.token}"
-                self._send(*(site._answer(self.path, body) if allowed else (401, {"error": "Invalid token"})))
-
-            def do_GET(self) -> None:
-                self.do_POST()
-
-            def do_PUT(self) -> None:
-                body = self.rfile.read(int(self.headers["Content-Length"]))
-                site._objects[self.path.rpartition("/")[2]] = body
-                self._send(200, {})
-
-            def _send(self, status: int, content: dict[str, Any]) -> None:
-                answer = json.dumps(content).encode()
-                self.send_response(status)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def __enter__(self) -> "HubSite":
-        self._thread.start()
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+    def answer(self, method: str, path: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, dict[str, Any]]:
+        if method == "PUT":
+            self._objects[path.rpartition("/")[2]] = body
+            return 200, {}
+        if headers.get("Authorization") != f"Bearer {self.token}":
+            return 401, {"error": "Invalid token"}
+        return self._answer(path, body)
 
     def _answer(self, path: str, body: bytes) -> tuple[int, dict[str, Any]]:
         if path == "/api/repos/create":

@@ -2,8 +2,10 @@
 
 import json
 import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Mapping
 from typing import Any
+
+from tests.loopback import JsonSite
 
 BUCKET = {
     "id": "bucket",
@@ -18,7 +20,7 @@ BUCKET = {
 }
 
 
-class WandbSite:
+class WandbSite(JsonSite):
     """Keeps what it is told; use as a context manager.
 
     Attributes:
@@ -32,41 +34,19 @@ class WandbSite:
         self.begun: list[dict[str, Any]] = []
         self.silent = threading.Event()
         self._closed = threading.Event()
-        site = self
-
-        class Handler(BaseHTTPRequestHandler):
-            protocol_version = "HTTP/1.1"
-
-            def log_message(self, format: str, *args: Any) -> None: ...
-
-            def do_GET(self) -> None:
-                self.do_POST()
-
-            def do_POST(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-                if site.silent.is_set():
-                    site._closed.wait()
-                    return
-                answer = json.dumps(site._answer(self.path, body)).encode()
-                self.send_response(200)
-                self.send_header("Content-Type", "application/json")
-                self.send_header("Content-Length", str(len(answer)))
-                self.end_headers()
-                self.wfile.write(answer)
-
-        self._http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._thread = threading.Thread(target=self._http.serve_forever)
-        self.url = f"http://127.0.0.1:{self._http.server_address[1]}"
-
-    def __enter__(self) -> "WandbSite":
-        self._thread.start()
-        return self
+        super().__init__()
 
     def __exit__(self, *error: object) -> None:
         self._closed.set()
-        self._http.shutdown()
-        self._http.server_close()
-        self._thread.join()
+        super().__exit__(*error)
+
+    def answer(
+        self, method: str, path: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, dict[str, Any]] | None:
+        if self.silent.is_set():
+            self._closed.wait()
+            return None
+        return 200, self._answer(path, body)
 
     def _answer(self, path: str, body: bytes) -> dict[str, Any]:
         if path == "/graphql":
