@@ -109,7 +109,7 @@ Before the first step a run is also refused where
 - the chat template refuses the turns, or takes more than five seconds for a conversation;
 - a teacher's server cannot be reached, serves another model, takes shorter sequences than the run has, or returns
   numbers that are not log-probs of its model;
-- a model is missing or damaged, its output head has a bias, or it scales or caps its logits;
+- a model is missing or damaged, or changes its logits after the output head in a way that is not known here;
 - the tokenizer has no end-of-text token, or cannot tell the control tokens of two teachers apart;
 - the longest prompt and `max_response_length` together are more than the student's positions (a prompt longer than
   `prompts.max_prompt_length` is left out, and said);

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from opd.data.batch import Rollout
 from opd.model import packed
+from opd.model.head import head_inputs
 
 
 @dataclass(frozen=True)
@@ -75,11 +76,11 @@ def _join(rollout: Rollout, rows: Tensor, prompt_length: Tensor, length: Tensor)
 def response_hidden(
     model: PreTrainedModel, micro: MicroBatch, device: torch.device
 ) -> Float[Tensor, "response_tokens width"]:
-    """Final hidden states at the positions that predict the response's tokens, in the order of `micro.tokens`."""
+    """What the output head reads where it predicts the response's tokens, in the order of `micro.tokens`."""
     if packed.enabled(model) and not micro.there.all():
         states, predicts = packed.hidden(model, micro.inputs, micro.there, device), micro.predicts[micro.there]
     else:
-        states = model.base_model(micro.inputs.to(device), use_cache=False).last_hidden_state.flatten(0, 1)
+        states = head_inputs(model, micro.inputs.to(device)).flatten(0, 1)
         predicts = micro.predicts.flatten()
     return states.index_select(0, predicts.nonzero()[:, 0].to(device))
 

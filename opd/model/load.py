@@ -25,6 +25,7 @@ from transformers import (
 from opd.data import hub
 from opd.errors import UserError, first_line
 from opd.model import adapted, packed
+from opd.model.head import check_head
 from opd.records.files import RecordError, read_json
 
 # A progress bar for each file, most of which take milliseconds, would drown the run's own output.
@@ -54,7 +55,7 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
     """The causal language model `model` in `dtype`, in evaluation mode.
 
     Raises:
-        UserError: where it cannot be loaded, or its logits are not `hidden @ head.T`.
+        UserError: where it cannot be loaded, or makes its logits in a way that is not known.
     """
     _check_exists(model, key)
     base = _base(model, revision, key)
@@ -64,7 +65,7 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
     loaded = _weights(model, revision, key, dtype=getattr(torch, dtype)).eval()
     if any(tensor.is_meta for tensor in loaded.parameters()):
         raise UserError(f"{key}={model!r}: some of its weights are missing")
-    _check_head(loaded, model, key)
+    check_head(loaded, key=f"{key}={model!r}")
     packed.enable(loaded)
     return loaded
 
@@ -112,9 +113,11 @@ def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrain
     return loaded
 
 
-def attention(config: PreTrainedConfig) -> str:
-    """The attention that computes what the config says: torch's, which knows no soft caps, or transformers' own."""
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else "sdpa"
+def attention(config: PreTrainedConfig) -> str | None:
+    """The attention that computes what the config says: transformers' choice for the family (None: torch's where the
+    family has it), but never torch's where there are soft caps, which it would ignore.
+    """
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
 
 
 # Weights that a family's checkpoints may have beside those that a language model computes with: buffers that are
@@ -328,21 +331,6 @@ def _quiet_hub() -> Iterator[None]:
     finally:
         for logger, level in loggers:
             logger.setLevel(level)
-
-
-def _check_head(model: PreTrainedModel, name: str, key: str) -> None:
-    # All our code computes logits as hidden @ head.T in chunks; some families scale or cap them afterwards.
-    head = model.get_output_embeddings()
-    if head is None or getattr(head, "bias", None) is not None:
-        raise UserError(f"{key}={name!r}: its output head is missing or has a bias, which is not supported")
-    ids = torch.tensor([[0, 1]], device=model.device) % model.config.vocab_size
-    with torch.inference_mode():
-        hidden = model.base_model(ids).last_hidden_state
-        expected, ours = model(ids).logits.float(), (hidden @ head.weight.T).float()
-    if not torch.isfinite(expected).all():
-        raise UserError(f"{key}={name!r}: its logits are not finite; the weights are damaged")
-    if not torch.allclose(expected, ours, rtol=1e-2, atol=1e-3):
-        raise UserError(f"{key}={name!r}: it scales or caps its logits after the output head, which is not supported")
 
 
 def _cannot_load(what: str, model: str, key: str, error: Exception) -> str:

@@ -14,6 +14,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from opd.model.head import head_inputs
+
 NAME = "opd_packed"  # as an attention implementation of transformers
 
 
@@ -42,16 +44,16 @@ def enabled(model: PreTrainedModel) -> bool:
 def hidden(
     model: PreTrainedModel, inputs: Int[Tensor, "rows length"], there: Bool[Tensor, "rows length"], device: torch.device
 ) -> Float[Tensor, "tokens width"]:
-    """Final hidden states of the tokens that are `there` in rows padded on the right, row by row."""
+    """What the output head reads of the tokens that are `there` in rows padded on the right, row by row."""
     position = torch.arange(inputs.shape[1]).expand_as(inputs)
     places = there.flatten().nonzero()[:, 0].to(device)
-    output = model.base_model(
+    states = head_inputs(
+        model,
         inputs[there][None].to(device),
         attention_mask=_as_mask(places, inputs.shape),
         position_ids=position[there][None].to(device),
-        use_cache=False,
     )
-    return output.last_hidden_state[0]
+    return states[0]
 
 
 def _as_mask(places: Int[Tensor, " tokens"], shape: torch.Size) -> Int[Tensor, "rows length 1 tokens"]:
@@ -93,6 +95,6 @@ def _is_exact(model: PreTrainedModel) -> bool:
         packed = hidden(model, ids, there, model.device)
     except (TypeError, ValueError, RuntimeError):  # the model does not accept such positions or such a mask
         return False
-    padded = model.base_model(ids.to(model.device), use_cache=False).last_hidden_state[there.to(model.device)]
+    padded = head_inputs(model, ids.to(model.device))[there.to(model.device)]
     tolerance = 1e-4 if model.dtype in (torch.float32, torch.float64) else 5e-2
     return torch.allclose(packed.float(), padded.float(), rtol=tolerance, atol=tolerance)

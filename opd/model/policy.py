@@ -9,8 +9,10 @@ from torch import Tensor
 
 from opd.data.batch import Rollout, TokenScores
 from opd.model.forward import MicroBatch, micro_batches, spread, token_index
+from opd.model.head import output_head
 from opd.model.sharded import Root, full_tensor
-from opd.objective.logp import accumulate, backward_token_scores, token_scores
+from opd.objective.head import Head, accumulate
+from opd.objective.logp import backward_token_scores, token_scores
 from opd.ranks.dist import Ranks
 
 
@@ -40,7 +42,7 @@ class Scorer:
         for micro in self.micro_batches(rollout):
             where = order[micro.rows][micro.response]
 
-            def score(states: Tensor, head: Tensor, micro: MicroBatch = micro) -> tuple[Tensor, Tensor, Tensor]:
+            def score(states: Tensor, head: Head, micro: MicroBatch = micro) -> tuple[Tensor, Tensor, Tensor]:
                 tokens = micro.tokens.to(states.device)
                 knobs = {"temperature": self.temperature, "chunk_size": self.logit_chunk}
                 return states, *token_scores(states, head, tokens, **knobs)
@@ -64,9 +66,9 @@ class Scorer:
         """The precision of the weights."""
         return self.model.get_output_embeddings().weight.dtype
 
-    def full_head(self) -> Float[Tensor, "vocabulary width"]:
-        """The full output head on this rank's device; all ranks must call this. Loading refused a model without one."""
-        return full_tensor(self.model.get_output_embeddings().weight.detach()).to(self.ranks.device)
+    def full_head(self) -> Head:
+        """The full output head on this rank's device; all ranks must call this."""
+        return output_head(self.model).map(lambda tensor: full_tensor(tensor.detach()).to(self.ranks.device))
 
 
 class Policy(Scorer):
@@ -84,14 +86,15 @@ class Policy(Scorer):
         """
         for micro in self.micro_batches(rollout):
 
-            def loss(states: Tensor, head: Tensor, micro: MicroBatch = micro) -> Tensor:
+            def loss(states: Tensor, head: Head, micro: MicroBatch = micro) -> Tensor:
                 def chosen(grad: Tensor) -> Tensor:
                     return grad[micro.rows][micro.response].to(states.device)
 
                 entropy = None if grad_entropy is None else chosen(grad_entropy)
                 knobs = {"temperature": self.temperature, "chunk_size": self.logit_chunk}
                 tokens = micro.tokens.to(states.device)
-                return _Scored.apply(states, head, tokens, chosen(grad_logp), entropy, knobs)  # pyright: ignore
+                given = head, tokens, chosen(grad_logp), entropy, knobs
+                return _Scored.apply(states, head.weight, head.bias, *given)  # pyright: ignore
 
             self.learn(micro, loss)
 
@@ -105,15 +108,17 @@ class _Scored(torch.autograd.Function):
     """A scalar with given derivatives with respect to the tokens' log-probs and entropies; its value is meaningless."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, *rest: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        ctx.save_for_backward(hidden, head)
-        ctx.rest = rest
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, *rest: Any) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx.save_for_backward(hidden, weight, bias)
+        ctx.form, ctx.rest = (head.scale, head.cap), rest
         return hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        hidden, head = ctx.saved_tensors
+        hidden, weight, bias = ctx.saved_tensors
         tokens, grad_logp, grad_entropy, knobs = ctx.rest
         grad_entropy = None if grad_entropy is None else grad_entropy * scale
+        head = Head(weight, bias, *ctx.form)
         grads = backward_token_scores(hidden, head, tokens, grad_logp * scale, grad_entropy, **knobs)
-        return grads[0], grads[1].to(head.dtype), None, None, None, None
+        of_bias = None if bias is None else grads[2].to(bias.dtype)
+        return grads[0], grads[1].to(weight.dtype), of_bias, None, None, None, None, None

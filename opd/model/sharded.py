@@ -16,6 +16,8 @@ from transformers import PreTrainedModel
 from opd.config.schema import Compute
 from opd.errors import UserError
 from opd.model.forward import MicroBatch, response_hidden
+from opd.model.head import output_head
+from opd.objective.head import Head
 from opd.ranks.dist import Ranks
 
 
@@ -29,8 +31,8 @@ class Root(nn.Module):
         super().__init__()
         self.model, self.ranks, self.device = model, ranks, ranks.device
 
-    def forward(self, micro: MicroBatch, make: Callable[[Tensor, Tensor], Any]) -> Any:
-        return make(response_hidden(self.model, micro, self.device), self.model.get_output_embeddings().weight)  # pyright: ignore
+    def forward(self, micro: MicroBatch, make: Callable[[Tensor, Head], Any]) -> Any:
+        return make(response_hidden(self.model, micro, self.device), output_head(self.model))
 
 
 def shard(model: PreTrainedModel, ranks: Ranks, compute: Compute, *, learns: bool) -> Root:

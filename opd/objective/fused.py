@@ -15,16 +15,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from opd.objective.divergence import Divergence
-from opd.objective.logp import (
-    accumulate,
-    add_product_,
-    blocks,
-    even,
-    keep_freed_memory,
-    log_softmax_,
-    logits_into,
-    product,
-)
+from opd.objective.head import Head, HeadGradient, accumulate
+from opd.objective.logp import blocks, even, keep_freed_memory, log_softmax_
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
 from opd.objective.table import Table
@@ -52,9 +44,9 @@ class Measured:
 
 def exact(
     hidden_student: Float[Tensor, "token width"],
-    head_student: Float[Tensor, "vocabulary width"],
+    head_student: Head | Float[Tensor, "vocabulary width"],
     hidden_teacher: Float[Tensor, "token teacher_width"] | Sequence[Tensor],
-    head_teacher: Float[Tensor, "vocabulary teacher_width"] | Sequence[Tensor],
+    head_teacher: Head | Float[Tensor, "vocabulary teacher_width"] | Sequence[Head | Tensor],
     divergence: Divergence,
     **options: Any,
 ) -> tuple[Float[Tensor, ""], PerToken]:
@@ -65,9 +57,9 @@ def exact(
 
 def measure(
     hidden_student: Float[Tensor, "token width"],
-    head_student: Float[Tensor, "vocabulary width"],
+    head_student: Head | Float[Tensor, "vocabulary width"],
     hidden_teacher: Float[Tensor, "token teacher_width"] | Sequence[Tensor],
-    head_teacher: Float[Tensor, "vocabulary teacher_width"] | Sequence[Tensor],
+    head_teacher: Head | Float[Tensor, "vocabulary teacher_width"] | Sequence[Head | Tensor],
     divergence: Divergence,
     *,
     weight: PerToken | None = None,
@@ -98,12 +90,13 @@ def measure(
         ValueError: for heads of different vocabularies, several teachers without a mixture, a biased divergence, or a
             support that is not a sum over a vocabulary.
     """
-    hiddens, heads = _many(hidden_teacher), _many(head_teacher)
+    head = Head.of(head_student)
+    hiddens, heads = _many(hidden_teacher), [Head.of(each) for each in _many(head_teacher)]
     if tables and (hiddens or heads):
         raise ValueError("teachers come as hidden states and heads, or as tables, not as both")
-    if any(len(head) != len(head_student) for head in heads):
-        sizes = ", ".join(str(len(head)) for head in heads)
-        raise ValueError(f"student and teachers must share a vocabulary: {len(head_student)} tokens against {sizes}")
+    if any(len(each) != len(head) for each in heads):
+        sizes = ", ".join(str(len(each)) for each in heads)
+        raise ValueError(f"student and teachers must share a vocabulary: {len(head)} tokens against {sizes}")
     if len(hiddens) != len(heads) or (mixture is None and len(heads or tables) > 1):
         raise ValueError("each teacher needs hidden states and a head, and several teachers a mixture")
     if divergence.weight is not None:
@@ -113,7 +106,8 @@ def measure(
     work = _Work(
         divergence=divergence if clamp is None else divergence.clamped(clamp),
         hiddens=[hidden.detach() for hidden in hiddens],
-        heads=[head.detach() for head in heads],
+        heads=[each.map(Tensor.detach) for each in heads],
+        student=head.map(Tensor.detach),
         tables=tables,
         weight=torch.ones_like(hidden_student[:, 0]) if weight is None else weight.detach(),
         entropy_weight=entropy_weight,
@@ -126,7 +120,7 @@ def measure(
         clamp=clamp,
         chunk_size=chunk_size,
     )
-    loss, *numbers = _Exact.apply(hidden_student, head_student, work)  # pyright: ignore[reportGeneralTypeIssues]
+    loss, *numbers = _Exact.apply(hidden_student, head.weight, head.bias, work)  # pyright: ignore[reportGeneralTypeIssues]
     return Measured(loss, *numbers)
 
 
@@ -134,7 +128,8 @@ def measure(
 class _Work:
     divergence: Divergence
     hiddens: list[Tensor]
-    heads: list[Tensor]
+    heads: list[Head]
+    student: Head
     tables: Sequence[Table]
     weight: Tensor
     entropy_weight: Tensor | None
@@ -159,11 +154,10 @@ class _Exact(torch.autograd.Function):
     """The gradients are made in the forward pass, while the logits are there; backward only scales them."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, work: _Work) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        wanted = ctx.needs_input_grad[:2]
-        out, grad_hidden, grad_head = _run(hidden.detach(), head.detach(), work, any(wanted))
-        ctx.save_for_backward(grad_hidden, grad_head)
-        ctx.dtypes = hidden.dtype, head.dtype
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, work: _Work) -> tuple[Tensor, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        out, grads = _run(hidden.detach(), work, any(ctx.needs_input_grad[:3]))
+        ctx.save_for_backward(*grads)
+        ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         loss = (out["divergence"] * work.weight.to(out["divergence"])).sum()
         if work.entropy_weight is not None:
             loss = loss - (out["student_entropy"] * work.entropy_weight.to(out["student_entropy"])).sum()
@@ -173,37 +167,37 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        grad_hidden, grad_head = ctx.saved_tensors
-        scale = grads[0]
+        scale, saved = grads[0], ctx.saved_tensors
         if scale != 1:
-            grad_hidden, grad_head = grad_hidden * scale, grad_head * scale
-        return grad_hidden.to(ctx.dtypes[0]), grad_head.to(ctx.dtypes[1]), None
+            saved = [grad * scale for grad in saved]
+        given = [grad.to(dtype) for grad, dtype in zip(saved, ctx.dtypes, strict=False)]
+        return *given, *[None] * (4 - len(given))
 
 
-def _run(hidden: Tensor, head: Tensor, work: _Work, backward: bool) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+def _run(hidden: Tensor, work: _Work, backward: bool) -> tuple[dict[str, Tensor], list[Tensor]]:
+    head, temperature = work.student, work.temperature
     dtype, num, size = accumulate(hidden.dtype), len(hidden), even(len(hidden), work.chunk_size)
     new: dict[str, Any] = {"dtype": dtype, "device": hidden.device}
     out = {name: torch.full((num,), torch.nan, **new) for name in list(Measured.__dataclass_fields__)[1:]}
-    grad_hidden = torch.empty_like(hidden) if backward else hidden.new_empty(0)
-    grad_head = torch.zeros(head.shape if backward else 0, **new)
+    grad_hidden, of_head = torch.empty_like(hidden) if backward else hidden, HeadGradient(head) if backward else None
     keep_freed_memory()
     buffers = [torch.empty((size, len(head)), **new) for _ in range(2 if len(work.tables or work.heads) == 1 else 3)]
     for start in range(0, num, size):
         rows = slice(start, min(start + size, num))
         student, reference, *spare = (buffer[: rows.stop - start] for buffer in buffers)
-        _log_probs_(student, hidden[rows], head, work.temperature)
+        anchor = _log_probs_(student, hidden[rows], head, temperature)
         for name, numbers in _chunk(work, rows, student, reference, *spare, backward=backward).items():
             out[name][rows] = numbers
-        if backward:
+        if of_head is not None:
             weight = work.weight[rows].to(dtype)
             if work.entropy_weight is not None:
                 add_entropy_(reference, student, weight, work.entropy_weight[rows].to(dtype))
                 weight = torch.ones_like(weight)
-            scale = weight[:, None] / work.temperature
-            # Scaling by rows is left to the narrow side of each product.
-            add_product_(grad_head, reference.T, hidden[rows].to(dtype) * scale, head.dtype)
-            grad_hidden[rows] = (product(reference, head) * scale).to(hidden.dtype)
-    return out, grad_hidden, grad_head
+            if anchor is not None:
+                for block in blocks(reference):
+                    reference[block].mul_(head.slope(student[block], anchor[block], temperature))
+            grad_hidden[rows] = of_head.add_(reference, hidden[rows], weight[:, None] / temperature)
+    return out, [] if of_head is None else [grad_hidden, *of_head.tensors]
 
 
 def _chunk(
@@ -266,11 +260,14 @@ def _measured(work: _Work, rows: slice, student: Tensor, reference: Tensor, back
     )
 
 
-def _log_probs_(out: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> None:
-    logits_into(out, hidden, head, temperature)
+def _log_probs_(out: Tensor, hidden: Tensor, head: Head, temperature: float) -> Tensor | None:
+    """Fills `out` with log-probs; returns what the head's slope needs of the logits."""
+    head.logits_(out, hidden, temperature)
+    anchor = head.anchor(out)
     for block in blocks(out):
         log_softmax_(out[block])
+    return anchor
 
 
-def _many(one_or_more: Tensor | Sequence[Tensor]) -> list[Tensor]:
-    return [one_or_more] if isinstance(one_or_more, Tensor) else list(one_or_more)
+def _many(one_or_more: Any) -> list[Any]:
+    return [one_or_more] if isinstance(one_or_more, Head | Tensor) else list(one_or_more)

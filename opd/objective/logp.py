@@ -1,6 +1,6 @@
 """Log-probs of sampled tokens from hidden states and an output head, without ever holding [tokens, vocabulary].
 
-logits = hidden @ head.T / temperature, in chunks of tokens; low-precision inputs accumulate in float32.
+Logits (`opd.objective.head`) come in chunks of tokens; low-precision inputs accumulate in float32.
 
 The loss is a function of [batch, time] log-probs and entropies, so its gradient for them is known before the second
 pass begins, and that pass turns it into the gradients of hidden states and head:
@@ -14,13 +14,15 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from opd.objective.head import Head, HeadGradient, accumulate
+
 BLOCK = 1 << 18  # numbers worked on at once on a CPU: few enough for its cache, enough to keep its cores busy
 
 
 @torch.no_grad()
 def token_scores(
     hidden: Float[Tensor, "token width"],
-    head: Float[Tensor, "vocabulary width"],
+    head: Head | Float[Tensor, "vocabulary width"],
     tokens: Int[Tensor, " token"],
     *,
     temperature: float,
@@ -31,6 +33,7 @@ def token_scores(
     Returns float32 (float64 for float64 inputs), whatever the inputs' precision. `chunk_size` tokens at a time: extra
     memory is chunk_size · vocabulary numbers.
     """
+    head = Head.of(head)
     dtype = accumulate(hidden.dtype)
     logp, entropy = (torch.zeros(len(hidden), dtype=dtype, device=hidden.device) for _ in range(2))
     for chunk, logits in logits_chunks(hidden, head, temperature, chunk_size):
@@ -45,57 +48,65 @@ def token_scores(
 @torch.no_grad()
 def backward_token_scores(
     hidden: Float[Tensor, "token width"],
-    head: Float[Tensor, "vocabulary width"],
+    head: Head | Float[Tensor, "vocabulary width"],
     tokens: Int[Tensor, " token"],
     grad_logp: Float[Tensor, " token"],
     grad_entropy: Float[Tensor, " token"] | None,
     *,
     temperature: float,
     chunk_size: int,
-) -> tuple[Float[Tensor, "token width"], Float[Tensor, "vocabulary width"]]:
-    """Gradients of Σ grad_logp · logp + Σ grad_entropy · entropy for hidden states and head, in one pass.
+) -> tuple[Tensor, ...]:
+    """Gradients of Σ grad_logp · logp + Σ grad_entropy · entropy for hidden states, the head's weight and, where it has
+    one, its bias, in one pass.
 
-    Costs three matrix products (logits, and the two gradients). The head's gradient is accumulated in float32 (or
+    Costs three matrix products (logits, and the two gradients). The head's gradients are accumulated in float32 (or
     float64); the hidden states' comes back in their own precision.
     """
-    dtype = accumulate(hidden.dtype)
-    grad_hidden, grad_head = torch.empty_like(hidden), torch.zeros(head.shape, dtype=dtype, device=head.device)
+    head = Head.of(head)
+    dtype, of_head = accumulate(hidden.dtype), HeadGradient(head)
+    grad_hidden = torch.empty_like(hidden)
     for chunk, logits in logits_chunks(hidden, head, temperature, chunk_size):
         g = grad_logp[chunk].to(dtype)[:, None] / temperature
         here = tokens[chunk, None]
         # p - onehot is taken before either product: a product in low precision would round p and leave its error.
-        if grad_entropy is None:
+        if grad_entropy is None and head.cap is None:
             torch.ops.aten._softmax.out(logits, -1, False, out=logits)
             logits.scatter_add_(-1, here, logits.new_full((), -1.0).expand(len(logits), 1))
             scale = -g
         else:
-            _softmax_terms_(logits, g, grad_entropy[chunk].to(dtype)[:, None] / temperature)
-            logits.scatter_add_(-1, here, -g)
+            h = None if grad_entropy is None else grad_entropy[chunk].to(dtype)[:, None] / temperature
+            _gradient_(logits, head, here, g, h, temperature)
             scale = -torch.ones_like(g)
-        # Scaling by rows is left to the narrow side of each product.
-        add_product_(grad_head, logits.T, hidden[chunk].to(dtype) * scale, head.dtype)
-        grad_hidden[chunk] = (product(logits, head) * scale).to(hidden.dtype)
-    return grad_hidden, grad_head
+        grad_hidden[chunk] = of_head.add_(logits, hidden[chunk], scale)
+    return grad_hidden, *of_head.tensors
 
 
-def _softmax_terms_(logits: Tensor, g: Tensor, h: Tensor) -> None:
-    """In place, row by row: logits -> p · (g + h · (log p + H))."""
+def _gradient_(logits: Tensor, head: Head, tokens: Tensor, g: Tensor, h: Tensor | None, temperature: float) -> None:
+    """In place, row by row: logits -> (p · (g + h · (log p + H)) - onehot · g) · the cap's slope."""
     for rows in blocks(logits):
+        anchor = head.anchor(logits[rows])
         log_p = log_softmax_(logits[rows])
+        slope = None if anchor is None else head.slope(log_p, anchor, temperature)
         p = log_p.exp()
-        entropy = -torch.linalg.vecdot(p, log_p)[:, None]
-        log_p.add_(entropy).mul_(h[rows]).add_(g[rows]).mul_(p)
+        if h is None:
+            torch.mul(p, g[rows], out=log_p)
+        else:
+            entropy = -torch.linalg.vecdot(p, log_p)[:, None]
+            log_p.add_(entropy).mul_(h[rows]).add_(g[rows]).mul_(p)
+        log_p.scatter_add_(-1, tokens[rows], -g[rows])
+        if slope is not None:
+            log_p.mul_(slope)
 
 
-def logits_chunks(hidden: Tensor, head: Tensor, temperature: float, chunk_size: int) -> Iterator[tuple[slice, Tensor]]:
-    """(rows, logits of those rows), in one buffer that the caller may overwrite and that the next chunk reuses."""
+def logits_chunks(hidden: Tensor, head: Head, temperature: float, chunk_size: int) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, logits / temperature of those rows), in a buffer that may be overwritten and the next chunk reuses."""
     dtype = accumulate(hidden.dtype)
     size = even(len(hidden), chunk_size)
     keep_freed_memory()
     buffer = torch.empty((size, len(head)), dtype=dtype, device=hidden.device)
     for start in range(0, len(hidden), size):
         chunk = slice(start, min(start + size, len(hidden)))
-        yield chunk, logits_into(buffer[: chunk.stop - start], hidden[chunk], head, temperature)
+        yield chunk, head.logits_(buffer[: chunk.stop - start], hidden[chunk], temperature)
 
 
 def even(num: int, chunk_size: int) -> int:
@@ -119,48 +130,7 @@ def keep_freed_memory() -> None:
     torch.empty(30 << 20, dtype=torch.uint8)
 
 
-def logits_into(out: Tensor, hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    """Writes hidden @ head.T / temperature into `out`, accumulated in its precision."""
-    if head.dtype == out.dtype:
-        return torch.mm(hidden.to(out.dtype) / temperature, head.T, out=out)
-    if head.is_cuda:
-        return torch.mm(hidden.to(head.dtype), head.T, out_dtype=out.dtype, out=out).div_(temperature)
-    scaled = hidden.to(out.dtype) / temperature
-    for part in _parts(head):
-        torch.mm(scaled, head[part].to(out.dtype).T, out=out[:, part])
-    return out
-
-
-def product(weights: Tensor, head: Tensor) -> Tensor:
-    """The product weights @ head, accumulated in the precision of `weights`."""
-    if head.dtype == weights.dtype:
-        return weights @ head
-    if head.is_cuda:
-        return torch.mm(weights.to(head.dtype), head, out_dtype=weights.dtype)
-    out = weights.new_zeros((len(weights), head.shape[1]))
-    for part in _parts(head):
-        out.addmm_(weights[:, part], head[part].to(weights.dtype))
-    return out
-
-
-def add_product_(out: Tensor, left: Tensor, right: Tensor, dtype: torch.dtype) -> None:
-    """In place: out + left @ right, accumulated in the precision of `out` from factors that `dtype` may hold."""
-    if dtype == out.dtype or not out.is_cuda:
-        out.addmm_(left, right)
-    else:
-        torch.addmm(out, left.to(dtype), right.to(dtype), out_dtype=out.dtype, out=out)
-
-
 def log_softmax_(logits: Tensor) -> Tensor:
     """In place; -inf becomes the lowest finite number, so that p · log p is 0 there and not NaN."""
     torch.ops.aten._log_softmax.out(logits, -1, False, out=logits)
     return logits.clamp_(min=torch.finfo(logits.dtype).min)
-
-
-def accumulate(dtype: torch.dtype) -> torch.dtype:
-    """The precision that sums are kept in: float64 for float64, float32 for anything less."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def _parts(head: Tensor, size: int = 16384) -> Iterator[slice]:
-    return (slice(start, min(start + size, len(head))) for start in range(0, len(head), size))

@@ -8,6 +8,7 @@ from torch import Tensor
 from opd.data.batch import Rollout, Sampling
 from opd.model.forward import MicroBatch, micro_batches
 from opd.model.sharded import Root
+from opd.objective.head import Head
 from opd.rollout.token_sampling import truncate
 
 ROWS = 16  # responses that are compared; few, so that the check costs little beside the rollout
@@ -27,11 +28,12 @@ def mean_drift(learner: Root, rollout: Rollout, sampling: Sampling) -> float:
     total = {"drift": 0.0, "tokens": 0.0}
     for micro in micro_batches(part, max_tokens=TOKENS, agreed=learner.ranks.max):
 
-        def total_drift(hidden: Tensor, head: Tensor, micro: MicroBatch = micro) -> float:
+        def total_drift(hidden: Tensor, head: Head, micro: MicroBatch = micro) -> float:
             theirs = part.rollout_logp[micro.rows][micro.response].to(hidden.device)
             tokens, drift = micro.tokens.to(hidden.device), torch.zeros((), dtype=torch.float64, device=hidden.device)
             for chunk in torch.arange(len(tokens)).split(CHUNK):
-                logits = truncate((hidden[chunk] @ head.T).float(), sampling)
+                logits = torch.empty(len(chunk), len(head), dtype=torch.float32, device=hidden.device)
+                logits = truncate(head.logits_(logits, hidden[chunk], 1.0), sampling)
                 ours = logits.log_softmax(-1).gather(-1, tokens[chunk, None])[:, 0]
                 drift += (theirs[chunk] - ours).abs().clamp(max=MAX_TOKEN_DRIFT).double().sum()
             return float(drift)

@@ -15,6 +15,7 @@ from opd.model.forward import MicroBatch, spread, token_index
 from opd.model.policy import Policy
 from opd.objective import fused
 from opd.objective.divergence import Chosen, reverse_kl
+from opd.objective.head import Head
 from opd.objective.mixture import Mixture
 from opd.objective.support import Support
 from opd.objective.table import Table
@@ -65,7 +66,7 @@ class FullDistributions:
         flat = torch.full((len(NUMBERS), int(rollout.mask.sum())), torch.nan, dtype=weight.dtype)
         for micro in self.policy.micro_batches(rollout):
 
-            def total(states: Tensor, head: Tensor, micro: MicroBatch = micro) -> Tensor:
+            def total(states: Tensor, head: Head, micro: MicroBatch = micro) -> Tensor:
                 def of(numbers: Tensor) -> Tensor:
                     return numbers[micro.rows][micro.response].to(states.device)
 

@@ -92,6 +92,12 @@ FAMILIES: dict[str, tuple[type, dict]] = {
         transformers.Gemma2Config,
         {**SIZES, "head_dim": 8, "sliding_window": 6, "attn_logit_softcapping": 0.5, "final_logit_softcapping": None},
     ),
+    "granite-scaled": (
+        transformers.GraniteConfig,
+        {**SIZES, "logits_scaling": 3.0, "embedding_multiplier": 2.0, "attention_multiplier": 0.3},
+    ),
+    "cohere-scaled": (transformers.CohereConfig, {**SIZES, "logit_scale": 0.25}),
+    "phi-biased": (transformers.PhiConfig, {**SIZES, "initializer_range": 0.1}),
     "opt": (
         transformers.OPTConfig,
         {
@@ -152,9 +158,15 @@ def double_norms(monkeypatch: pytest.MonkeyPatch) -> None:
         weight = self.weight if hasattr(self, "variance_epsilon") else 1 + self.weight
         return weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + eps)
 
-    for family in ("qwen3", "qwen2", "llama", "mistral", "phi3", "gemma2", "gemma3"):
+    for family in ("qwen3", "qwen2", "llama", "mistral", "phi3", "gemma2", "gemma3", "granite"):
         norm = f"transformers.models.{family}.modeling_{family}.{family.capitalize()}RMSNorm"
         monkeypatch.setattr(f"{norm}.forward", forward)
+
+    def centred(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden - hidden.mean(-1, keepdim=True)
+        return self.weight * hidden * torch.rsqrt(hidden.pow(2).mean(-1, keepdim=True) + self.variance_epsilon)
+
+    monkeypatch.setattr("transformers.models.cohere.modeling_cohere.CohereLayerNorm.forward", centred)
     softmax = torch.nn.functional.softmax
     monkeypatch.setattr(torch.nn.functional, "softmax", lambda weights, dim=-1, dtype=None: softmax(weights, dim=dim))
 
