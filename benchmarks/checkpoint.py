@@ -28,7 +28,9 @@ from opd.ranks import dist
 from opd.recipes.tokenizer import build_tokenizer
 from opd.watch.throughput import peak_memory
 
-PLAIN = Compute(dtype="float32", activation_checkpointing=False, offload=False, compile=False, rank_timeout=600.0)
+PLAIN = Compute(
+    dtype="float32", attention=None, activation_checkpointing=False, offload=False, compile=False, rank_timeout=600.0
+)
 OPTIM = Optim(
     lr=1e-4, schedule="constant", warmup_steps=0, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, grad_clip=1.0
 )

@@ -43,6 +43,15 @@ def endless_stream(config: RunConfig) -> str | None:
     return None
 
 
+@rule("compute.attention", "compute.dtype", reason="flash attention computes in 16 bits")
+def flash_in_32_bits(config: RunConfig) -> str | None:
+    if not (config.compute.attention or "").startswith("flash"):
+        return None
+    if config.compute.dtype == "float32":
+        return "set compute.dtype=bfloat16, or compute.attention=sdpa"
+    return "set teacher.dtype=bfloat16, or compute.attention=sdpa" if config.teacher.dtype == "float32" else None
+
+
 @rule("hub.push", reason="a repository of the hub is OWNER/NAME, with letters, digits, -, _ and .")
 def no_repository(config: RunConfig) -> str | None:
     if (name := config.hub.push) is None:

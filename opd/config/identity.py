@@ -53,6 +53,7 @@ LATER: dict[str, Any] = {
     "prompts.source:mixture.sources.*:dataset.where": {},
     "evaluate.sources.*:dataset.where": {},
     "evaluate.batch_answers": None,
+    "compute.attention": None,
 }
 
 

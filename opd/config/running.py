@@ -18,12 +18,14 @@ class Memory:
 
 @dataclass(config=STRICT, frozen=True)
 class Compute:
-    """How the models compute. Of precision: `dtype`, of products (weights and sums of gradients stay in float32), and
-    `compile`. Exact: activation checkpointing and offloading of weights to the CPU. `rank_timeout` is how many seconds
-    a rank waits for another.
+    """How the models compute. Of precision: `dtype`, of products (weights and sums of gradients stay in float32),
+    `attention`, transformers' name of an implementation (null: what transformers takes for the family), and `compile`.
+    Exact: activation checkpointing and offloading of weights to the CPU. `rank_timeout` is how many seconds a rank
+    waits for another.
     """
 
     dtype: Literal["float32", "bfloat16"]
+    attention: Literal["eager", "sdpa", "flash_attention_2", "flash_attention_3"] | None
     activation_checkpointing: bool
     offload: bool
     compile: bool

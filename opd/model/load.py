@@ -51,8 +51,11 @@ def load_tokenizer(model: str, *, revision: str | None, key: str) -> PreTrainedT
     return tokenizer
 
 
-def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> PreTrainedModel:
-    """The causal language model `model` in `dtype`, in evaluation mode.
+def load_model(
+    model: str, *, revision: str | None, dtype: str, key: str, implementation: str | None = None
+) -> PreTrainedModel:
+    """The causal language model `model` in `dtype`, in evaluation mode; `implementation` is that of attention, None:
+    what transformers takes.
 
     Raises:
         UserError: where it cannot be loaded, or makes its logits in a way that is not known.
@@ -60,9 +63,10 @@ def load_model(model: str, *, revision: str | None, dtype: str, key: str) -> Pre
     _check_exists(model, key)
     base = _base(model, revision, key)
     if base is not None:
-        plain = load_model(base, revision=None, dtype=dtype, key=f"{key}={model!r}: its base")
+        place = f"{key}={model!r}: its base"
+        plain = load_model(base, revision=None, dtype=dtype, key=place, implementation=implementation)
         return adapted.merged(plain, model, key=key, **hub_settings(model, revision))
-    loaded = _weights(model, revision, key, dtype=getattr(torch, dtype)).eval()
+    loaded = _weights(model, revision, key, implementation, dtype=getattr(torch, dtype)).eval()
     if any(tensor.is_meta for tensor in loaded.parameters()):
         raise UserError(f"{key}={model!r}: some of its weights are missing")
     check_head(loaded, key=f"{key}={model!r}")
@@ -80,18 +84,19 @@ def check_weights(model: str, *, revision: str | None, key: str) -> None:
     _check_exists(model, key)
     if _base(model, revision, key) is not None:
         raise UserError(f"{key}={model!r}: has adapters, which this engine does not load; give the merged model")
-    _weights(model, revision, key, device_map="meta")
+    _weights(model, revision, key, None, device_map="meta")
 
 
-def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrainedModel:
+def _weights(model: str, revision: str | None, key: str, implementation: str | None, **how: Any) -> PreTrainedModel:
     """The model as transformers loads it; every key of its config's model has a weight of its shape, and no other."""
     _refuse_kernels(model, revision, key)
     _refuse_outside(model, key)
+    chosen = attention(load_config(model, revision=revision, key=key), implementation, key=f"{key}={model!r}")
     try:
         with _quiet_hub():
             loaded, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 model,
-                attn_implementation=attention(load_config(model, revision=revision, key=key)),
+                attn_implementation=chosen,
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported below, by name
@@ -99,6 +104,9 @@ def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrain
                 **settings(model, revision),
             )
     except Exception as error:
+        if implementation is not None and "attention" in str(error).lower():
+            reason = f"{key}={model!r} cannot use it here ({first_line(error).rstrip('.')})"
+            raise UserError(f"compute.attention={implementation}: {reason}; set compute.attention=null") from error
         raise UserError(_cannot_load("model", model, key, error)) from error
     surplus = [name for name in sorted(found["unexpected_keys"]) if not _HARMLESS.search(name)]
     shapes = sorted(name for name, *_ in found["mismatched_keys"])
@@ -113,11 +121,18 @@ def _weights(model: str, revision: str | None, key: str, **how: Any) -> PreTrain
     return loaded
 
 
-def attention(config: PreTrainedConfig) -> str | None:
-    """The attention that computes what the config says: transformers' choice for the family (None: torch's where the
-    family has it), but never torch's where there are soft caps, which it would ignore.
+def attention(config: PreTrainedConfig, wanted: str | None, *, key: str) -> str | None:
+    """The attention that computes what the config says: `wanted`, or what transformers takes for the family (None:
+    torch's where the family has it), but never torch's where there are soft caps, which it would ignore.
+
+    Raises:
+        UserError: where torch's is wanted for a model with soft caps.
     """
-    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+    if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
+        return wanted
+    if wanted == "sdpa":
+        raise UserError(f"compute.attention=sdpa: it ignores the soft caps of {key}; set compute.attention=eager")
+    return wanted or "eager"
 
 
 # Weights that a family's checkpoints may have beside those that a language model computes with: buffers that are

@@ -140,7 +140,8 @@ def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     path, revision = locate("self", config)
-    model = load_model(path, revision=revision, dtype="float32", key="student.model")
+    attention = config.compute.attention
+    model = load_model(path, revision=revision, dtype="float32", key="student.model", implementation=attention)
     fix_frequencies(model, config.longest_text)
     end_with(model, tokenizer, config.student.stop_tokens)
     check_saving(model, tokenizer, key=f"student.model={config.student.model!r}")

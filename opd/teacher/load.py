@@ -155,7 +155,9 @@ def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Call
 
     def load() -> Scorer:
         dtype, convert = PRECISIONS[config.teacher.dtype]
-        loaded = load_model(path, revision=revision, dtype=dtype, key=key).requires_grad_(False)
+        attention = config.compute.attention
+        loaded = load_model(path, revision=revision, dtype=dtype, key=key, implementation=attention)
+        loaded.requires_grad_(False)
         fix_frequencies(loaded, config.longest_text)
         convert(loaded)
         root = shard(loaded, ranks, config.compute, learns=False)

@@ -133,6 +133,8 @@ ENGINES = {
     f"{SERVED} teacher.server.api_key_env=sk-8": "teacher.server.api_key_env='sk-8'",
     "teacher.engine=vllm teacher.dtype=int8": "set teacher.dtype=bfloat16, or teacher.engine=local",
     "teacher.dtype=int8 compute.offload=true": "set teacher.dtype=bfloat16, or compute.offload=false",
+    "compute.attention=flash_attention_2": "set compute.dtype=bfloat16, or compute.attention=sdpa",
+    "compute.attention=flash_attention_2 compute.dtype=bfloat16": "set teacher.dtype=bfloat16, or compute.attention=",
     f"{SERVED} teacher.dtype=bfloat16": "leave out teacher.dtype=bfloat16, and give it to the server",
     f"{SERVED} rollout.temperature=0.7": "set rollout.temperature=1.0, which teacher.temperature (now 0.7) follows",
     f"{SERVED} support=full whitening=none": "set support=topk or sampled, or teacher.engine=local",

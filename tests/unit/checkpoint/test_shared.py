@@ -26,7 +26,9 @@ from tests.integration.test_ranks import free_port
 from tests.unit.rollout.families import build
 from tests.unit.small import rollout_of
 
-PLAIN = Compute(dtype="float32", activation_checkpointing=False, offload=False, compile=False, rank_timeout=60.0)
+PLAIN = Compute(
+    dtype="float32", attention=None, activation_checkpointing=False, offload=False, compile=False, rank_timeout=60.0
+)
 OPTIM = Optim(
     lr=0.01, schedule="constant", warmup_steps=0, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, grad_clip=1.0
 )

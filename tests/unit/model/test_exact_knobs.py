@@ -22,7 +22,9 @@ from tests.integration.test_ranks import free_port
 from tests.unit.rollout.families import build, double_norms, prompts, sampler
 from tests.unit.small import ALONE, rollout_of
 
-PLAIN = Compute(dtype="float32", activation_checkpointing=False, offload=False, compile=False, rank_timeout=60.0)
+PLAIN = Compute(
+    dtype="float32", attention=None, activation_checkpointing=False, offload=False, compile=False, rank_timeout=60.0
+)
 DROPOUT = {"attention_dropout": 0.5, "dropout": 0.5, "layerdrop": 0.5, "activation_dropout": 0.5}
 MODELS: dict[str, dict[str, Any]] = {
     "qwen3": {"attention_dropout": 0.5},

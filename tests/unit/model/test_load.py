@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from opd.model.load import check_weights, load_config, load_model, max_positions
 from opd.recipes.build import fresh, save
 from opd.recipes.tokenizer import build_tokenizer
 from tests.unit.model.test_untrusted import SMALL, edit
+from tests.unit.rollout.families import build
 
 PLACE: dict[str, Any] = {"revision": None, "key": "student.model"}
 IDS = torch.tensor([[5, 6, 7, 8, 9]])
@@ -32,6 +34,23 @@ def model(tmp_path: Path) -> Path:
     tokenizer = build_tokenizer()
     save(fresh(SMALL, tokenizer, seed=0), tokenizer, tmp_path / "model")
     return tmp_path / "model"
+
+
+def test_attention_is_transformers_choice_or_the_one_that_is_wanted(model: Path):
+    load = partial(load_model, str(model), dtype="float32", **PLACE)
+    plain, eager = load(), load(implementation="eager")
+    assert (plain.config._attn_implementation, eager.config._attn_implementation) == ("opd_packed", "eager")
+    torch.testing.assert_close(eager(IDS).logits, plain(IDS).logits, rtol=1e-5, atol=1e-5)
+    with pytest.raises(UserError, match=r"compute.attention=flash_attention_2: .* set compute.attention=null$"):
+        load(implementation="flash_attention_2")
+
+
+def test_soft_caps_of_attention_are_never_ignored(tmp_path: Path):
+    build("gemma2-capped").save_pretrained(tmp_path)
+    load = partial(load_model, str(tmp_path), dtype="float32", **PLACE)
+    assert load().config._attn_implementation == "eager"
+    with pytest.raises(UserError, match=r"compute.attention=sdpa: it ignores the soft caps of student.model="):
+        load(implementation="sdpa")
 
 
 def rewrite(model: Path, change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> None:

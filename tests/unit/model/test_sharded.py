@@ -20,7 +20,9 @@ from tests.forks import run_ranks
 from tests.integration.test_ranks import free_port
 from tests.unit.small import ALONE, rollout_of, tiny_qwen3
 
-PLAIN = Compute(dtype="float32", activation_checkpointing=False, offload=False, compile=False, rank_timeout=60.0)
+PLAIN = Compute(
+    dtype="float32", attention=None, activation_checkpointing=False, offload=False, compile=False, rank_timeout=60.0
+)
 KNOBS = {
     "plain": PLAIN,
     "activation_checkpointing": replace(PLAIN, activation_checkpointing=True),
