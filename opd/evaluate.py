@@ -16,6 +16,7 @@ import socket
 import sys
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
@@ -64,7 +65,9 @@ def evaluate(config: RunConfig) -> dict[str, float] | None:
 
 
 def _evaluate(config: RunConfig, folder: RunDir, stopping: StopOnSignal) -> dict[str, float] | None:
+    from opd.model.load import stop_token_ids
     from opd.model.sharded import shard
+    from opd.model.widths import Vocabulary, cut, width
     from opd.ranks import dist
     from opd.records.answers import KeptAnswers, answers_of, forget
     from opd.records.manifest import manifest, vocabulary_hash
@@ -82,6 +85,9 @@ def _evaluate(config: RunConfig, folder: RunDir, stopping: StopOnSignal) -> dict
     for sentence in unopened_turn(config, tokenizer):
         warn(sentence)
     model = load_student(config, tokenizer)
+    vocabulary = Vocabulary({"student.model": width(model.config)}, config.student.vocab_size)
+    vocabulary.check(tokenizer, stop_token_ids(model, tokenizer))
+    cut(model, vocabulary.size, key="student.model")
     benchmarks = load_benchmarks(config, tokenizer, model)
     made_of = contents(config, tokenizer, benchmarks)
     of = answers_of(identity.config_hash(content), made_of, key, settings.texts)
@@ -155,7 +161,10 @@ def arguments(given: list[str]) -> list[str]:
         # The checkpoint is merged: no adapters are needed.
         config |= {"name": f"{config.get('name')}-{model.name}", "study": "evaluate"}
         config["student"] = {**config.get("student", {}), "model": str(model), "lora": None}
-        if date := _date(folder):
+        recorded = _manifest(folder)
+        if isinstance(size := recorded.get("vocab_size"), int):  # the final checkpoint has its further rows again
+            config["student"]["vocab_size"] = size
+        if isinstance(date := recorded.get("date"), str):
             config["prompts"] = {**config.get("prompts", {}), "date": date}
         return [*config_argument.store(config), *rest]
     if "step" in named:
@@ -169,13 +178,12 @@ def arguments(given: list[str]) -> list[str]:
     return [*chosen, *rest]
 
 
-def _date(folder: RunDir) -> str | None:
-    """The date in the run's prompts, where its manifest has one."""
+def _manifest(folder: RunDir) -> dict[str, Any]:
+    """What the run recorded of itself; empty where that cannot be read."""
     try:
-        found = folder.manifest().get("date")
+        return folder.manifest()
     except records.RecordError:
-        return None
-    return found if isinstance(found, str) else None
+        return {}
 
 
 def _checkpoints(folder: RunDir) -> str:

@@ -203,6 +203,7 @@ def _train_steps(config: RunConfig, folder: RunDir, ranks: Ranks, start: _Start,
                     tokenizers={"student": vocabulary},
                     contents=made_of,
                     date=date_in_prompts(config, run.tokenizer, given=content),
+                    vocab_size=run.learned.cut_to,
                     unchecked=run.teachers.unchecked,
                 )
             )

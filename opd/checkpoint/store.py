@@ -38,6 +38,7 @@ from opd.errors import UserError
 from opd.model import lora
 from opd.model.optim import Optimizer
 from opd.model.sharded import full_on
+from opd.model.widths import Further, width
 from opd.ranks.dist import Ranks
 
 Writer = Callable[[Path, Ranks], None]
@@ -45,16 +46,25 @@ Writer = Callable[[Path, Ranks], None]
 
 @dataclass(frozen=True)
 class Learned:
-    """What a checkpoint holds: the model, the path of its `base` before any adapters, its tokenizer and optimizer."""
+    """What a checkpoint holds: the model, the path of its `base` before any adapters, its tokenizer and optimizer.
+
+    `further`: what was cut from the model, which `final` alone has again.
+    """
 
     model: PreTrainedModel
     base: str
     tokenizer: PreTrainedTokenizerBase
     optimizer: Optimizer
+    further: Further | None = None
 
     @property
     def adapted(self) -> bool:
         return bool(lora.adapters(self.model))
+
+    @property
+    def cut_to(self) -> int | None:
+        """How many ids the model has, where it was cut."""
+        return None if self.further is None else width(self.model.config)
 
 
 def resumable(learned: Learned, progress: Progress, ranks: Ranks) -> Writer:
@@ -83,6 +93,8 @@ def final(learned: Learned, texts: Mapping[str, str], ranks: Ranks) -> Writer:
     saved = {name.replace(".base_layer.", ".") for name in learned.model.state_dict()}
     merged = ((name, tensor) for name, tensor in lora.merged(learned.model) if name in saved)
     weights = _own_share(merged if learned.adapted else _untied(learned.model), ranks)
+    if learned.further is not None:
+        weights = learned.further.joined(weights)
     write = _model_writer(learned.model, weights, ranks, published=True)
     write_adapter = _adapter_writer(learned, ranks, published=True) if learned.adapted else None
 
@@ -92,6 +104,8 @@ def final(learned: Learned, texts: Mapping[str, str], ranks: Ranks) -> Writer:
             (folder / "adapter").mkdir()
             write_adapter(folder / "adapter")
         if ranks.main:
+            if learned.further is not None:
+                learned.further.save_config(learned.model, folder)
             learned.tokenizer.save_pretrained(folder)
             for name, text in texts.items():
                 (folder / name).write_text(text)

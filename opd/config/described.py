@@ -68,6 +68,7 @@ DESCRIBED = {
     "student.lora.alpha": "Scale of the adapters, over their rank.",
     "student.lora.target_modules": "The layers with adapters, by the last part of their names.",
     "student.stop_tokens": "Texts of tokens that end a response, besides the end of text; null: the model's own.",
+    "student.vocab_size": "Ids of the vocabulary; null: as many as the narrowest output head of the run's models has.",
     "prompts.source.kind": "What the prompts come from.",
     "prompts.source.file": "JSONL, JSON, CSV or Parquet with the problems, as given or under `paths.data`.",
     "prompts.source.hub": "The hub's dataset, where the file does not exist.",

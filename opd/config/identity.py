@@ -54,6 +54,7 @@ LATER: dict[str, Any] = {
     "evaluate.sources.*:dataset.where": {},
     "evaluate.batch_answers": None,
     "compute.attention": None,
+    "student.vocab_size": None,
 }
 
 

@@ -26,13 +26,15 @@ class Student:
     """The model that is trained: a directory, a hub id, or `sft:NAME` for the model of `recipes.NAME`.
 
     `stop_tokens` (texts) end a response, as the tokenizer's end of text does; null: those of the model's generation
-    config, and then a teacher that ends its texts with another is refused.
+    config, and then a teacher that ends its texts with another is refused. `vocab_size`: the first so many ids are the
+    vocabulary; null: as many as the narrowest output head of the run's models has.
     """
 
     model: Text
     revision: Text | None
     lora: Lora | None
     stop_tokens: Annotated[list[Text], Field(min_length=1)] | None
+    vocab_size: Annotated[int, Field(ge=2)] | None
 
 
 @dataclass(config=STRICT, frozen=True)

@@ -74,9 +74,9 @@ def load_model(
     return loaded
 
 
-def check_weights(model: str, *, revision: str | None, key: str) -> None:
+def check_weights(model: str, *, revision: str | None, key: str) -> PreTrainedModel:
     """Refuses a model whose weights are not those that its config asks for, without reading them: for an engine that
-    loads them by itself, and draws at random what is missing.
+    loads them by itself, and draws at random what is missing. Returns it, on the device "meta".
 
     Raises:
         UserError: as `load_model`.
@@ -84,7 +84,7 @@ def check_weights(model: str, *, revision: str | None, key: str) -> None:
     _check_exists(model, key)
     if _base(model, revision, key) is not None:
         raise UserError(f"{key}={model!r}: has adapters, which this engine does not load; give the merged model")
-    _weights(model, revision, key, None, device_map="meta")
+    return _weights(model, revision, key, None, device_map="meta")
 
 
 def _weights(model: str, revision: str | None, key: str, implementation: str | None, **how: Any) -> PreTrainedModel:

@@ -33,9 +33,12 @@ class Reading:
 
 @dataclass(frozen=True)
 class Texts:
-    """The student's tokenizer, and the config keys of the models whose vocabularies were found to be the same."""
+    """The student's tokenizer, the ids that all models of the run have (those below `vocab_size`), and the config keys
+    of the models whose vocabularies were found to be the same.
+    """
 
     tokenizer: PreTrainedTokenizerBase
+    vocab_size: int
     alike: frozenset[str]
 
 

@@ -6,6 +6,7 @@ import torch
 
 from opd.data.batch import Rollout, Sampling
 from opd.errors import UserError
+from opd.model.widths import width
 from opd.step.run import Run
 from opd.teacher.load import scorer_loader
 from opd.teacher.local import LocalTeachers
@@ -49,7 +50,8 @@ def check_models(run: Run) -> list[tuple[str, str, str]]:
 
 def _as_teacher(run: Run, rollout: Rollout, student: torch.Tensor) -> tuple[str, str, str]:
     config = run.config
-    itself = LocalTeachers([scorer_loader("self", config, run.ranks, "student.model")]).score(rollout, [0]).logp[0]
+    load = scorer_loader("self", config, run.ranks, "student.model", vocab_size=width(run.policy.model.config))
+    itself = LocalTeachers([load]).score(rollout, [0]).logp[0]
     difference = _mean(run, rollout, (student - itself).abs())
     bound = max(AGREEMENT[config.teacher.dtype], AGREEMENT[config.compute.dtype])
     name = "student as its own teacher: mean |log ratio|"

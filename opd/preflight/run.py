@@ -46,7 +46,7 @@ def _here(config: RunConfig, folder: RunDir) -> None:
         readings = startup_checks.load_readings(config)
         report.texts(config, readings)
         startup_checks.compare_tokenizers(config, *readings)
-        models, machine = startup_checks.model_configs(config), startup_checks.this_machine(ranks)
+        (models, _), machine = startup_checks.model_configs(config), startup_checks.this_machine(ranks)
         estimate = estimate_memory(config, models, machine, config.prompts.max_prompt_length)
         report.memory(estimate)
         startup_checks.check_memory(config, models, estimate)
@@ -70,11 +70,14 @@ def _elsewhere(config: RunConfig) -> None:
         report.unchecked("tokenizers", error)
         report.published_ends(config)
         readings = []
+    models, vocabulary = startup_checks.model_configs(config, load_or_published)
+    said = vocabulary.said()
     if readings:
         report.texts(config, readings)
-        for sentence in startup_checks.compare_tokenizers(config, *readings):
-            warn(sentence)
-    models = startup_checks.model_configs(config, load_or_published)
+        said = startup_checks.compare_tokenizers(config, *readings)
+        said += startup_checks.check_vocabulary(config, vocabulary, readings[0])
+    for sentence in said:
+        warn(sentence)
     report.work(config, models, *_problems(config, report))
     machine = Machine("cuda", config.plan.ranks, int(config.plan.gpu_gib * 2**30))
     estimate = estimate_memory(config, models, machine, config.prompts.max_prompt_length)

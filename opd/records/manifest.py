@@ -26,11 +26,12 @@ def manifest(
     tokenizers: Mapping[str, str],
     contents: Mapping[str, str],
     date: str | None = None,
+    vocab_size: int | None = None,
     unchecked: Sequence[str] = (),
 ) -> dict[str, Any]:
     """The content of `manifest.json`; `tokenizers` maps a role to the hash of its vocabulary, `contents` a config key
-    to the hash of what stands behind it, `date` is the one in the prompts, if any, and `unchecked` are sentences about
-    what could not be checked.
+    to the hash of what stands behind it, `date` is the one in the prompts, if any, `vocab_size` how many ids a student
+    that was cut has left, and `unchecked` are sentences about what could not be checked.
     """
     commit, dirty = git_state()
     return {
@@ -45,6 +46,7 @@ def manifest(
         "tokenizers": dict(tokenizers),
         "contents": dict(contents),
         "date": date,
+        "vocab_size": vocab_size,
         "unchecked": list(unchecked),
         "plugins": {name: plugin.hash for name, plugin in plugins.used().items()},
     }

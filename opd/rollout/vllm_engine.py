@@ -10,7 +10,7 @@ import os
 import random
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from tempfile import TemporaryDirectory
@@ -68,9 +68,11 @@ def start(
     gpu_memory_utilization: float | None,
     tensor_parallel_size: int = 1,
     sleep: bool = False,
+    more: Callable[[], Mapping[str, Any]] = dict,
     **knobs: Any,
 ) -> Any:
-    """A `vllm.LLM` of the model at `source`, a directory or hub id; `name` is the model's in a refusal.
+    """A `vllm.LLM` of the model at `source`, a directory or hub id; `name` is the model's in a refusal. `more` gives
+    knobs that take vLLM itself to make, in the place of those of `knobs`.
 
     With `load_format="dummy"` its weights mean nothing yet.
 
@@ -109,7 +111,7 @@ def start(
                 distributed_executor_backend="external_launcher" if ranks > 1 else None,
                 enable_sleep_mode=sleep and not on_cpu(),
                 **{key: value for key, value in memory.items() if value is not None},
-                **knobs,
+                **knobs | dict(more()),
             )
         except Exception as error:  # vLLM raises many kinds here
             ENGINES.pop()

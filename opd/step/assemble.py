@@ -30,6 +30,7 @@ from opd.model.policy import Policy
 from opd.model.rope import fix_frequencies
 from opd.model.sharded import Root, shard
 from opd.model.texts import Reading
+from opd.model.widths import cut, unused_ids
 from opd.objective.filter import eligible
 from opd.objective.support import Support
 from opd.printable import warn
@@ -66,6 +67,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
     texts, models = startup_checks.check(config, ranks, readings)
     tokenizer = texts.tokenizer
     student = load_student(config, tokenizer)
+    further = cut(student, texts.vocab_size, key="student.model")
     training = load_prompts(config.prompts.source, config, tokenizer, key="prompts.source")
     tokens = control_tokens(config, tokenizer)
     check_length("max_response_length", config.max_response_length, training, student, before=tokens.longest)
@@ -92,6 +94,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
             base=locate("self", config)[0],
             tokenizer=tokenizer,
             optimizer=Optimizer(student, config.optim, num_steps=num_steps),
+            further=further,
         ),
         policy=policy,
         teachers=teachers,
@@ -107,6 +110,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
             top_k=config.rollout["top_k"],
         ),
         control=tokens,
+        unused_ids=unused_ids(tokenizer, texts.vocab_size),
         divergence=bind("divergence", config.divergence)(),
         ensemble=bound_ensemble(config),
         reference=FullReference(full_distributions(policy, teachers)) if config.uses_vocabulary else sampled_reference,
@@ -114,7 +118,7 @@ def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence
         eligible=allowed,
         filter=bind("filter", config.filter),
         rollout_correction=bind("rollout_correction", config.rollout_correction),
-        anchor=load_anchor(config, ranks) if uses_anchor(config) else None,
+        anchor=load_anchor(config, texts, ranks) if uses_anchor(config) else None,
         reward=Rewards(uses_grades(config), config.shaping),
         learner=build_learner(config, policy, teachers),
         divisor=bind("loss", config.loss),

@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import cache
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, isin
 
 from opd.checkpoint import store as checkpoint
 from opd.checkpoint.steps import Progress, prune, step_folder
@@ -81,6 +81,8 @@ def step(run: Run, number: int) -> dict[str, float]:
         "response/truncated": float(rollout.truncated.float().mean()),
         "response/tokens": float(rollout.mask.sum()),
     }
+    if len(run.unused_ids):
+        metrics["response/unused_ids"] = _mean(isin(rollout.tokens, run.unused_ids), rollout.mask)
     shares = filter_metrics(learned, allowed, filtered, matched)
     correction = correction_metrics(student.logp, rollout.rollout_logp, learned, weight, matched)
     metrics |= {f"filter/{name}": value for name, value in shares.items()}

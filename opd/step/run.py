@@ -35,10 +35,11 @@ class Run:
     `sampler` is the student's engine, `evaluation_sampler` the same with the environment, `responses` what a step
     learns from. `anchor` is the model that the student is kept near or extrapolated from, `reward` gives the rewards of
     a rollout, `reference` the ensemble's log-probs, entropies and exact KL; each is or gives None where no knob needs
-    it. `entropy_metric` names the entropies that `reference` gives: its own, or the mean of its teachers'. `background`
-    runs in parallel with training, and communicates over `background_ranks`. Each of `stage_hooks` is called with a
-    stage's name for a context manager around that stage, each of `listeners` with how far an evaluation is: a
-    benchmark, and how many of how many of its problems are answered.
+    it. `entropy_metric` names the entropies that `reference` gives: its own, or the mean of its teachers'. `unused_ids`
+    are those of the vocabulary that are no token. `background` runs in parallel with training, and communicates over
+    `background_ranks`. Each of `stage_hooks` is called with a stage's name for a context manager around that stage,
+    each of `listeners` with how far an evaluation is: a benchmark, and how many of how many of its problems are
+    answered.
     """
 
     config: RunConfig
@@ -55,6 +56,7 @@ class Run:
     context: Context
     rollout: Sampling
     control: Control
+    unused_ids: Tensor
     divergence: Divergence | Mixed
     ensemble: BoundEnsemble
     reference: Callable[[Rollout, TeacherScores, Mixture], tuple[Tensor, Tensor, Tensor | None]]

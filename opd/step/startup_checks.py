@@ -18,6 +18,7 @@ from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory
 from opd.model.remedies import remedies
 from opd.model.shapes import shape
 from opd.model.texts import Reading, Texts, end_alike, read
+from opd.model.widths import Vocabulary, narrowed, width
 from opd.printable import warn
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
@@ -37,22 +38,49 @@ def check(config: RunConfig, ranks: Ranks, loaded: Sequence[Reading] | None = No
         UserError: with the knob to turn.
     """
     student, *teachers = loaded or load_readings(config)
-    models = model_configs(config)
-    said = [*compare_tokenizers(config, student, *teachers), *beyond_vocabulary(config, models.student.vocab_size)]
+    models, vocabulary = model_configs(config)
+    said = compare_tokenizers(config, student, *teachers) + check_vocabulary(config, vocabulary, student)
     for warning in said if ranks.main else ():
         warn(warning)
     if max(shape(model).numbers for model in (models.student, *models.teachers)) > SMALL:
         machine = this_machine(ranks)
         check_memory(config, models, estimate_memory(config, models, machine, config.prompts.max_prompt_length))
-    return Texts(student.tokenizer, frozenset(reading.key for reading in teachers)), models
+    return Texts(student.tokenizer, vocabulary.size, frozenset(reading.key for reading in teachers)), models
 
 
-def beyond_vocabulary(config: RunConfig, size: int) -> list[str]:
-    """A warning where the top K are all tokens."""
-    k = config.support.get("k")
-    if not isinstance(k, int) or k <= size:
-        return []
-    return [f"support.k={k}: the vocabulary has {size} tokens, so these are all of them, as with support=full"]
+def check_vocabulary(config: RunConfig, vocabulary: Vocabulary, student: Reading) -> list[str]:
+    """Warnings about what leaves the vocabulary, and where the top K are all of it.
+
+    Raises:
+        UserError: where it lacks tokens of the student's texts.
+    """
+    vocabulary.check(student.tokenizer, student.ends)
+    size, k = vocabulary.size, config.support.get("k")
+    said = [*vocabulary.said(), *uncut(config, size)]
+    if isinstance(k, int) and k > size:
+        said.append(f"support.k={k}: the vocabulary has {size} tokens, so these are all of them, as with support=full")
+    return said
+
+
+def uncut(config: RunConfig, size: int) -> list[str]:
+    """Warnings about teachers on servers whose heads have another width, as far as their configs can be read here."""
+    said = []
+    for index, model in enumerate(config.teacher.models if engine(config).loads == "elsewhere" else []):
+        key, (path, revision) = f"teacher.models.{index}", locate(model, config)
+        try:
+            rows = width(load_config(path, revision=revision, key=key))
+        except UserError:
+            continue
+        if rows > size:
+            said.append(
+                f"{key}: scores by its server are taken as they are, over {rows} ids; the vocabulary has {size}"
+            )
+        if rows < size:
+            said.append(
+                f"{key}: its server knows {rows} ids, and the student may write any of {size}; "
+                f"student.vocab_size={rows} leaves out the others"
+            )
+    return said
 
 
 def compare_tokenizers(config: RunConfig, student: Reading, *teachers: Reading) -> list[str]:
@@ -102,20 +130,30 @@ def load_readings(config: RunConfig) -> list[Reading]:
     return loaded
 
 
-def model_configs(config: RunConfig, load: Any = load_config) -> Models:
-    """The configs of the run's models, without weights; `load` is what loads one."""
+def model_configs(config: RunConfig, load: Any = load_config) -> tuple[Models, Vocabulary]:
+    """The configs of the run's models, without weights, cut to the vocabulary that they have in common; `load` is what
+    loads one.
 
-    def of(model: str, key: str) -> PreTrainedConfig:
-        path, revision = locate(model, config)
-        return load(path, revision=revision, key=key)
-
+    Raises:
+        UserError: for one that cannot be loaded, or a student.vocab_size that is more than all models have.
+    """
     bound, own = bound_ensemble(config), [] if engine(config).loads == "elsewhere" else config.teacher.models
-    return Models(
-        student=of("self", "student.model"),
-        teachers=[of(model, f"teacher.models.{index}") for index, model in enumerate(own)],
-        anchor=of(config.shaping.anchor, "shaping.anchor") if uses_anchor(config) else None,
+    named = {"student.model": "self"} | {f"teacher.models.{index}": model for index, model in enumerate(own)}
+    if uses_anchor(config):
+        named["shaping.anchor"] = config.shaping.anchor
+    loaded: dict[str, PreTrainedConfig] = {}
+    for key, model in named.items():
+        path, revision = locate(model, config)
+        loaded[key] = load(path, revision=revision, key=key)
+    vocabulary = Vocabulary({key: width(each) for key, each in loaded.items()}, config.student.vocab_size)
+    cut = {key: narrowed(each, vocabulary.size) for key, each in loaded.items()}
+    models = Models(
+        student=cut["student.model"],
+        teachers=[cut[f"teacher.models.{index}"] for index in range(len(own))],
+        anchor=cut.get("shaping.anchor"),
         together=sorted({bound.needed(step / 200) for step in range(201)}) if own else [()],
     )
+    return models, vocabulary
 
 
 def check_positions(config: RunConfig, models: Models, longest: int) -> None:

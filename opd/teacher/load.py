@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from opd.model.policy import Policy, Scorer
 from opd.model.rope import fix_frequencies
 from opd.model.sharded import shard
 from opd.model.texts import Texts
+from opd.model.widths import cut
 from opd.printable import warn
 from opd.ranks.dist import Ranks
 from opd.recipes.make import locate
@@ -53,7 +55,7 @@ def _likeliest(config: RunConfig) -> int:
 def local(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
     """Models in this process; see `build_teachers`."""
     return LocalTeachers(
-        [scorer_loader(model, config, ranks, key) for key, model in _named(config)],
+        [scorer_loader(model, config, ranks, key, vocab_size=texts.vocab_size) for key, model in _named(config)],
         keep_hidden=config.uses_vocabulary or config.method("support") != "sampled",
     )
 
@@ -86,6 +88,7 @@ def on_servers(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> T
             responses_per_request=settings.responses_per_request,
             concurrency=settings.concurrency,
             likeliest=_likeliest(config),
+            vocab_size=texts.vocab_size,
         )
         for index, (model, urls) in enumerate(zip(config.teacher.models, settings.urls, strict=True))
     ]
@@ -118,14 +121,16 @@ def _check_scores(config: RunConfig, texts: Texts, servers: Sequence["Server"], 
 def on_vllm(config: RunConfig, texts: Texts, ranks: Ranks, longest: int) -> Teachers:
     """vLLM engines in this process; see `build_teachers`."""
     from opd.teacher.vllm import VllmScorer, VllmTeachers
+    from opd.teacher.vllm_widths import narrow_loading
 
     settings = config.teacher.vllm
     assert settings is not None
 
-    def loader(key: str, model: str) -> Callable[[], VllmScorer]:
-        source, revision = locate(model, config)
-        check_weights(source, revision=revision, key=key)
+    def loader(key: str, named: str) -> Callable[[], VllmScorer]:
+        source, revision = locate(named, config)
+        model = check_weights(source, revision=revision, key=key)
         knobs = {"dtype": config.teacher.dtype, "likeliest": _likeliest(config), **asdict(settings)}
+        knobs["narrow"] = partial(narrow_loading, model, texts.vocab_size)
         return lambda: VllmScorer(source, revision=revision, longest=longest, key=key, **knobs)
 
     return VllmTeachers([loader(key, model) for key, model in _named(config)], ranks)
@@ -139,9 +144,9 @@ PRECISIONS: dict[str, tuple[str, Callable[[PreTrainedModel], None]]] = {
 }
 
 
-def load_anchor(config: RunConfig, ranks: Ranks) -> Scorer:
+def load_anchor(config: RunConfig, texts: Texts, ranks: Ranks) -> Scorer:
     """The model of `shaping.anchor`, always loaded in this process."""
-    return scorer_loader(config.shaping.anchor, config, ranks, "shaping.anchor")()
+    return scorer_loader(config.shaping.anchor, config, ranks, "shaping.anchor", vocab_size=texts.vocab_size)()
 
 
 def _named(config: RunConfig) -> list[tuple[str, str]]:
@@ -149,8 +154,10 @@ def _named(config: RunConfig) -> list[tuple[str, str]]:
     return [(f"teacher.models.{index}", model) for index, model in enumerate(config.teacher.models)]
 
 
-def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Callable[[], Scorer]:
-    """What loads `model` as a teacher into this process; `key` is the config key to name in a refusal."""
+def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str, *, vocab_size: int) -> Callable[[], Scorer]:
+    """What loads `model` as a teacher of this vocabulary into this process; `key` is the config key to name in a
+    refusal.
+    """
     path, revision = locate(model, config)
 
     def load() -> Scorer:
@@ -158,6 +165,7 @@ def scorer_loader(model: str, config: RunConfig, ranks: Ranks, key: str) -> Call
         attention = config.compute.attention
         loaded = load_model(path, revision=revision, dtype=dtype, key=key, implementation=attention)
         loaded.requires_grad_(False)
+        cut(loaded, vocab_size, key=key)
         fix_frequencies(loaded, config.longest_text)
         convert(loaded)
         root = shard(loaded, ranks, config.compute, learns=False)

@@ -36,6 +36,7 @@ class Server:
         responses_per_request: how many sequences go in one request.
         concurrency: how many requests wait for an answer at a time.
         likeliest: how many of the likeliest tokens to return at each position, in addition to the sequence's own.
+        vocab_size: ids from here on are no tokens of the student's, and are left out of the likeliest.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Server:
     responses_per_request: int
     concurrency: int
     likeliest: int = 0
+    vocab_size: int | None = None
 
     async def check(self) -> list[str]:
         """Where the served models were loaded from, by the servers that answer; the others are checked when first used.
@@ -97,7 +99,7 @@ class Server:
         try:
             choices = sorted(answer["choices"], key=lambda choice: choice["index"])
             scores = [
-                _parse_positions(row, choice["prompt_logprobs"], self.likeliest)
+                _parse_positions(row, choice["prompt_logprobs"], self.likeliest, self.vocab_size)
                 for row, choice in zip(rows, choices, strict=True)
             ]
         except (LookupError, TypeError, ValueError, AttributeError):
@@ -202,8 +204,10 @@ async def gather_all(requests: Sequence[Coroutine[Any, Any, Any]]) -> list[Any]:
     return [task.result() for task in tasks]
 
 
-def _parse_positions(row: list[int], positions: list[dict[str, Any] | None], likeliest: int) -> TopTokens:
-    """The log-probs of the row's own tokens, and of the likeliest at each position.
+def _parse_positions(
+    row: list[int], positions: list[dict[str, Any] | None], likeliest: int, vocab_size: int | None
+) -> TopTokens:
+    """The log-probs of the row's own tokens, and of the likeliest at each position that are in the vocabulary.
 
     Raises:
         LookupError, TypeError, ValueError: `positions` are not those of the row.
@@ -211,10 +215,11 @@ def _parse_positions(row: list[int], positions: list[dict[str, Any] | None], lik
     ids, logp = [], []
     for token, position in zip(row[1:], positions[1:], strict=True):
         by_id = {int(name): float(each["logprob"]) for name, each in (position or {}).items()}
-        others = sorted(((number, name) for name, number in by_id.items() if name != token), reverse=True)[:likeliest]
-        if len(others) < likeliest - 1:
+        if len(by_id) < likeliest:
             raise ValueError
-        # A token that is one of the likeliest is listed twice.
+        others = sorted(((number, name) for name, number in by_id.items() if name != token), reverse=True)[:likeliest]
+        others = [each for each in others if vocab_size is None or each[1] < vocab_size]
+        # A token that is one of the likeliest is listed twice, and in the place of each that is left out.
         numbers = [(by_id[token], token), *others, *[(by_id[token], token)] * (likeliest - len(others))]
         ids.append([name for _, name in numbers])
         logp.append([-math.inf if number <= NO_PROBABILITY else number for number, _ in numbers])

@@ -1,7 +1,7 @@
 """Teachers in this process on vLLM engines, which score given tokens by `prompt_logprobs`."""
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -25,11 +25,21 @@ class VllmScorer:
         dtype: of weights, activations, keys and values.
         key: the config key to name in a refusal.
         likeliest: how many of the likeliest tokens to return at each position, in addition to the sequence's own.
+        narrow: gives the engine's settings for a model that is cut, as `opd.teacher.vllm_widths.narrow_loading` does.
         knobs: those of `opd.config.schema.TeacherVllm`.
     """
 
     def __init__(
-        self, source: str, *, revision: str | None, longest: int, dtype: str, key: str, likeliest: int = 0, **knobs: Any
+        self,
+        source: str,
+        *,
+        revision: str | None,
+        longest: int,
+        dtype: str,
+        key: str,
+        likeliest: int = 0,
+        narrow: Callable[[], Mapping[str, Any]] = dict,
+        **knobs: Any,
     ):
         self.likeliest = likeliest
         keep_groups = torch.distributed.is_initialized()
@@ -43,6 +53,7 @@ class VllmScorer:
             dtype=dtype,
             load_format="safetensors",  # never a pickle
             max_logprobs=max(1, likeliest),
+            more=narrow,
             **knobs,
         )
         self._stop = weakref.finalize(self, stop, self.llm, keep_groups)

@@ -213,8 +213,10 @@ class World:
         monkeypatch.setattr(assemble, "load_prompts", self._once(assemble.load_prompts))
         # The models' vocabularies are one, whichever of them is the student.
         configs = partial(startup_checks.model_configs, load=cache(load_config))
-        texts = self._once(lambda config: Texts(assemble.load_student_tokenizer(config), frozenset()))
-        monkeypatch.setattr(startup_checks, "check", lambda config, *_: (texts(config), configs(config)))
+        texts = self._once(
+            lambda config: Texts(assemble.load_student_tokenizer(config), configs(config)[1].size, frozenset())
+        )
+        monkeypatch.setattr(startup_checks, "check", lambda config, *_: (texts(config), configs(config)[0]))
         monkeypatch.setattr(TransformersSampler, "sample", rollout)
         self.grade([False, False, True, False])
         monkeypatch.setattr(
