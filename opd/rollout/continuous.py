@@ -48,7 +48,7 @@ class ContinuousBatch:
         pad_id: int,
         max_batch_tokens: int,
         fused: bool,
-        pool: BufferPool,
+        pool: BufferPool | None,
     ):
         device, total, max_tokens = model.device, len(uniform), sampling.max_tokens
         self.prompts, self.sampling, self.pad_id = prompts, sampling, pad_id

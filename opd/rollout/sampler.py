@@ -12,52 +12,50 @@ from opd.data.batch import Prompt, Rollout, Sampling, pad
 from opd.errors import UserError
 from opd.model.load import max_positions
 from opd.model.sharded import Root, uncompiled
-from opd.rollout.continuous import ContinuousBatch
-from opd.rollout.fused_forward import can_fuse
-from opd.rollout.kv_cache import BufferPool
+from opd.printable import say
 from opd.rollout.protocol import StudentSampler
 from opd.rollout.replica import Precision, refresh, replicate
 from opd.rollout.token_sampling import uniforms
-
-ATTENTION = {"full_attention", "sliding_attention"}
+from opd.rollout.ways import choose
 
 
 class TransformersSampler(StudentSampler):
-    """Samples with a transformers model, in this process, on the device the model is on.
+    """Samples with a transformers model, in this process, on the device the model is on: by continuous batching where
+    it caches keys and values alone, else by transformers' own generation.
 
     Args:
-        root: the learner, a causal model whose cache holds keys and values only.
+        root: the learner, a causal model.
         stop_ids: a response ends with the first of these, which belongs to it.
         pad_id: what the rollout holds where a mask is False.
         dtype: "float32" samples with the learner's own modules, as they are at each call. "bfloat16" and "int8" sample
             with a copy, as the learner was at the last `sync`; see `opd.rollout.replica`.
-        max_batch_tokens: the most tokens whose keys and values are cached at a time, counting each row at the longest
-            it may become. The larger the faster; it changes no token (up to rounding in the logits).
+        max_batch_tokens: the most tokens that are cached at a time, counting each row at the longest it may become.
+            The larger the faster; it changes no token (up to rounding in the logits).
     """
 
     def __init__(self, root: Root, *, stop_ids: Sequence[int], pad_id: int, dtype: Precision, max_batch_tokens: int):
         model = root.model
         config = model.config.get_text_config()
         check_stops(stop_ids, config.vocab_size, name_of(model))
-        if other := set(getattr(config, "layer_types", None) or ()) - ATTENTION:
-            raise UserError(
-                f"{name_of(model)} has layers of kind {', '.join(sorted(other))}, whose state this sampler cannot "
-                f"hold; it samples models whose layers are {' or '.join(sorted(ATTENTION))}."
-            )
         self.learner = model
         self.dtype: Precision = dtype
         self.stop_ids, self.pad_id, self.max_batch_tokens = tuple(stop_ids), pad_id, max_batch_tokens
         self.model = replicate(model, dtype)
-        self.fused = can_fuse(self.model)
-        self.pool = BufferPool()
         self.sync()
+        with _sampling(self.model):
+            self.way = choose(self.model, name_of(model))
+        if self.way.slow and root.ranks.main:
+            say(
+                f"{name_of(model)} is sampled by transformers' own generation, {self.way.slow}; rollout=vllm is faster "
+                "where vLLM has this family"
+            )
 
     def sync(self) -> None:
         if self.model is not self.learner:
             refresh(self.model, self.learner, self.dtype)
 
     def close(self) -> None:
-        del self.model, self.learner, self.pool
+        del self.model, self.learner, self.way
 
     def sample(self, prompts: Sequence[Prompt], sampling: Sampling, *, key: tuple[int, ...]) -> Rollout:
         """See `Sampler.sample`.
@@ -104,8 +102,8 @@ class TransformersSampler(StudentSampler):
         uniform = uniforms(key, prompts, sampling.num_samples, sampling.max_tokens, number, vocab_size)
         if not prompts:
             return uniform.long(), uniform.bool(), uniform.to(number)
-        with torch.inference_mode(), uncompiled(), _evaluating(self.model):
-            batch = ContinuousBatch(
+        with _sampling(self.model):
+            batch = self.way.batch(
                 self.model,
                 prompts,
                 sampling,
@@ -114,8 +112,6 @@ class TransformersSampler(StudentSampler):
                 stop_ids=self.stop_ids,
                 pad_id=self.pad_id,
                 max_batch_tokens=self.max_batch_tokens,
-                fused=self.fused,
-                pool=self.pool if self.fused else BufferPool(),
             )
             tokens, mask, logp = batch.run()
         # Cloned out here: a tensor of inference mode could not be saved for a backward pass.
@@ -179,16 +175,17 @@ def check_request(
 
 
 @contextmanager
-def _evaluating(model: PreTrainedModel) -> Iterator[None]:
-    """Without dropout, and with the cache that gradient checkpointing would switch off."""
-    if not model.training:
-        yield
-        return
-    model.eval()
-    try:
-        yield
-    finally:
-        model.train()
+def _sampling(model: PreTrainedModel) -> Iterator[None]:
+    """Without gradients, compilation and dropout, and with the cache that gradient checkpointing would switch off."""
+    with torch.inference_mode(), uncompiled():
+        if not model.training:
+            yield
+            return
+        model.eval()
+        try:
+            yield
+        finally:
+            model.train()
 
 
 def name_of(model: PreTrainedModel) -> str:
