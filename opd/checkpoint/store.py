@@ -5,6 +5,8 @@
     with adapters              step_000100 has peft's adapter_model.safetensors and adapter_config.json instead of the
                                model; final has the merged model, and the adapters in final/adapter, whose config has
                                only the name of a base in a directory: no file of final/ names a place on this machine
+    a multimodal model         step_000100 has its text model alone; final has the whole model, whose config.json,
+                               processor files and other tensors are those of the checkpoint that training began with
     of several ranks           model-00001-of-00002.safetensors…, an index, optimizer-00001-of-00002.safetensors…
 
 Everything is safetensors and JSON, so reading a checkpoint cannot run code. Each rank writes its share of the tensors,
@@ -38,6 +40,7 @@ from opd.errors import UserError
 from opd.model import lora
 from opd.model.optim import Optimizer
 from opd.model.sharded import full_on
+from opd.model.whole import Whole, whole_of
 from opd.model.widths import Further, width
 from opd.ranks.dist import Ranks
 
@@ -104,7 +107,7 @@ def final(learned: Learned, texts: Mapping[str, str], ranks: Ranks) -> Writer:
             (folder / "adapter").mkdir()
             write_adapter(folder / "adapter")
         if ranks.main:
-            if learned.further is not None:
+            if learned.further is not None and whole_of(learned.model) is None:  # a whole model's config is as it was
                 learned.further.save_config(learned.model, folder)
             learned.tokenizer.save_pretrained(folder)
             for name, text in texts.items():
@@ -116,7 +119,11 @@ def final(learned: Learned, texts: Mapping[str, str], ranks: Ranks) -> Writer:
 def _model_writer(
     model: PreTrainedModel, weights: dict[str, Tensor], ranks: Ranks, *, published: bool
 ) -> Callable[[Path], None]:
-    """Writes this rank's `weights`, under the names of the model's parameters or, if `published`, of its family."""
+    """Writes this rank's `weights`, under the names of the model's parameters or, if `published`, of its family: of a
+    multimodal one with all else that its checkpoint had.
+    """
+    if published and (whole := whole_of(model)) is not None:
+        return _whole_writer(model, whole, weights, ranks)
 
     def write(folder: Path) -> None:
         file = folder / _of_rank("model.safetensors", ranks)
@@ -127,6 +134,24 @@ def _model_writer(
             (folder / "model.safetensors").rename(file)
         elif weights:
             save_file(revert_weight_conversion(model, weights) if published else weights, file, {"format": "pt"})
+
+    return write
+
+
+def _whole_writer(
+    model: PreTrainedModel, whole: Whole, weights: dict[str, Tensor], ranks: Ranks
+) -> Callable[[Path], None]:
+    parts = ranks.size + 1  # each rank's share of the text model, and the rest
+
+    def write(folder: Path) -> None:
+        if weights:
+            file = folder / f"model-{ranks.rank + 1:05d}-of-{parts:05d}.safetensors"
+            save_file(whole.published(weights), file, {"format": "pt"})
+        if ranks.main:
+            whole.copy_rest(folder / f"model-{parts:05d}-of-{parts:05d}.safetensors")
+            whole.copy_description(folder)
+            if model.generation_config is not None:
+                model.generation_config.save_pretrained(folder)
 
     return write
 

@@ -90,7 +90,7 @@ def merged(base: PreTrainedModel, adapters: str, *, key: str, **settings: Any) -
             warnings.simplefilter("always")
             model = peft.PeftModel.from_pretrained(base, str(folder))
         absent = [str(each.message) for each in warned if "missing adapter keys" in str(each.message)]
-        ids = torch.arange(8, device=base.device)[None] % base.config.vocab_size
+        ids = torch.arange(8, device=base.device)[None] % base.config.get_text_config().vocab_size
         with torch.inference_mode():
             expected = model.eval()(ids).logits
         plain: Any = model.merge_and_unload(safe_merge=True)

@@ -24,7 +24,7 @@ from transformers import (
 
 from opd.data import hub
 from opd.errors import UserError, first_line
-from opd.model import adapted, packed
+from opd.model import adapted, packed, whole
 from opd.model.head import check_head
 from opd.records.files import RecordError, read_json
 
@@ -91,10 +91,12 @@ def _weights(model: str, revision: str | None, key: str, implementation: str | N
     """The model as transformers loads it; every key of its config's model has a weight of its shape, and no other."""
     _refuse_kernels(model, revision, key)
     _refuse_outside(model, key)
-    chosen = attention(load_config(model, revision=revision, key=key), implementation, key=f"{key}={model!r}")
+    config = _full_config(model, revision, key)
+    reader: Any = whole.reader(config)
+    chosen = attention(config, implementation, key=f"{key}={model!r}")
     try:
         with _quiet_hub():
-            loaded, found = AutoModelForCausalLM.from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
+            loaded, found = (reader or AutoModelForCausalLM).from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
                 model,
                 attn_implementation=chosen,
                 use_safetensors=True,
@@ -108,17 +110,18 @@ def _weights(model: str, revision: str | None, key: str, implementation: str | N
             reason = f"{key}={model!r} cannot use it here ({first_line(error).rstrip('.')})"
             raise UserError(f"compute.attention={implementation}: {reason}; set compute.attention=null") from error
         raise UserError(_cannot_load("model", model, key, error)) from error
-    surplus = [name for name in sorted(found["unexpected_keys"]) if not _HARMLESS.search(name)]
+    others = whole.other_names(loaded) if reader is not None else set()
+    surplus = [name for name in sorted(found["unexpected_keys"] - others) if not _HARMLESS.search(name)]
     shapes = sorted(name for name, *_ in found["mismatched_keys"])
     for names, wrong in ((sorted(found["missing_keys"]), "has no"), (shapes, "has another shape of"), (surplus, "has")):
         if names:
-            others = f" and {len(names) - 1} others" if len(names) > 1 else ""
+            more = f" and {len(names) - 1} others" if len(names) > 1 else ""
             instead = f", but {surplus[0]}" if surplus and names is not surplus else ""
             raise UserError(
-                f"{key}={model!r}: its checkpoint {wrong} {names[0]}{others}{instead}, unlike the "
+                f"{key}={model!r}: its checkpoint {wrong} {names[0]}{more}{instead}, unlike the "
                 f"{type(loaded).__name__} that its config.json names; save it again from the model that was trained"
             )
-    return loaded
+    return loaded if reader is None else whole.text_model(loaded, model, hub_settings(model, revision))
 
 
 def attention(config: PreTrainedConfig, wanted: str | None, *, key: str) -> str | None:
@@ -136,15 +139,12 @@ def attention(config: PreTrainedConfig, wanted: str | None, *, key: str) -> str 
 
 
 # Weights that a family's checkpoints may have beside those that a language model computes with: buffers that are
-# computed, heads that guess further tokens, and the parts that read images and sounds.
-_HARMLESS = re.compile(
-    r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$|(^|\.)mtp\."
-    r"|(^|\.)(visual|vision_tower|vision_model|audio_tower|multi_modal_projector)\."
-)
+# computed, and heads that guess further tokens.
+_HARMLESS = re.compile(r"rotary_emb\.inv_freq$|\.attn\.(masked_)?bias$|\.attention\.(masked_)?bias$|(^|\.)mtp\.")
 
 
 def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConfig:
-    """The config of `model`, without its weights.
+    """The config of `model` as `load_model` loads it, without its weights: of a multimodal one that of its text.
 
     Raises:
         UserError: where it cannot be loaded.
@@ -153,6 +153,10 @@ def load_config(model: str, *, revision: str | None, key: str) -> PreTrainedConf
     if (base := _base(model, revision, key)) is not None:
         return load_config(base, revision=None, key=f"{key}={model!r}: its base")
     _refuse_kernels(model, revision, key)
+    return whole.text_config(_full_config(model, revision, key))
+
+
+def _full_config(model: str, revision: str | None, key: str) -> PreTrainedConfig:
     try:
         with _quiet_hub():
             return AutoConfig.from_pretrained(model, **settings(model, revision))
