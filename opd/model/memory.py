@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig
 from opd.check.engines import engine
 from opd.check.signal import has_weight
 from opd.config.schema import RunConfig
-from opd.model.shapes import Shape, saved_activations, shape
+from opd.model.passes import Attention, Held, SavedActivations, held, saved_activations
+from opd.model.shapes import Shape, shape
 
 Phase = Literal["sampling", "scoring", "learning", "updating"]
 PHASES: tuple[Phase, ...] = ("sampling", "scoring", "learning", "updating")
@@ -108,7 +109,7 @@ def estimate_memory(config: RunConfig, models: Models, machine: Machine, longest
     grouped = machine.ranks > 1 or config.compute.grouped
     student = shape(models.student)
     items = [*_student(config, student, grouped, machine, work, models.student)]
-    items += _sampler(config, student, grouped, machine, longest_prompt)
+    items += _sampler(config, models.student, grouped, machine, longest_prompt)
     items += _teachers(config, models, grouped, machine, work)
     return MemoryEstimate(tuple(item for item in items if item.size), machine)
 
@@ -116,11 +117,13 @@ def estimate_memory(config: RunConfig, models: Models, machine: Machine, longest
 # ---- parts
 
 
-def math_attention(dtype: str, model: Shape, kind: str) -> bool:
-    """Whether attention stores its weights, [head, length, length]: of torch's kernels for GPUs, only the math kernel
-    supports float32 with grouped queries (`enable_gqa` of `scaled_dot_product_attention`).
+def attention_kind(dtype: str, of: PreTrainedConfig, kind: str) -> Attention:
+    """How attention runs on a device: of torch's kernels for GPUs, only the math kernel, which stores the weights
+    [head, length, length], supports float32 with grouped queries (`enable_gqa` of `scaled_dot_product_attention`).
     """
-    return kind == "cuda" and dtype == "float32" and model.grouped_query
+    if shape(of).eager:
+        return "eager"
+    return "math" if kind == "cuda" and dtype == "float32" and held(of).grouped_query else "blockwise"
 
 
 def _student(
@@ -136,17 +139,15 @@ def _student(
         ]
         learned = lora.rank * sum(chosen) // (machine.ranks if grouped else 1)
         numbers += learned
-    quadratic = math_attention(dtype, model, machine.kind)
-    activations = saved_activations(
-        of, rows=work.rows, length=work.length, dtype=getattr(torch, dtype), math_attention=quadratic
-    )
+    how = attention_kind(dtype, of, machine.kind)
+    activations = saved_activations(of, rows=work.rows, length=work.length, dtype=getattr(torch, dtype), kind=how)
     layer = max(model.layers, default=0)
     items = [
         Item("weights (float32)", 4 * numbers, ALWAYS, host),
         Item("gradients (float32)", 4 * learned, ("learning", "updating"), host),
         Item("optimizer moments (float32)", 8 * learned, ALWAYS, host),
         Item("AdamW's workspace", 4 * learned if machine.kind == "cuda" else 0, ("updating",), host),
-        Item("activations", activations.total(compute.activation_checkpointing), ("learning",)),
+        Item(f"activations{_bound(activations)}", activations.total(compute.activation_checkpointing), ("learning",)),
         # A layer's backward pass has the gradients of its widest products at the same time.
         Item("gradients of activations", 3 * activations.largest, ("learning",)),
         Item("hidden states of responses", 3 * work.learned * model.width * size, ("scoring", "learning")),
@@ -160,6 +161,10 @@ def _student(
     return items
 
 
+def _bound(measured: SavedActivations | Held) -> str:
+    return " (at most: without weights, its passes cannot be tried)" if measured.bounded else ""
+
+
 def _logits(config: RunConfig, model: Shape, work: Pass, kind: str, *, learns: bool) -> int:
     """Bytes of all tensors [logit chunk, vocabulary] at the same time, in float32."""
     chunk = min(config.memory.logit_chunk, work.learned) * model.vocabulary
@@ -170,8 +175,10 @@ def _logits(config: RunConfig, model: Shape, work: Pass, kind: str, *, learns: b
     return 4 * chunk * copies
 
 
-def _sampler(config: RunConfig, model: Shape, grouped: bool, machine: Machine, longest_prompt: int) -> list[Item]:
-    rollout, host = config.rollout, config.compute.offload and machine.kind == "cuda"
+def _sampler(
+    config: RunConfig, of: PreTrainedConfig, grouped: bool, machine: Machine, longest_prompt: int
+) -> list[Item]:
+    rollout, host, model = config.rollout, config.compute.offload and machine.kind == "cuda", shape(of)
     size = BYTES.get(rollout["dtype"], 4)  # int8 weights are rounded, but stored in float32
     if config.method("rollout") == "VllmSampler":
         parallel = rollout["tensor_parallel_size"]
@@ -186,13 +193,13 @@ def _sampler(config: RunConfig, model: Shape, grouped: bool, machine: Machine, l
     longest = longest_prompt + config.max_response_length
     tokens = max(longest, rollout["max_batch_tokens"])
     rows = tokens // longest
+    kept = held(of)
     copied = grouped or rollout["dtype"] != "float32" or config.student.lora is not None
     phases: tuple[Phase, ...] = ("sampling",)
     return [
         Item(f"sampler's copy ({rollout['dtype']})", size * model.numbers if copied else 0, ALWAYS, host),
-        Item(
-            "sampler's keys and values", size * model.cached * max(longest, rollout["max_batch_tokens"]), phases, host
-        ),
+        Item(f"sampler's keys and values{_bound(kept)}", size * kept.token * tokens, phases, host),
+        Item("sampler's states", size * kept.state * rows, phases, host),
         Item("sampler's logits", 4 * 4 * rows * model.vocabulary, phases, host),
     ]
 
@@ -219,16 +226,17 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
         cache = settings.kv_cache_bytes
         share = int((settings.gpu_memory_utilization or 0) * machine.memory)
         items.append(Item("teachers' keys and values", max(0, share - most) if cache is None else cache, ALWAYS))
-    scorers = list(shapes) if engine(config).loads == "here" else []
+    scorers = list(models.teachers) if engine(config).loads == "here" else []
     if models.anchor is not None:
-        scorers.append(shape(models.anchor))
-        items.append(Item(f"anchor's weights ({dtype})", weights_of(scorers[-1]), ALWAYS, host))
+        scorers.append(models.anchor)
+        items.append(Item(f"anchor's weights ({dtype})", weights_of(shape(models.anchor)), ALWAYS, host))
     if grouped:
-        gathered = max((size * (model.rest + 2 * max(model.layers, default=0)) for model in scorers), default=0)
+        sizes = [(model.rest, model.layers) for model in map(shape, scorers)]
+        gathered = max((size * (rest + 2 * max(layers, default=0)) for rest, layers in sizes), default=0)
         items.append(Item("teachers' weights gathered by FSDP", gathered, ("scoring",)))
     # The student scores its own responses too.
-    widths = [(model, products) for model in scorers] + [(shape(models.student), config.compute.dtype)]
-    widest = max(_forward(model, precision, machine, work) for model, precision in widths)
+    widths = [(of, products) for of in scorers] + [(models.student, config.compute.dtype)]
+    widest = max(_forward(of, precision, machine, work) for of, precision in widths)
     items.append(Item("a scorer's forward pass", widest, ("scoring",)))
     student = shape(models.student)
     items.append(
@@ -243,9 +251,10 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
     return items
 
 
-def _forward(model: Shape, dtype: str, machine: Machine, work: Pass) -> int:
+def _forward(of: PreTrainedConfig, dtype: str, machine: Machine, work: Pass) -> int:
     """Peak bytes of a forward pass without gradients: a layer's products, or its attention."""
+    model = shape(of)
     products = work.tokens * (3 * model.inner + 4 * model.width) * BYTES[dtype]
-    if not math_attention(dtype, model, machine.kind):
+    if attention_kind(dtype, of, machine.kind) == "blockwise":
         return products
-    return products + 3 * 4 * work.rows * model.heads * work.length**2
+    return products + 3 * 4 * work.rows * held(of).heads * work.length**2

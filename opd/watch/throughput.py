@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 from transformers import PreTrainedModel
+from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
 
 from opd.data.batch import Rollout
 from opd.model.sharded import layers
@@ -73,12 +74,21 @@ class Work:
 
 
 def work_of(model: PreTrainedModel) -> Work | None:
-    """The `Work` of `model`; None for mixtures of experts, where tokens do not use all weights."""
+    """The `Work` of `model`; None for mixtures of experts, where tokens do not use all weights, and for any layers but
+    those of plain attention with one head dimension.
+    """
     config = model.config.get_text_config()
-    if any(re.match(r"num_.*experts", key) for key in vars(config)):
+    if any(re.match(r"num_.*experts|kv_lora_rank", key) for key in vars(config)):
         return None
-    blocks, heads = layers(model), config.num_attention_heads
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    blocks = layers(model)
+    # Stacked experts have three axes, and so have the convolutions of layers with a state.
+    if any(weight.ndim > 2 for block in blocks for weight in block.parameters()):
+        return None
+    try:
+        heads = config.num_attention_heads
+        size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    except (AttributeError, AmbiguousGlobalPerLayerAttributeError):  # none, or of each layer its own
+        return None
     head: Any = model.get_output_embeddings().weight  # pyright: ignore
     weights = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
     return Work(

@@ -9,16 +9,18 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from opd.config.schema import Memory, Optim, RunConfig
 from opd.model import shapes
 from opd.model.int8 import quantize_layers
+from opd.model.load import attention
 from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory, largest_pass
 from opd.model.optim import Optimizer
+from opd.model.passes import held, saved_activations
 from opd.model.policy import Scorer
 from opd.model.remedies import remedies
-from opd.model.shapes import published, saved_activations, shape
+from opd.model.shapes import published, shape
 from opd.step.startup_checks import bound_ensemble
 from tests.integration.conftest import composed
 from tests.unit.rollout.families import build
@@ -26,6 +28,61 @@ from tests.unit.small import ALONE, rollout_of, root
 
 GIB = 2**30
 A100 = Machine("cuda", 8, 80 * GIB)
+
+# Families whose layers differ, keep a state, share keys and values, compress them, or attend in their own way.
+SIZES = {
+    "vocab_size": 32,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+EXPERTS = {"num_experts_per_tok": 2, "num_local_experts": 4, "moe_intermediate_size": 16}
+MIXED = ["sliding_attention", "full_attention"] * 2
+LINEAR = {f"linear_{name}": 2 for name in ("num_key_heads", "num_value_heads")}
+LINEAR |= {f"linear_{name}_head_dim": 8 for name in ("key", "value")}
+KINDS: dict[str, dict[str, Any]] = {
+    "qwen3_next": {**EXPERTS, **LINEAR, "num_experts": 4, "shared_expert_intermediate_size": 16},
+    "mamba2": {"num_heads": 8, "state_size": 4, "n_groups": 2, "chunk_size": 16, "tie_word_embeddings": False},
+    "gemma4_text": {
+        "layer_types": MIXED,
+        "sliding_window": 64,
+        "global_head_dim": 16,
+        "hidden_size_per_layer_input": 4,
+        "vocab_size_per_layer_input": 32,
+        "num_kv_shared_layers": 2,
+    },
+    "gpt_oss": {**EXPERTS, "layer_types": MIXED, "sliding_window": 64},
+    "deepseek_v3": {
+        **EXPERTS,
+        "num_key_value_heads": 4,
+        "head_dim": 4,
+        "q_lora_rank": 8,
+        "kv_lora_rank": 8,
+        "qk_rope_head_dim": 4,
+        "qk_nope_head_dim": 8,
+        "v_head_dim": 8,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "first_k_dense_replace": 1,
+    },
+    "llama4_text": {**EXPERTS, "intermediate_size_mlp": 48, "interleave_moe_layer_step": 2},
+}
+
+
+def of_kind(family: str, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    config = AutoConfig.for_model(family, **{**SIZES, **KINDS[family]})
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention(config)).eval()
+
+
 SMALL = ["batch_size=4", "samples_per_prompt=2", "max_response_length=12"]
 OPTIM = Optim(1e-3, "constant", 0, [0.9, 0.95], 1e-8, 0.0, 1.0)
 
@@ -60,9 +117,9 @@ def test_base_models_share_the_shape_and_end_otherwise():
     assert published("Qwen/Qwen3-5B") is None
 
 
-@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "qwen3-tied", "llama-biased", "gpt2"])
+@pytest.mark.parametrize("family", ["qwen3", "qwen3-moe", "qwen3-tied", "llama-biased", "gpt2", *KINDS])
 def test_weights_gradients_and_moments_are_planned_to_the_byte(family: str):
-    model = build(family)
+    model = of_kind(family) if family in KINDS else build(family)
     optimizer = Optimizer(model, OPTIM, num_steps=1)
     model(torch.tensor([[3, 4, 5]])).logits.sum().backward()
     gradients = sum(weight.grad.nbytes for weight in model.parameters() if weight.grad is not None)
@@ -140,15 +197,40 @@ def test_activations_are_those_that_torch_saves(family: str, dtype: torch.dtype,
     with saving(model) as found:
         model.base_model(torch.zeros(3, 50, dtype=torch.long), use_cache=False)
     real = sum(storage.nbytes() for storage in found.values())
-    ours = saved_activations(model.config, rows=3, length=50, dtype=dtype, math_attention=False)
+    ours = saved_activations(model.config, rows=3, length=50, dtype=dtype, kind="blockwise")
     remade = max(ours.layers) if checkpointing else 0  # in the backward pass
     assert ours.total(checkpointing) - remade == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_activations_of_layers_that_differ_are_those_that_torch_saves(family: str):
+    model = of_kind(family)
+    with saving(model) as found:
+        model.base_model(torch.zeros(3, 50, dtype=torch.long), use_cache=False)
+    real = sum(storage.nbytes() for storage in found.values())
+    kind = "eager" if shape(model.config).eager else "blockwise"
+    ours = saved_activations(model.config, rows=3, length=50, dtype=torch.float32, kind=kind)
+    assert not ours.bounded and len(ours.layers) == 4
+    assert ours.total(False) == pytest.approx(real, rel=0.15)
+
+
+@pytest.mark.parametrize("family", KINDS)
+def test_what_a_sequence_keeps_is_what_the_family_s_own_cache_holds(family: str):
+    model, length = of_kind(family), 13
+    with torch.no_grad():
+        output = model.base_model(torch.zeros(1, length, dtype=torch.long), use_cache=True)
+    cache = output.get("past_key_values", None) or output["cache_params"]
+    kept = [value for layer in cache.layers for value in vars(layer).values()]
+    flat = [each for value in kept for each in (value.values() if isinstance(value, dict) else [value])]
+    numbers = sum(each.numel() for each in flat if isinstance(each, Tensor) and each.is_floating_point())
+    found = held(model.config)
+    assert not found.bounded and found.token * length + found.state == numbers > 0
 
 
 def test_the_plain_attention_keeps_a_square_and_is_what_float32_gets_on_a_gpu():
     config = build("qwen3").config
     blockwise, plain = (
-        saved_activations(config, rows=2, length=64, dtype=torch.float32, math_attention=plain)
+        saved_activations(config, rows=2, length=64, dtype=torch.float32, kind="math" if plain else "blockwise")
         for plain in (False, True)
     )
     square = 2 * config.num_attention_heads * 64 * 64 * 4
