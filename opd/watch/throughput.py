@@ -19,8 +19,7 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers import PreTrainedModel
-from transformers.integrations.heterogeneity.configuration_utils import AmbiguousGlobalPerLayerAttributeError
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from opd.data.batch import Rollout
 from opd.model.sharded import layers
@@ -48,6 +47,8 @@ PEAKS: tuple[tuple[str, float | None, float], ...] = (
 )
 GB = 1e9  # bytes
 
+ATTENTION = {"full_attention", "sliding_attention"}
+
 
 @dataclass(frozen=True)
 class Work:
@@ -74,21 +75,19 @@ class Work:
 
 
 def work_of(model: PreTrainedModel) -> Work | None:
-    """The `Work` of `model`; None for mixtures of experts, where tokens do not use all weights, and for any layers but
-    those of plain attention with one head dimension.
+    """The `Work` of `model`; None where it is something else: in mixtures of experts tokens do not use all weights, and
+    layers with a state instead of keys and values compute more than products with weights.
     """
     config = model.config.get_text_config()
-    if any(re.match(r"num_.*experts|kv_lora_rank", key) for key in vars(config)):
+    kinds = set(getattr(config, "layer_types", None) or ())
+    experts = any(value and re.match(r"(n|num)_.*experts", key) for key, value in vars(config).items())
+    if experts or kinds - ATTENTION or not hasattr(config, "num_attention_heads"):
         return None
     blocks = layers(model)
     # Stacked experts have three axes, and so have the convolutions of layers with a state.
     if any(weight.ndim > 2 for block in blocks for weight in block.parameters()):
         return None
-    try:
-        heads = config.num_attention_heads
-        size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    except (AttributeError, AmbiguousGlobalPerLayerAttributeError):  # none, or of each layer its own
-        return None
+    each = config.per_layer_config if config.is_heterogeneous else [config] * len(blocks)
     head: Any = model.get_output_embeddings().weight  # pyright: ignore
     weights = [weight for block in blocks for weight in block.parameters() if weight.ndim == 2]
     return Work(
@@ -96,8 +95,15 @@ def work_of(model: PreTrainedModel) -> Work | None:
         head_weights=head.numel(),
         frozen_layer_weights=sum(weight.numel() for weight in weights if not weight.requires_grad),
         frozen_head_weights=0 if head.requires_grad else head.numel(),
-        attention=len(blocks) * heads * size,
+        attention=sum(map(_attention, each)),
     )
+
+
+def _attention(config: PreTrainedConfig) -> int:
+    """Query heads · head dimension of a layer, as the mean of what queries and values have."""
+    heads = config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    return heads * (getattr(config, "qk_head_dim", size) + getattr(config, "v_head_dim", size)) // 2
 
 
 def peak_tflops(device_name: str, dtype: str) -> float | None:

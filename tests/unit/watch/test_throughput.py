@@ -4,8 +4,16 @@ import pytest
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
+from transformers import (
+    Gemma4ForCausalLM,
+    Gemma4TextConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
+from docs.families import small
 from opd.data.batch import Rollout
 from opd.model.forward import micro_batches, response_hidden
 from opd.ranks.dist import Ranks
@@ -57,6 +65,32 @@ def test_model_flops_match_torch(tied: bool, key_heads: int):
             (hidden @ model.get_output_embeddings().weight.T).sum().backward()
     work = work_of(model)
     assert work is not None and work.learning(rollout) == counted.get_total_flops()
+
+
+def test_model_flops_of_layers_with_heads_of_their_own_size():
+    kinds = ["sliding_attention", "full_attention"]
+    config = Gemma4TextConfig(
+        **{
+            **SIZES,
+            "num_key_value_heads": 4,
+            "layer_types": kinds,
+            "global_head_dim": 24,
+            "tie_word_embeddings": False,
+        },
+        **{"hidden_size_per_layer_input": 0, "vocab_size_per_layer_input": 50, "sliding_window": 64},
+    )
+    model, rollout = Gemma4ForCausalLM(config).eval(), rollout_of([(5, 7), (9, 4), (1, 12)])
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
+        for micro in micro_batches(rollout, max_tokens=1):
+            (response_hidden(model, micro, CPU) @ model.lm_head.weight.T).sum().backward()
+    work = work_of(model)
+    assert work is not None and work.learning(rollout) == counted.get_total_flops()
+
+
+@pytest.mark.parametrize("family", ["mamba", "qwen3_next", "falcon_h1", "deepseek_v3"])
+def test_no_flops_for_states_and_mixtures_of_experts(family: str):
+    tokens = {"vocab_size": 40, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
+    assert work_of(small.model_of(family, tokens)) is None
 
 
 def test_frozen_weights_flops():
