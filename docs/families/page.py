@@ -16,8 +16,6 @@ DOCS = Path(__file__).parents[1]
 RECORD, PAGE = DOCS / "families.json", DOCS / "families.md"
 VERSION = transformers.__version__
 
-SAMPLERS = {"TransformersSampler": "ours"}
-
 INTRODUCTION = """\
 # Model families
 

@@ -58,9 +58,14 @@ def model_of(family: str, tokens: Mapping[str, int], *, seed: int = 0) -> PreTra
 
 
 def published_of(folder: str) -> PreTrainedModel:
-    """The model of a folder as transformers alone loads it: the class that its config names, in evaluation mode."""
-    (name,) = PreTrainedConfig.get_config_dict(folder)[0]["architectures"]
-    return getattr(transformers, name).from_pretrained(folder).eval()
+    """The model of a folder as transformers alone loads it: the class that its config names, in evaluation mode, with
+    an attention that knows soft caps, where there are any.
+    """
+    config, _ = PreTrainedConfig.get_config_dict(folder)
+    capped = "attn_logit_softcapping" in str(config)  # torch's attention leaves them out without a word
+    (name,) = config["architectures"]
+    how = {"attn_implementation": "eager"} if capped else {}
+    return getattr(transformers, name).from_pretrained(folder, **how).eval()
 
 
 def reads_text(model: PreTrainedModel, ids: Tensor) -> bool:

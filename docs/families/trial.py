@@ -109,7 +109,7 @@ def make(family: str) -> None:
 def _tried(text: bool) -> Outcome:
     as_student, as_teacher = configs()
     with closing(assembled(as_student)) as run:
-        sampler = type(run.sampler).__name__
+        sampler = _sampler(run)
         rollout = run.sampler.sample(run.prompts, Sampling(2, 16, 1.0, 1.0, 0), key=(1,))
         if not text:
             raise Wrong("it is accepted, though transformers alone cannot read text with it")
@@ -157,6 +157,14 @@ def plain_logp(model: str, rollout: Rollout) -> Tensor:
             logits = loaded(torch.cat((prompt, response[:-1]))[None]).logits[0, len(prompt) - 1 :].float()
         logp[row, : len(response)] = logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
     return logp
+
+
+def _sampler(run: Run) -> str:
+    """Ours, or transformers' own, with or without a cache."""
+    way: Any = getattr(run.sampler, "way", None)
+    if way is None or not way.slow:
+        return "ours"
+    return "transformers" if way.batch.keywords["cached"] else "transformers, without a cache"
 
 
 def _deviation(ours: Tensor, model: str, rollout: Rollout) -> float:
