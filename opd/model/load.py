@@ -93,7 +93,7 @@ def _weights(model: str, revision: str | None, key: str, implementation: str | N
     _refuse_outside(model, key)
     config = _full_config(model, revision, key)
     reader: Any = whole.reader(config)
-    chosen = attention(config, implementation, key=f"{key}={model!r}")
+    chosen = _attention(config, implementation, key=f"{key}={model!r}")
     try:
         with _quiet_hub():
             loaded, found = (reader or AutoModelForCausalLM).from_pretrained(  # pyright: ignore[reportGeneralTypeIssues]
@@ -124,18 +124,19 @@ def _weights(model: str, revision: str | None, key: str, implementation: str | N
     return loaded if reader is None else whole.text_model(loaded, model, hub_settings(model, revision))
 
 
-def attention(config: PreTrainedConfig, wanted: str | None, *, key: str) -> str | None:
-    """The attention that computes what the config says: `wanted`, or what transformers takes for the family (None:
-    torch's where the family has it), but never torch's where there are soft caps, which it would ignore.
-
-    Raises:
-        UserError: where torch's is wanted for a model with soft caps.
+def attention(config: PreTrainedConfig) -> str | None:
+    """The attention that computes what the config says: what transformers takes for the family (None: torch's where the
+    family has it), but never torch's where there are soft caps, which it would ignore.
     """
-    if not getattr(config.get_text_config(), "attn_logit_softcapping", None):
-        return wanted
-    if wanted == "sdpa":
+    return "eager" if getattr(config.get_text_config(), "attn_logit_softcapping", None) else None
+
+
+def _attention(config: PreTrainedConfig, wanted: str | None, *, key: str) -> str | None:
+    """`wanted`, where it computes what the config says; None: what `attention` takes."""
+    own = attention(config)
+    if wanted == "sdpa" and own == "eager":
         raise UserError(f"compute.attention=sdpa: it ignores the soft caps of {key}; set compute.attention=eager")
-    return wanted or "eager"
+    return wanted or own
 
 
 # Weights that a family's checkpoints may have beside those that a language model computes with: buffers that are

@@ -117,11 +117,12 @@ def estimate_memory(config: RunConfig, models: Models, machine: Machine, longest
 # ---- parts
 
 
-def attention_kind(dtype: str, of: PreTrainedConfig, kind: str) -> Attention:
-    """How attention runs on a device: of torch's kernels for GPUs, only the math kernel, which stores the weights
-    [head, length, length], supports float32 with grouped queries (`enable_gqa` of `scaled_dot_product_attention`).
+def attention_kind(dtype: str, of: PreTrainedConfig, kind: str, wanted: str | None) -> Attention:
+    """How attention runs on a device, `wanted` being compute.attention: of torch's kernels for GPUs, only the math
+    kernel, which stores the weights [head, length, length], supports float32 with grouped queries (`enable_gqa` of
+    `scaled_dot_product_attention`).
     """
-    if shape(of).eager:
+    if wanted == "eager" or (wanted is None and shape(of).eager):
         return "eager"
     return "math" if kind == "cuda" and dtype == "float32" and held(of).grouped_query else "blockwise"
 
@@ -139,7 +140,7 @@ def _student(
         ]
         learned = lora.rank * sum(chosen) // (machine.ranks if grouped else 1)
         numbers += learned
-    how = attention_kind(dtype, of, machine.kind)
+    how = attention_kind(dtype, of, machine.kind, compute.attention)
     activations = saved_activations(of, rows=work.rows, length=work.length, dtype=getattr(torch, dtype), kind=how)
     layer = max(model.layers, default=0)
     items = [
@@ -236,7 +237,7 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
         items.append(Item("teachers' weights gathered by FSDP", gathered, ("scoring",)))
     # The student scores its own responses too.
     widths = [(of, products) for of in scorers] + [(models.student, config.compute.dtype)]
-    widest = max(_forward(of, precision, machine, work) for of, precision in widths)
+    widest = max(_forward(of, precision, machine, work, config.compute.attention) for of, precision in widths)
     items.append(Item("a scorer's forward pass", widest, ("scoring",)))
     student = shape(models.student)
     items.append(
@@ -251,10 +252,10 @@ def _teachers(config: RunConfig, models: Models, grouped: bool, machine: Machine
     return items
 
 
-def _forward(of: PreTrainedConfig, dtype: str, machine: Machine, work: Pass) -> int:
+def _forward(of: PreTrainedConfig, dtype: str, machine: Machine, work: Pass, wanted: str | None) -> int:
     """Peak bytes of a forward pass without gradients: a layer's products, or its attention."""
     model = shape(of)
     products = work.tokens * (3 * model.inner + 4 * model.width) * BYTES[dtype]
-    if attention_kind(dtype, of, machine.kind) == "blockwise":
+    if attention_kind(dtype, of, machine.kind, wanted) == "blockwise":
         return products
     return products + 3 * 4 * work.rows * held(of).heads * work.length**2

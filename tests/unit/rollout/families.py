@@ -121,7 +121,7 @@ def build(
     """A model as a run has it, whose texts have at most `longest` tokens; None: as transformers has it."""
     config_class, sizes = FAMILIES[family]
     config = config_class(**{**sizes, **changes})
-    capped = {"attn_implementation": attention(config, None, key=family)}
+    capped = {"attn_implementation": attention(config)}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(1)
         model = transformers.AutoModelForCausalLM.from_config(config, **capped)
