@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from opd.errors import UserError
+from opd.errors import UserError, first_line
 from opd.objective.head import Head
 
 # Config keys of a cap on the logits: cap · tanh(logits / cap).
@@ -81,7 +81,10 @@ def check_head(model: PreTrainedModel, *, key: str) -> None:
     if not isinstance(module, nn.Linear):
         raise UserError(f"{key}: {family} has no output head that is one linear map, which is not supported")
     ids = torch.tensor([[0, 1, 2]], device=model.device) % module.weight.shape[0]
-    plain = model(ids, use_cache=False).logits.float()
+    try:
+        plain = model(ids, use_cache=False).logits.float()
+    except Exception as error:  # of any type, where a family needs more than token ids
+        raise UserError(f"{key}: {family} cannot read text alone ({first_line(error).rstrip('.')})") from error
     if not torch.isfinite(plain).all():
         raise UserError(f"{key}: its logits are not finite; the weights are damaged")
     try:

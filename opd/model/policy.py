@@ -59,7 +59,8 @@ class Scorer:
 
     def empty_hidden(self, rollout: Rollout) -> Float[Tensor, "response_token width"]:
         """An empty tensor on the CPU for the hidden states of a rollout, in the model's precision."""
-        return torch.empty(int(rollout.mask.sum()), self.model.config.get_text_config().hidden_size, dtype=self.dtype)
+        width = self.model.get_output_embeddings().weight.shape[1]
+        return torch.empty(int(rollout.mask.sum()), width, dtype=self.dtype)
 
     @property
     def dtype(self) -> torch.dtype:

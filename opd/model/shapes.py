@@ -102,7 +102,7 @@ def _shape(key: str) -> Shape:
         layers=tuple(sum(weight.numel() for weight in block.parameters()) for block in blocks),
         head=head.weight.numel(),
         vocabulary=head.weight.shape[0],
-        width=text.hidden_size,
+        width=head.weight.shape[1],
         inner=max((m.weight.shape[output_axis(m)] for m in linear), default=0),
         linear=tuple(
             (name.rpartition(".")[2], sum(module.weight.shape))
