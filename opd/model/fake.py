@@ -85,7 +85,7 @@ def fake() -> Iterator[None]:
     """In this context all new tensors are fake.
 
     Raises:
-        ValueError: after too many operations.
+        RuntimeError: after too many operations.
     """
     with FakeTensorMode(), _Operations(), torch.random.fork_rng(devices=[]):
         yield
@@ -130,12 +130,14 @@ class _Operations(TorchFunctionMode):
     bfloat16 only.
     """
 
-    left = MOST
+    def __init__(self):
+        super().__init__()
+        self.left = MOST
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         self.left -= 1
-        if not self.left:
-            raise ValueError("it computes token by token")
+        if self.left <= 0:
+            raise RuntimeError("it computes token by token")
         if func.__name__ == "_grouped_mm":  # the product of one expert has the same size and saves as much
             return args[0] @ args[1][0]
         return func(*args, **(kwargs or {}))

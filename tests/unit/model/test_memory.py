@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from opd.config.schema import Memory, Optim, RunConfig
-from opd.model import shapes
+from opd.model import fake, passes, shapes
 from opd.model.int8 import quantize_layers
 from opd.model.load import attention
 from opd.model.memory import Machine, MemoryEstimate, Models, estimate_memory, largest_pass
@@ -212,6 +212,39 @@ def test_activations_of_layers_that_differ_are_those_that_torch_saves(family: st
     ours = saved_activations(model.config, rows=3, length=50, dtype=torch.float32, kind=kind)
     assert not ours.bounded and len(ours.layers) == 4
     assert ours.total(False) == pytest.approx(real, rel=0.15)
+
+
+def test_attention_that_stores_its_weights_is_planned_with_them():
+    def activations(family: str, *more: str) -> int:
+        config = of_kind(family).config
+        models = Models(config, [config], None, [(0,)])
+        machine = Machine("cpu", 1, GIB)
+        return sizes(estimate_memory(composed([*SMALL, *more]), models, machine, 200))["activations"]
+
+    work = largest_pass(composed(SMALL), 1, 200)
+    square = work.rows * 4 * work.length**2 * 4  # of a layer
+    assert activations("llama4_text", "compute.attention=eager") - activations("llama4_text") > 4 * square
+    assert activations("gpt_oss") > 4 * square, "which transformers runs so unless told otherwise"
+
+
+def test_a_pass_that_cannot_be_tried_is_bounded_and_says_so(monkeypatch: pytest.MonkeyPatch):
+    config = build("qwen3").config
+    exact = saved_activations(config, rows=2, length=31, dtype=torch.float32, kind="eager")
+    kept = held(config)
+    monkeypatch.setattr(fake, "MOST", 1)
+    passes._held.cache_clear()
+    passes._saved.cache_clear()
+    bound = saved_activations(config, rows=2, length=31, dtype=torch.float32, kind="eager")
+    models = Models(config, [config], None, [(0,)])
+    names = {item.name for item in estimate_memory(composed(SMALL), models, Machine("cpu", 1, GIB), 8).items}
+    assert bound.bounded and bound.total(False) >= exact.total(False) and bound.total(True) >= exact.total(True)
+    assert held(config).bounded and held(config).token >= kept.token
+    assert {name for name in names if "at most" in name} == {
+        f"{name} (at most: without weights, its passes cannot be tried)"
+        for name in ("activations", "sampler's keys and values")
+    }
+    passes._held.cache_clear()
+    passes._saved.cache_clear()
 
 
 @pytest.mark.parametrize("family", KINDS)
