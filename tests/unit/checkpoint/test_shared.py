@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
 
 from opd.checkpoint import atomic, store as checkpoint
 from opd.checkpoint.steps import Progress
@@ -23,6 +23,7 @@ from opd.ranks.dist import Ranks
 from opd.recipes.tokenizer import build_tokenizer
 from tests.forks import run_ranks
 from tests.integration.test_ranks import free_port
+from tests.multimodal import random_model
 from tests.unit.rollout.families import build
 from tests.unit.small import rollout_of
 
@@ -33,6 +34,7 @@ OPTIM = Optim(
     lr=0.01, schedule="constant", warmup_steps=0, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, grad_clip=1.0
 )
 FAMILIES = ("qwen3-tied", "qwen3-moe")
+MULTIMODAL = "qwen3_5_moe"
 WRITERS, READERS = 3, (1, 2, 3)
 
 
@@ -104,7 +106,7 @@ def work(rank: int, size: int, port: int, folder: Path, action: str) -> None:
     )
     torch.set_num_threads(1)
     ranks = dist.start(timeout=120.0, group=True)
-    found = {family: globals()[action](ranks, folder, family) for family in FAMILIES}
+    found = {family: globals()[action](ranks, folder, family) for family in (*FAMILIES, MULTIMODAL)}
     torch.save(found, folder / f"{action}_{size}_{rank}.pt")
     dist.stop()
 
@@ -120,6 +122,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("shared")
     for family in FAMILIES:
         build(family).save_pretrained(folder / family)
+    random_model(MULTIMODAL).save_pretrained(folder / MULTIMODAL)
     return folder
 
 
@@ -185,6 +188,23 @@ def test_a_final_checkpoint_has_the_names_that_its_family_is_published_with(fold
         f"{expert}.{product}_proj.weight" for expert in range(4) for product in ("gate", "up", "down")
     }
     assert len(set(names("final").values())) == 1
+
+
+def test_a_multimodal_model_is_whole_again_and_any_number_of_ranks_goes_on_with_its_text(
+    folder: Path, written, resumed
+):
+    learned, final = written[MULTIMODAL]["learned"], folder / f"{MULTIMODAL}-final"
+    for size in READERS:
+        assert all(torch.equal(resumed[size][MULTIMODAL]["learned"][name], learned[name]) for name in learned)
+    text = load_model(str(final), revision=None, dtype="float32", key="student.model")
+    assert all(torch.equal(tensor, learned[name]) for name, tensor in text.state_dict().items())
+    before, after = (AutoModelForImageTextToText.from_pretrained(each) for each in (folder / MULTIMODAL, final))
+    theirs = before.state_dict()
+    changed = {name for name, tensor in after.state_dict().items() if not torch.equal(tensor, theirs[name])}
+    assert changed and all(name.startswith(("model.language_model.", "lm_head.")) for name in changed)
+    assert [file.name for file in sorted(final.glob("*.safetensors"))] == [
+        f"model-0000{n}-of-00004.safetensors" for n in (1, 2, 3, 4)
+    ]
 
 
 def test_a_rank_that_cannot_write_its_share_is_heard_by_all_and_leaves_what_was_there(folder: Path, written):

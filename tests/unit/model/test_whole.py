@@ -25,7 +25,7 @@ IDS = torch.arange(3, 13)[None]
 OPTIM = Optim(
     lr=0.01, schedule="constant", warmup_steps=0, betas=[0.9, 0.95], eps=1e-8, weight_decay=0.0, grad_clip=1.0
 )
-FAMILIES = ("gemma3", "qwen3_5_moe", "mistral3", "gemma4")
+FAMILIES = ("gemma3", "qwen3_5_moe", "mistral3", "gemma4", "llama4", "qwen3_vl")
 
 
 def published(family: str, folder: Path, *, shards: str = "50GB") -> Path:
