@@ -16,8 +16,9 @@ from opd.model.load import check_weights, load_config, load_model
 from opd.model.lora import add_adapters
 from opd.model.optim import Optimizer
 from opd.model.shapes import shape
+from opd.model.widths import cut
 from opd.recipes.tokenizer import build_tokenizer
-from tests.multimodal import random_model
+from tests.multimodal import VOCABULARY, random_model
 from tests.unit.small import ALONE
 
 PLACE: dict[str, Any] = {"revision": None, "key": "student.model"}
@@ -113,3 +114,20 @@ def test_adapters_are_of_the_text_and_merged_into_it(tmp_path: Path):
             config["base_model_name_or_path"] = str(source)
             (final / "adapter" / "adapter_config.json").write_text(json.dumps(config))
         torch.testing.assert_close(logp(load_model(again, dtype="float32", **PLACE)), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["gemma3", "mistral3"])
+def test_a_text_model_that_is_cut_has_its_rows_again_within_the_whole(family: str, tmp_path: Path):
+    source, final = published(family, tmp_path / "source"), tmp_path / "final"
+    text, size = load_model(str(source), dtype="float32", **PLACE), VOCABULARY - 5
+    further = cut(text, size, key="student.model")
+    store.final(Learned(text, str(source), build_tokenizer(), step(text), further), {}, ALONE)(final, ALONE)
+    assert (final / "config.json").read_bytes() == (source / "config.json").read_bytes()
+    whole: Any = AutoModelForImageTextToText.from_pretrained(final, dtype=torch.float32).eval()
+    with torch.no_grad():
+        logits = whole(IDS).logits[..., :size].float()
+    torch.testing.assert_close(logits.log_softmax(-1), logp(text), rtol=0, atol=2e-6)
+    before, after = tensors(source), tensors(final)
+    assert before.keys() == after.keys()
+    wide = [name for name, tensor in before.items() if len(tensor) == VOCABULARY and "embed_tokens" in name]
+    assert wide and all(torch.equal(before[name][size:].float(), after[name][size:]) for name in wide)
