@@ -33,6 +33,8 @@ ROLLOUT = EngineUser(group="rollout", selected="rollout=vllm", alternative="roll
 # vLLM raises a lower temperature, other than 0, to this one.
 LOWEST_TEMPERATURE = 0.01
 
+PROBE = 6  # tokens of a prompt, and of each of its responses, that are tried at the start
+
 
 class VllmSampler:
     """Samples with vLLM in the learner's process.
@@ -112,7 +114,7 @@ class VllmSampler:
         if self.sleeps:
             self.llm.sleep(level=1)
         self.sync()
-        self._try_one_token()
+        self._try_a_few_tokens()
 
     def sync(self) -> None:
         """Take over the learner's weights, in place. Of a sharded learner every rank must call this.
@@ -256,15 +258,18 @@ class VllmSampler:
         if not self.llm.reset_prefix_cache():
             raise RuntimeError("vLLM keeps keys and values of requests that should have ended")
 
-    def _try_one_token(self) -> None:
-        """Some families load, and have no kernel on this device.
+    def _try_a_few_tokens(self) -> None:
+        """Some families load, and have no kernel on this device, or a wrong one.
 
         Raises:
             UserError: with vLLM's reason.
         """
-        probe = Prompt("probe", "", "", "", (self.stop_ids[0],))
+        length = max(1, min(PROBE, self.max_model_len // 2))
+        probe = Prompt("probe", "", "", "", self.stop_ids[:1] * length)
         try:
-            self._generate([probe], Sampling(1, 1, 1.0, 1.0, 0), [0])
+            _, logp = self._generate([probe], Sampling(4, length, 1.0, 1.0, 0), range(4))
+            if not logp.isfinite().all():
+                raise FloatingPointError("its logits are NaN or infinite")
         except Exception as error:  # vLLM raises many kinds here; each means the same to the user
             reason = f"rollout=vllm: vLLM cannot run {name_of(self.learner)} here ({first_line(error)}); "
             self.close()

@@ -227,7 +227,19 @@ def _refusal(error: Exception, user: EngineUser, name: str, kv_cache_bytes: int 
             f"{user.group}.{knob}: not enough memory for the keys and values of one response ({first_line(error)}); "
             f"set more, or a smaller {user.group}.max_model_len"
         )
-    return f"{user.selected}: vLLM cannot start {name} ({first_line(error)}); use {user.alternative}"
+    reason = _not_imported(name) if "failed to be inspected" in text else None
+    return f"{user.selected}: vLLM cannot start {name} ({reason or first_line(error)}); use {user.alternative}"
+
+
+def _not_imported(family: str) -> str | None:
+    """Why vLLM's module of a family cannot be imported, such as a library that it needs; vLLM only logs that."""
+    from vllm import ModelRegistry  # pyright: ignore
+
+    try:
+        ModelRegistry.models[family].load_model_cls()
+    except Exception as error:  # whatever a module raises
+        return first_line(error)
+    return None
 
 
 def first_line(error: Exception) -> str:

@@ -53,3 +53,14 @@ def test_a_layer_that_it_cannot_renew(start, monkeypatch: pytest.MonkeyPatch):
 
 def test_after_a_refusal_another_may_start(start):
     assert len(start(build("qwen3")).sample(families.prompts(), families.PLAIN, key=(1,))) == 21
+
+
+def test_logits_that_are_no_numbers(start):
+    """As its CPU kernels give with capped attention."""
+    broken = build("qwen3")
+    with torch.no_grad():
+        broken.lm_head.weight.fill_(torch.nan)  # pyright: ignore
+    with pytest.raises(
+        UserError, match=r"vLLM cannot run .* \(its logits are NaN .*; sample with rollout=transformers$"
+    ):
+        start(broken)
