@@ -243,7 +243,7 @@ def max_positions(config: PreTrainedConfig) -> int | None:
     """
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
-    if not isinstance(positions, int):
+    if not isinstance(positions, int) or positions < 0:  # XLNet's -1: any number
         return None
     scaling = getattr(text, "rope_scaling", None) or getattr(text, "rope_parameters", None)
     kinds = [scaling, *scaling.values()] if isinstance(scaling, dict) else []  # of each kind of layer, in some families
