@@ -55,11 +55,19 @@ def check_vocabulary(config: RunConfig, vocabulary: Vocabulary, student: Reading
         UserError: where it lacks tokens of the student's texts.
     """
     vocabulary.check(student.tokenizer, student.ends)
-    size, k = vocabulary.size, config.support.get("k")
-    said = [*vocabulary.said(), *uncut(config, size)]
-    if isinstance(k, int) and k > size:
-        said.append(f"support.k={k}: the vocabulary has {size} tokens, so these are all of them, as with support=full")
-    return said
+    return [
+        *vocabulary.said(),
+        *uncut(config, vocabulary.size),
+        *beyond_vocabulary(config, vocabulary.size),
+    ]
+
+
+def beyond_vocabulary(config: RunConfig, size: int) -> list[str]:
+    """A warning where the top K are all tokens."""
+    k = config.support.get("k")
+    if not isinstance(k, int) or k <= size:
+        return []
+    return [f"support.k={k}: the vocabulary has {size} tokens, so these are all of them, as with support=full"]
 
 
 def uncut(config: RunConfig, size: int) -> list[str]:

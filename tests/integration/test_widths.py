@@ -11,7 +11,9 @@ from safetensors.torch import load_file, save_file
 
 from opd import cli, evaluate
 from opd.errors import UserError
+from opd.model.load import load_model
 from opd.records.run_dir import RunDir
+from opd.step import startup_checks
 from opd.train import run_dir, train
 from tests.forks import run_ranks
 from tests.integration import child
@@ -19,6 +21,7 @@ from tests.integration.conftest import composed
 from tests.integration.test_ranks import free_port
 from tests.integration.test_resume import content
 from tests.random_models import save_random
+from tests.unit.teacher.tiny_server import TinyServer
 
 ROWS, WIDE = 31, 40  # of the tiny world's tokenizer, and of a head that is wider
 ENDS = ("embed_tokens.weight", "lm_head.weight")
@@ -160,6 +163,24 @@ def test_ids_that_no_token_has_are_sampled_as_others_and_counted(run):
         for token in response["tokens"]
     ]
     assert sum(token == "" for token in tokens) / len(tokens) == pytest.approx(sum(shares) / 4, abs=0.05)
+
+
+def test_a_server_of_another_width_is_said_and_teaches(run, heads: Path, capsys: pytest.CaptureFixture[str]):
+    wide = str(heads / f"teacher-{WIDE}")
+    server = TinyServer(load_model(wide, revision=None, dtype="float32", key=""), name=wide)
+    engine = ("teacher.engine=server", f"teacher.server.urls=[[{server.url}]]")
+    knobs = ("support=topk", "support.k=6", "whitening=none", "num_steps=2", "evaluate.benchmarks=[]")
+    try:
+        run("student", f"teacher-{WIDE}", *engine, *knobs)
+    finally:
+        server.stop()
+    said = capsys.readouterr()
+    assert (
+        f"scores by its server are taken as they are, over {WIDE} ids; the vocabulary has {ROWS}" in said.out + said.err
+    )
+    models = (f"student.model={heads / 'student-34'}", f"scale.teacher={heads / 'teacher'}")
+    (narrower,) = startup_checks.uncut(composed([*models, *engine]), 34)
+    assert narrower.endswith(f"may write any of 34; student.vocab_size={ROWS} leaves out the others")
 
 
 def test_a_vocabulary_below_the_tokens_is_refused(run):

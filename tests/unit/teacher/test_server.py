@@ -98,6 +98,16 @@ def test_likeliest_tokens(likeliest: int, rollout: Rollout, serve: Callable[...,
     assert place == len(top.ids)
 
 
+def test_likeliest_tokens_that_the_student_does_not_have_are_left_out(serve: Callable[..., TinyServer]):
+    rollout, url = rollout_of([[2, 3]], [[4, 5, 6]]), serve().url
+    every, some = (score(rollout, on(url, likeliest=6, vocab_size=size)).top[0] for size in (None, 8))
+    assert (every.ids >= 8).any(), "or the test shows nothing"
+    for all_ids, all_logp, ids, logp in zip(every.ids, every.logp, some.ids, some.logp, strict=True):
+        known = {int(index): number for index, number in zip(all_ids, all_logp, strict=True) if index < 8}
+        assert {int(index): number for index, number in zip(ids, logp, strict=True)} == known
+        assert ids[0] == all_ids[0] and len(ids) == len(all_ids)
+
+
 def test_only_needed_servers_get_requests(rollout: Rollout, serve: Callable[..., TinyServer]):
     ours, theirs = serve(0), serve(1)
     teachers = ServerTeachers([on(ours.url), on(theirs.url)], ALONE)
