@@ -126,7 +126,7 @@ def _layers(config: Mapping[str, Any]) -> list[int]:
     lists = [
         value
         for key, value in config.items()
-        if key not in _KNOWN["left_out"] and isinstance(value, list) and len(value) == count and count > 1
+        if key not in _KNOWN["left_out"] and isinstance(value, list) and 1 < len(value) == count
     ]
     if not lists:
         return []
