@@ -119,7 +119,7 @@ DESCRIBED = {
     "memory.micro_batch_tokens": "Padded tokens that are computed at once; changes no number.",
     "memory.logit_chunk": "Tokens whose logits exist at once; changes no number.",
     "compute.dtype": "Precision of products; weights and sums of gradients stay in float32.",
-    "compute.attention": "transformers' implementation of attention; null: what it takes for the family; rounds.",
+    "compute.attention": "Attention by transformers' name; null: what it takes for the family; rounds.",
     "compute.activation_checkpointing": "Computes activations again instead of keeping them; changes no number.",
     "compute.offload": "Keeps weights and optimizer in the host's memory; changes no number.",
     "compute.compile": "Compiles the models' layers; rounds.",

@@ -49,6 +49,9 @@ from opd.teacher.local import Teachers
 from opd.watch.pages import Pages
 from opd.watch.throughput import Meter
 
+# Families whose backward pass asks for training mode.
+TRAINS_WITH_DROPOUT = ("reformer",)
+
 
 def assemble(config: RunConfig, folder: RunDir, ranks: Ranks, readings: Sequence[Reading] | None = None) -> Run:
     """Loads and builds everything that `config` names; the student has its starting weights.
@@ -146,6 +149,11 @@ def load_student(config: RunConfig, tokenizer: PreTrainedTokenizerBase) -> PreTr
     path, revision = locate("self", config)
     attention = config.compute.attention
     model = load_model(path, revision=revision, dtype="float32", key="student.model", implementation=attention)
+    if model.config.model_type in TRAINS_WITH_DROPOUT:
+        raise UserError(
+            f"student.model={config.student.model!r}: {type(model).__name__} has no backward pass outside of training "
+            "mode, which would drop what the sampler does not; choose another family"
+        )
     fix_frequencies(model, config.longest_text)
     end_with(model, tokenizer, config.student.stop_tokens)
     check_saving(model, tokenizer, key=f"student.model={config.student.model!r}")
