@@ -12,6 +12,7 @@ import tempfile
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from multiprocessing.connection import wait
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,9 @@ def main() -> None:
     if unknown := [name for name in given.families if name not in FAMILIES]:
         parser.error(f"{unknown[0]}: is no causal family of transformers {page.VERSION}")
     record = {} if given.only else page.read()
-    for family, outcome in outcomes(given.families or list(FAMILIES), workers=given.workers):
+    for family, outcome in outcomes(list(dict.fromkeys(given.families)) or list(FAMILIES), workers=given.workers):
         print(f"{family:28}{outcome.state:10}{outcome.sampler}{outcome.sentence}", flush=True)
-        record[family] = outcome
+        record[family] = replace(outcome, kind=FAMILIES[family])
         if not given.only:  # at once, so that a table that is interrupted can go on
             page.write(record)
 

@@ -51,6 +51,8 @@ RUN = [
 ]
 # The most that two log-probs in float32 may differ, of logits up to 20.
 TOLERANCE = 2e-3
+# Logits up to 20 leave one token to draw; at this temperature any may be.
+HOT = 5.0
 OTHER = "qwen3"  # the student of a family as a teacher
 
 
@@ -58,10 +60,10 @@ OTHER = "qwen3"  # the student of a family as a teacher
 class Outcome:
     """How a family's trial ended.
 
-    `state`: "none", where transformers alone makes no small model of it, with its error; "works"; "refused", with the
+    `state`: "none", where transformers makes no small model of it, with its error; "works"; "refused", with the
     sentence; "wrong", where the numbers are not those of transformers alone; "fails", with the error and the place in
     `opd` that it passed last. `text`: whether the family's model reads token ids alone. `deviation`: the largest of the
-    log-probs of learner, teacher, sampler and final checkpoint.
+    log-probs of learner, teacher, sampler and final checkpoint. `kind`: the family's class.
     """
 
     state: str
@@ -69,6 +71,7 @@ class Outcome:
     sampler: str = ""
     deviation: float | None = None
     sentence: str = ""
+    kind: str = ""
 
 
 class Wrong(Exception):
@@ -110,12 +113,12 @@ def _tried(text: bool) -> Outcome:
     as_student, as_teacher = configs()
     with closing(assembled(as_student)) as run:
         sampler = _sampler(run)
-        rollout = run.sampler.sample(run.prompts, Sampling(2, 16, 1.0, 1.0, 0), key=(1,))
+        rollout = run.sampler.sample(run.prompts, Sampling(2, 16, HOT, 1.0, 0), key=(1,))
         if not text:
             raise Wrong("it is accepted, though transformers alone cannot read text with it")
         found = {
             "learner": _deviation(run.policy.scores(rollout).logp, "student", rollout),
-            "sampler": _deviation(rollout.rollout_logp, "student", rollout),
+            "sampler": _deviation(rollout.rollout_logp, "student", rollout, temperature=HOT),
             "teacher": _deviation(run.teachers.score(rollout, [0]).logp[0], "teacher", rollout),
         }
         _check(found)
@@ -146,7 +149,7 @@ def assembled(config: RunConfig) -> Run:
     return assemble(config, run_dir(config), Ranks(rank=0, size=1, device=torch.device("cpu"), grouped=False))
 
 
-def plain_logp(model: str, rollout: Rollout) -> Tensor:
+def plain_logp(model: str, rollout: Rollout, *, temperature: float = 1.0) -> Tensor:
     """The log-probs of a rollout's tokens by transformers alone, row by row, as `Scorer.scores` lays them out."""
     loaded = published_of(model)
     logp = torch.zeros(rollout.tokens.shape)
@@ -155,20 +158,20 @@ def plain_logp(model: str, rollout: Rollout) -> Tensor:
         response = rollout.tokens[row][rollout.mask[row]]
         with torch.no_grad():
             logits = loaded(torch.cat((prompt, response[:-1]))[None]).logits[0, len(prompt) - 1 :].float()
-        logp[row, : len(response)] = logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
+        logp[row, : len(response)] = (logits / temperature).log_softmax(-1).gather(-1, response[:, None])[:, 0]
     return logp
 
 
 def _sampler(run: Run) -> str:
     """Ours, or transformers' own, with or without a cache."""
-    way: Any = getattr(run.sampler, "way", None)
-    if way is None or not way.slow:
+    way: Any = run.sampler.way  # pyright: ignore[reportAttributeAccessIssue]
+    if not way.slow:
         return "ours"
     return "transformers" if way.batch.keywords["cached"] else "transformers, without a cache"
 
 
-def _deviation(ours: Tensor, model: str, rollout: Rollout) -> float:
-    return float((ours - plain_logp(model, rollout))[rollout.mask].abs().max())
+def _deviation(ours: Tensor, model: str, rollout: Rollout, *, temperature: float = 1.0) -> float:
+    return float((ours - plain_logp(model, rollout, temperature=temperature))[rollout.mask].abs().max())
 
 
 def _check(found: dict[str, float]) -> None:

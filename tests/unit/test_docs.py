@@ -1,6 +1,7 @@
 """The pages that are made from the code say what the code says."""
 
 import importlib.util
+import json
 import os
 import re
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 import torch
 
 from docs import credit_variance, each_method, formulas, keys, tables
+from docs.families import page as families, small
 from opd.config.described import DESCRIBED
 from opd.config.identity import is_hashed
 from opd.config.schema import Compute, Memory
@@ -24,6 +26,14 @@ from tests.unit.objective import test_shaping
 def test_the_committed_page_is_what_the_code_gives(page: str):
     made, committed = getattr(tables, page)(), (tables.DOCS / f"{page}.md").read_text()
     assert committed == made, f"docs/{page}.md is out of date: run make docs"
+
+
+def test_the_page_of_families_is_what_the_record_says_and_names_every_family():
+    committed = families.PAGE.read_text()
+    assert committed == families.page(json.loads(families.RECORD.read_text())), "run python -m docs.families"
+    assert not [family for family in small.FAMILIES if f"| `{family}` |" not in committed], (
+        "run python -m docs.families"
+    )
 
 
 def test_every_key_is_described_in_a_sentence_and_on_its_page():

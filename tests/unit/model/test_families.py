@@ -10,7 +10,7 @@ import torch
 from transformers import logging
 
 from docs.families.small import LARGEST_LOGIT, model_of
-from docs.families.trial import TOLERANCE, plain_logp
+from docs.families.trial import HOT, TOLERANCE, plain_logp
 from opd.data.batch import Prompt, Sampling
 from opd.model.load import load_model
 from opd.model.policy import Scorer
@@ -50,15 +50,16 @@ def test_logp_is_that_of_transformers_alone(family: str, tmp_path: Path):
     model = load_model(str(tmp_path), revision=None, dtype="float32", key="student.model")
     ours = TransformersSampler(root(model), stop_ids=(1,), pad_id=0, dtype="float32", max_batch_tokens=200)
     prompts = [Prompt(str(n), "", "", "", tuple(range(3, 3 + n))) for n in (4, 7, 17)]
-    rollout = ours.sample(prompts, Sampling(2, 12, 1.0, 1.0, 0), key=(1,))
-    expected = plain_logp(str(tmp_path), rollout)
-    scorer = Scorer(root(model), ALONE, micro_batch_tokens=80, logit_chunk=7, temperature=1.0)
+    rollout = ours.sample(prompts, Sampling(2, 12, HOT, 1.0, 0), key=(1,))
     assert rollout.mask.sum(1).max() > 8, "beyond the window"
-    for found in (scorer.scores(rollout).logp, rollout.rollout_logp):
+    scores = Scorer(root(model), ALONE, micro_batch_tokens=80, logit_chunk=7, temperature=1.0).scores(rollout)
+    for found, temperature in ((scores.logp, 1.0), (rollout.rollout_logp, HOT)):
+        expected = plain_logp(str(tmp_path), rollout, temperature=temperature)
         torch.testing.assert_close(found, expected, rtol=0, atol=TOLERANCE)
 
 
 @pytest.mark.parametrize("family", ["qwen3", "gemma2", "granite"])
 def test_a_small_model_has_logits_of_realistic_size(family: str):
-    logits = model_of(family, TOKENS)(torch.arange(3, 27)[None]).logits
+    with torch.no_grad():
+        logits = model_of(family, TOKENS)(torch.arange(3, 27)[None]).logits
     assert float(logits.abs().max()) == pytest.approx(LARGEST_LOGIT, rel=0.05)
