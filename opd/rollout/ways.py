@@ -23,8 +23,10 @@ from opd.rollout.token_sampling import uniforms
 # What a trial may be off by: rounding, and this part of what the prompt's earlier tokens change. Of that, families that
 # are right in float32 are off by less than 2e-5, those that are not by more than 1e-4 after a few tokens.
 ROUNDING, PART = 32, 5e-5
-# Prompts of mixed lengths, two of which `Generation` reads together.
-PROMPTS, SAMPLING = (9, 8, 4), Sampling(num_samples=1, max_tokens=8, temperature=1.0, top_p=1.0, top_k=0)
+# Prompts of mixed lengths, two of which `Generation` reads together, with branches, to which a state in a family's
+# modules would not be copied; hot, for the tokens of a sure model would tell nothing, whose log-probs are 0 whatever a
+# way forgets.
+PROMPTS, SAMPLING = (9, 8, 4), Sampling(num_samples=2, max_tokens=8, temperature=5.0, top_p=1.0, top_k=0)
 
 
 @dataclass(frozen=True)
@@ -88,12 +90,13 @@ def _agrees(model: PreTrainedModel, way: Way) -> bool:
         for length in PROMPTS
     ]
     number = torch.promote_types(model.dtype, torch.float32)
-    uniform = uniforms((0,), prompts, 1, SAMPLING.max_tokens, number, vocabulary)
+    uniform = uniforms((0,), prompts, SAMPLING.num_samples, SAMPLING.max_tokens, number, vocabulary)
     tokens, _, logp = way.batch(
         model, prompts, SAMPLING, uniform, number=number, stop_ids=(), pad_id=0, max_batch_tokens=64
     ).run()
     off, effect = [], []
-    for prompt, response, found in zip(prompts, tokens.clamp(min=0), logp, strict=True):
+    for row, (response, found) in enumerate(zip(tokens.clamp(min=0), logp, strict=True)):
+        prompt = prompts[row // SAMPLING.num_samples]
         text = torch.cat((torch.tensor(prompt.token_ids, device=response.device), response))
         expected = _scores(model, text, response)
         off.append(found - expected)
@@ -105,6 +108,5 @@ def _agrees(model: PreTrainedModel, way: Way) -> bool:
 def _scores(model: PreTrainedModel, text: Tensor, response: Tensor) -> Float[Tensor, " response"]:
     """Log-probs of `response`, the end of `text`, by one forward."""
     logits = model(input_ids=text[None], use_cache=False).logits[0, -len(response) - 1 : -1]
-    return (
-        logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1).gather(-1, response[:, None])[:, 0]
-    )
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)) / SAMPLING.temperature
+    return logits.log_softmax(-1).gather(-1, response[:, None])[:, 0]
