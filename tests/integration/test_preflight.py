@@ -197,8 +197,8 @@ def test_a_fault_of_the_teachers_path_shows_in_the_student_as_its_own_teacher(
 ):
     loader = checks.scorer_loader
 
-    def faulty(*given):
-        scorer = loader(*given)()
+    def faulty(*given, **more):
+        scorer = loader(*given, **more)()
         if fault == "temperature":
             scorer.temperature *= 1.1
         elif fault == "precision":
