@@ -89,7 +89,9 @@ def _scale_logits(model: PreTrainedModel, vocab_size: int) -> None:
 
 
 def _shrunk(config: Mapping[str, Any], tokens: Mapping[str, int]) -> dict[str, Any]:
-    """The values of a config, and of those within it, with small sizes and the tokenizer's ids."""
+    """The values of a config, and of those within it, with small sizes and the tokenizer's ids; those of images and
+    sounds stay out of the vocabulary, so that no text has them.
+    """
     kept, count = _layers(config), _count(config)
     small: dict[str, Any] = {}
     for key, value in config.items():
@@ -99,8 +101,6 @@ def _shrunk(config: Mapping[str, Any], tokens: Mapping[str, int]) -> dict[str, A
             small[key] = _shrunk(value, tokens)
         elif key in _KNOWN["tokens"]:
             small[key] = None if value is None and key == "bos_token_id" else tokens[_KNOWN["tokens"][key]]
-        elif key.endswith(("_token_id", "_token_index")) and isinstance(value, int):
-            small[key] = min(value, tokens["vocab_size"] - 1)
         elif key in _KNOWN["showing"] and value is not None:
             small[key] = _KNOWN["showing"][key]
         elif kept and isinstance(value, list) and len(value) == count:
