@@ -64,14 +64,6 @@ def _ways(model: PreTrainedModel) -> Iterator[Way]:
 
 def _plain_attention(model: PreTrainedModel) -> bool:
     """Whether transformers, too, would cache keys and values alone, each visible by its distance."""
-    own = (
-        name
-        for module in model.modules()
-        for name, value in vars(module).items()
-        if value is None or torch.is_tensor(value)
-    )
-    if any("state" in name for name in own):  # kept in the modules themselves, as RecurrentGemma does
-        return False
     try:
         kinds, _ = get_layer_types_and_kwargs(model.config.get_text_config(decoder=True))
     except AttributeError:  # of families older than these
