@@ -5,19 +5,19 @@ branch while they agree, which for a trained model is long; a branch whose rows 
 """
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from opd.data.batch import Prompt, Sampling, pad
+from opd.data.batch import pad
+from opd.rollout.draws import Draws, Request
 from opd.rollout.fused_forward import FusedForward
 from opd.rollout.kv_cache import MIN_COLUMNS, BufferPool, SlotCache
-from opd.rollout.token_sampling import sample_tokens
 
 ADMIT_SHARE = 8  # waiting rows join once one slot in 8 is free, because a prefill costs time
 COMPACT_SHARE = 8  # slots are compacted once one in 8 has no branch, because copying costs time
@@ -36,45 +36,30 @@ class Prefilled:
 class ContinuousBatch:
     """Samples all rows of a rollout. A row is one response; a branch is the common prefix of one or more rows."""
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        uniform: Float[Tensor, "batch time"],
-        *,
-        number: torch.dtype,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        max_batch_tokens: int,
-        fused: bool,
-        pool: BufferPool | None,
-    ):
-        device, total, max_tokens = model.device, len(uniform), sampling.max_tokens
-        self.prompts, self.sampling, self.pad_id = prompts, sampling, pad_id
+    def __init__(self, request: Request, *, fused: bool, pool: BufferPool | None):
+        model, prompts, max_tokens = request.model, request.prompts, request.sampling.max_tokens
+        self.draws, device = Draws(request), model.device
+        self.prompts, self.sampling, self.pad_id = prompts, request.sampling, request.pad_id
         # Longest first: whatever joins later fits in the columns in use, and prompts read together are of one length.
         self.waiting = sorted(range(len(prompts)), key=lambda index: -len(prompts[index].token_ids))
         self.widest = len(prompts[self.waiting[0]].token_ids) + max_tokens
-        self.slots = min(total, max(1, max_batch_tokens // (self.widest + MIN_COLUMNS)))
+        room = max(1, request.max_batch_tokens // (self.widest + MIN_COLUMNS))
+        self.slots = min(len(self.draws.tokens), room)
         self.cache = SlotCache(self.slots, self.widest, device, pool)
         self.forward: Callable[[Tensor, Tensor, SlotCache], Tensor] = (
             FusedForward(model, self.widest) if fused else partial(model_forward, model)
         )
         self.prefilled: Prefilled | None = None
-        self.stops = torch.tensor(stop_ids, device=device)
-        self.uniform = uniform.to(device).view(-1)
-        self.tokens = torch.full((total, max_tokens), -1, device=device)
-        self.logp = torch.zeros((total, max_tokens), dtype=number, device=device)
-        # For each row: the slot of its branch, its newest token, the index in `tokens` of its next one, its last index.
-        self.rows = torch.zeros((0, 4), dtype=torch.long, device=device)
+        # For each row: the slot of its branch, its newest token, the place of its next one.
+        self.rows = torch.zeros((0, 3), dtype=torch.long, device=device)
         # For each slot: its branch's newest token.
         self.newest = torch.zeros(0, dtype=torch.long, device=device)
 
-    def run(self) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        """→ (tokens, mask of the responses, log-probabilities as `sample_tokens` gave them)."""
+    def run(self) -> Draws:
+        """Draws all rows to their ends."""
         while self._admit():
             self._decode()
-        return self.tokens, self.tokens >= 0, self.logp
+        return self.draws
 
     def _admit(self) -> bool:
         """Admit waiting rows if enough slots are free; → whether there is anything to decode."""
@@ -107,7 +92,7 @@ class ContinuousBatch:
         self._split_branches(compact=True)
         prompt, branch = torch.unique(joining[:, 1], return_inverse=True)
         slot, place = self.cache.window.rows + branch, joining[:, 0] * self.sampling.max_tokens
-        rows = torch.stack((slot, slot, place, place + self.sampling.max_tokens - 1), 1)
+        rows = torch.stack((slot, slot, place), 1)
         self.cache.append(prefilled.cache, prompt)
         self.rows = torch.cat((self.rows, self._sample_next(rows, branch, prefilled.logits[prompt])))
         self._split_branches(compact=True)
@@ -124,15 +109,11 @@ class ContinuousBatch:
         self._split_branches(compact=False)
 
     def _sample_next(
-        self, rows: Int[Tensor, "rows 4"], branch: Int[Tensor, " rows"], logits: Float[Tensor, "branches vocab"]
-    ) -> Int[Tensor, "active 4"]:
+        self, rows: Int[Tensor, "rows 3"], branch: Int[Tensor, " rows"], logits: Float[Tensor, "branches vocab"]
+    ) -> Int[Tensor, "active 3"]:
         """Sample and store the next token of every row; → the rows that are not finished."""
-        _, newest, place, last = rows.unbind(1)
-        token, logp = sample_tokens(logits, branch, self.uniform[place], self.sampling)
-        self.tokens.view(-1)[place] = token
-        self.logp.view(-1)[place] = logp
-        # A row whose logits are not finite ends here too; the caller checks its logp.
-        active = (token[:, None] != self.stops).all(1) & (place != last) & logp.isfinite()
+        _, newest, place = rows.unbind(1)
+        token, active = self.draws.draw(logits, branch, place)
         newest.copy_(token)
         place += 1
         return rows[active]

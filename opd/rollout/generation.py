@@ -5,17 +5,17 @@ the shortest prompt; from there on, while others are sampled, longer prompts are
 """
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Int
 from torch import Tensor
-from transformers import GenerationConfig, PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 from transformers.generation.logits_process import LogitsProcessor, LogitsProcessorList
 
-from opd.data.batch import Prompt, Sampling, pad
-from opd.rollout.token_sampling import sample_tokens
+from opd.data.batch import pad
+from opd.rollout.draws import Draws, Request
 
 SPREAD = 4  # the prompts of a batch differ by at most one part in 4 of a response, because feeding them costs steps
 
@@ -26,35 +26,20 @@ class Generation:
     Without `cached`, every step reads the whole text again.
     """
 
-    def __init__(
-        self,
-        model: PreTrainedModel,
-        prompts: Sequence[Prompt],
-        sampling: Sampling,
-        uniform: Float[Tensor, "batch time"],
-        *,
-        number: torch.dtype,
-        stop_ids: Sequence[int],
-        pad_id: int,
-        max_batch_tokens: int,
-        cached: bool,
-    ):
+    def __init__(self, request: Request, *, cached: bool):
         # A view of the same weights: `generate` would fill what we do not set (penalties, forced tokens) from the
         # checkpoint's own generation config.
-        self.model: Any = copy.copy(model)
+        self.model: Any = copy.copy(request.model)
         self.model.generation_config = GenerationConfig()
-        self.sampling, self.cached, self.max_batch_tokens, self.pad_id = sampling, cached, max_batch_tokens, pad_id
-        self.texts = [list(prompt.token_ids) for prompt in prompts for _ in range(sampling.num_samples)]
-        self.stops = torch.tensor(stop_ids, device=model.device)
-        self.uniform = uniform.to(model.device)
-        self.tokens = torch.full(uniform.shape, -1, device=model.device)
-        self.logp = torch.zeros(uniform.shape, dtype=number, device=model.device)
+        self.draws, self.cached = Draws(request), cached
+        self.sampling, self.pad_id, self.max_batch_tokens = request.sampling, request.pad_id, request.max_batch_tokens
+        self.texts = [list(prompt.token_ids) for prompt in request.prompts for _ in range(self.sampling.num_samples)]
 
-    def run(self) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"], Float[Tensor, "batch time"]]:
-        """→ (tokens, mask of the responses, log-probabilities as `sample_tokens` gave them)."""
+    def run(self) -> Draws:
+        """Draws all rows to their ends."""
         for rows in self._batches():
             self._generate(rows)
-        return self.tokens, self.tokens >= 0, self.logp
+        return self.draws
 
     def _batches(self) -> Iterator[list[int]]:
         """Rows whose prompts are of similar length."""
@@ -68,8 +53,9 @@ class Generation:
             yield taken
 
     def _generate(self, rows: list[int]) -> None:
-        prompts, there = (each.to(self.stops.device) for each in pad([self.texts[row] for row in rows], 0, "right"))
-        draws = _Draws(self, torch.tensor(rows, device=self.stops.device), prompts, there.sum(1))
+        device = self.model.device
+        prompts, there = (each.to(device) for each in pad([self.texts[row] for row in rows], 0, "right"))
+        chooser = _Chooser(self, torch.tensor(rows, device=device), prompts, there.sum(1))
         shortest = min(len(self.texts[row]) for row in rows)
         config = GenerationConfig(
             max_new_tokens=prompts.shape[1] - shortest + self.sampling.max_tokens,
@@ -77,19 +63,19 @@ class Generation:
             use_cache=self.cached,
         )
         # `generate` rounds logits to float32 before it hands them on.
-        hook = self.model.register_forward_hook(draws.see)
+        hook = self.model.register_forward_hook(chooser.see)
         try:
             self.model.generate(
                 prompts[:, :shortest],
                 generation_config=config,
-                logits_processor=LogitsProcessorList([draws]),
-                stopping_criteria=StoppingCriteriaList([_AllEnded(draws)]),
+                logits_processor=LogitsProcessorList([chooser]),
+                stopping_criteria=StoppingCriteriaList([_AllEnded(chooser)]),
             )
         finally:
             hook.remove()
 
 
-class _Draws(LogitsProcessor):
+class _Chooser(LogitsProcessor):
     """Chooses each row's next token for `generate`: of its prompt, or drawn, or padding after its end."""
 
     def __init__(
@@ -113,20 +99,16 @@ class _Draws(LogitsProcessor):
             token[reading] = self.prompts[reading, input_ids.shape[1]]
         own = (~reading & ~self.ended).nonzero()[:, 0]
         if len(own):
-            row, time = self.rows[own], time[own]
-            drawn, logp = sample_tokens(
-                self.logits[own], torch.arange(len(own), device=own.device), batch.uniform[row, time], batch.sampling
-            )
-            batch.tokens[row, time], batch.logp[row, time], token[own] = drawn, logp.to(batch.logp), drawn
-            # A row whose logits are not finite ends here too; the caller checks its logp.
-            last = (drawn[:, None] == batch.stops).any(1) | (time == batch.sampling.max_tokens - 1)
-            self.ended[own] = last | ~logp.isfinite()
+            place = self.rows[own] * batch.sampling.max_tokens + time[own]
+            branch = torch.arange(len(own), device=own.device)
+            token[own], active = batch.draws.draw(self.logits[own], branch, place)
+            self.ended[own] = ~active
         return torch.zeros_like(scores).scatter_(1, token[:, None], 1)
 
 
 class _AllEnded(StoppingCriteria):
-    def __init__(self, draws: _Draws):
-        self.draws = draws
+    def __init__(self, chooser: _Chooser):
+        self.chooser = chooser
 
     def __call__(self, input_ids: Tensor, scores: Any, **kwargs: Any) -> Tensor:  # pyright: ignore
-        return self.draws.ended
+        return self.chooser.ended

@@ -13,9 +13,9 @@ from opd.errors import UserError
 from opd.model.load import max_positions
 from opd.model.sharded import Root, uncompiled
 from opd.printable import say
+from opd.rollout.draws import Draws, Request
 from opd.rollout.protocol import StudentSampler
 from opd.rollout.replica import Precision, refresh, replicate
-from opd.rollout.token_sampling import uniforms
 from opd.rollout.ways import choose
 
 
@@ -97,25 +97,13 @@ class TransformersSampler(StudentSampler):
         self, prompts: Sequence[Prompt], sampling: Sampling, key: tuple[int, ...]
     ) -> tuple[Int[Tensor, "batch time"], Bool[Tensor, "batch time"], Float[Tensor, "batch time"]]:
         """→ (tokens, mask, log-probabilities), on the CPU."""
-        number = torch.promote_types(next(self.model.parameters()).dtype, torch.float32)
-        vocab_size = self.model.config.get_text_config().vocab_size
-        uniform = uniforms(key, prompts, sampling.num_samples, sampling.max_tokens, number, vocab_size)
-        if not prompts:
-            return uniform.long(), uniform.bool(), uniform.to(number)
+        how = (self.stop_ids, self.pad_id, self.max_batch_tokens)
+        request = Request(self.model, prompts, sampling, key, *how)
         with _sampling(self.model):
-            batch = self.way.batch(
-                self.model,
-                prompts,
-                sampling,
-                uniform,
-                number=number,
-                stop_ids=self.stop_ids,
-                pad_id=self.pad_id,
-                max_batch_tokens=self.max_batch_tokens,
-            )
-            tokens, mask, logp = batch.run()
+            draws = self.way.batch(request).run() if prompts else Draws(request)
         # Cloned out here: a tensor of inference mode could not be saved for a backward pass.
-        return tokens.clone().cpu(), mask.clone().cpu(), logp.clone().cpu()
+        tokens = draws.tokens.clone().cpu()
+        return tokens, tokens >= 0, draws.logp.clone().cpu()
 
 
 def make_rollout(

@@ -15,10 +15,10 @@ from opd.data.batch import Prompt, Sampling
 from opd.errors import UserError, first_line
 from opd.model.load import max_positions
 from opd.rollout.continuous import ContinuousBatch
+from opd.rollout.draws import Request
 from opd.rollout.fused_forward import can_fuse
 from opd.rollout.generation import Generation
 from opd.rollout.kv_cache import BufferPool
-from opd.rollout.token_sampling import uniforms
 
 # What a trial may be off by: rounding, and this part of what the prompt's earlier tokens change. Of that, families that
 # are right in float32 are off by less than 2e-5, those that are not by more than 1e-4 after a few tokens.
@@ -81,13 +81,10 @@ def _agrees(model: PreTrainedModel, way: Way) -> bool:
         Prompt(str(length), "", "", "", tuple((7 * index + length) % vocabulary for index in range(min(length, room))))
         for length in PROMPTS
     ]
-    number = torch.promote_types(model.dtype, torch.float32)
-    uniform = uniforms((0,), prompts, SAMPLING.num_samples, SAMPLING.max_tokens, number, vocabulary)
-    tokens, _, logp = way.batch(
-        model, prompts, SAMPLING, uniform, number=number, stop_ids=(), pad_id=0, max_batch_tokens=64
-    ).run()
+    request = Request(model, prompts, SAMPLING, key=(0,), stop_ids=(), pad_id=0, max_batch_tokens=64)
+    draws = way.batch(request).run()
     off, effect = [], []
-    for row, (response, found) in enumerate(zip(tokens.clamp(min=0), logp, strict=True)):
+    for row, (response, found) in enumerate(zip(draws.tokens.clamp(min=0), draws.logp, strict=True)):
         prompt = prompts[row // SAMPLING.num_samples]
         text = torch.cat((torch.tensor(prompt.token_ids, device=response.device), response))
         expected = _scores(model, text, response)
