@@ -69,8 +69,8 @@ def head_inputs(model: PreTrainedModel, *given: Tensor, **more: Any) -> Float[Te
 
 @torch.inference_mode()
 def check_head(model: PreTrainedModel, *, key: str) -> None:
-    """Tries what is known of the head: on the model's own hidden states, and on large ones that would show any cap,
-    factor or offset, however small the weights are.
+    """Tries what is known of the head, in one pass: on the model's own hidden states, and on large ones that would show
+    any cap, factor or offset, however small the weights are.
 
     Raises:
         UserError: where the family's forward pass does anything else, or the logits are not finite; `key` names the
@@ -81,37 +81,40 @@ def check_head(model: PreTrainedModel, *, key: str) -> None:
     if not isinstance(module, nn.Linear):
         raise UserError(f"{key}: {family} has no output head that is one linear map, which is not supported")
     ids = torch.tensor([[0, 1, 2]], device=model.device) % module.weight.shape[0]
+    generator, read = torch.Generator().manual_seed(0), list[Tensor]()
+
+    def add_trials(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states, trials = inputs[0], [inputs[0]]
+        for size in TRIALS:
+            trial = torch.randn(states.shape, generator=generator).to(states)
+            trials.append(trial * (size / (trial @ module.weight.T).abs().max().clamp(min=1e-6)))
+        read.append(torch.cat(trials, 1))
+        return read[-1], *inputs[1:]
+
     try:
-        plain = model(ids, use_cache=False).logits.float()
+        with _before_head(model, add_trials):
+            logits = model(ids, use_cache=False).logits.float()
     except Exception as error:  # of any type, where a family needs more than token ids
         raise UserError(f"{key}: {family} cannot read text alone ({first_line(error).rstrip('.')})") from error
-    if not torch.isfinite(plain).all():
-        raise UserError(f"{key}: its logits are not finite; the weights are damaged")
-    try:
-        states = head_inputs(model, ids)
-    except (ValueError, TypeError, RuntimeError, IndexError):
-        states = None
-    if states is None or states.shape[:2] != ids.shape:
+    tokens = ids.shape[1] * (1 + len(TRIALS))
+    if [states.shape[:2] for states in read] != [(1, tokens)]:
         raise UserError(f"{key}: {family} does not read its output head once for each token, which is not supported")
-    trials = [(states, plain)]
-    generator = torch.Generator().manual_seed(0)
-    for size in TRIALS:
-        given = torch.randn(states.shape, generator=generator).to(states)
-        given *= size / (given @ module.weight.T).abs().max().clamp(min=1e-6)
-        with _before_head(model, lambda _, inputs, given=given: (given, *inputs[1:])):
-            trials.append((given, model(ids, use_cache=False).logits.float()))
     head = output_head(model)
+    ours = head.logits_(logits.new_empty(tokens, len(head)), read[0][0], 1.0)
+    parts = [slice(start, start + ids.shape[1]) for start in range(0, tokens, ids.shape[1])]
+    if not torch.isfinite(logits[:, parts[0]]).all():
+        raise UserError(f"{key}: its logits are not finite; the weights are damaged")
     tolerance = 1e-3 if model.dtype in (torch.float32, torch.float64) else 3e-2
-    for given, expected in trials:
-        flat = given.flatten(0, 1)
-        ours = head.logits_(expected.new_empty(len(flat), len(head)), flat, 1.0).view(*given.shape[:2], -1)
-        if ours.shape != expected.shape or not torch.allclose(
-            ours, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max())
-        ):
-            raise UserError(
-                f"{key}: {family} changes its logits after the output head in a way that is not known here, which is "
-                "not supported"
-            )
+
+    def known(part: slice) -> bool:
+        expected = logits[0, part]
+        return torch.allclose(ours[part], expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
+
+    if logits.shape != (1, *ours.shape) or not all(map(known, parts)):
+        raise UserError(
+            f"{key}: {family} changes its logits after the output head in a way that is not known here, which is not "
+            "supported"
+        )
 
 
 def _before_head(model: PreTrainedModel, hook: Callable[..., Any]) -> Any:
