@@ -3,7 +3,7 @@ it will run.
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import lru_cache
 from typing import Any
 
@@ -36,15 +36,13 @@ def shortened(key: str) -> tuple[PreTrainedConfig, list[int]]:
     alike = [index if index < few else last[kind] for index, kind in enumerate(kinds)]
     config = as_config(key)
     if few < len(kinds) and config.get_text_config() is config:
-        try:
+        with suppress(Exception):  # configs check themselves in many ways
             for name, value in vars(config).items():
                 if isinstance(value, list) and len(value) == len(kinds):
                     setattr(config, name, value[:few])
             config.num_hidden_layers = few
             if _kinds(config) == kinds[:few]:
                 return config, alike
-        except Exception:  # configs check themselves in many ways
-            return as_config(key), list(range(len(kinds)))
     return as_config(key), list(range(len(kinds)))
 
 

@@ -15,6 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
@@ -38,8 +40,6 @@ from transformers.utils import (
     VIDEO_PROCESSOR_NAME,
 )
 from transformers.utils.hub import LEGACY_PROCESSOR_CHAT_TEMPLATE_FILE, cached_file
-
-from opd.model.copied import copy_tensors
 
 # Files that say what the whole model is, and how it reads images; the text's own are written anew.
 _DESCRIBE = (
@@ -80,7 +80,12 @@ class Whole:
 
     def copy_rest(self, target: Path) -> None:
         """Writes the tensors that are not the text's to one file, byte for byte; no file where there are none."""
-        copy_tensors(self._weights(), lambda name: not self.of_text(name), target)
+        rest: dict[str, Tensor] = {}
+        for file in self._weights():
+            with safe_open(file, "pt") as tensors:
+                rest |= {name: tensors.get_tensor(name) for name in tensors.keys() if not self.of_text(name)}  # noqa: SIM118
+        if rest:
+            save_file(rest, target, {"format": "pt"})
 
     def of_text(self, name: str) -> bool:
         """Whether the tensor of this name in the checkpoint is read by the text model."""
