@@ -110,7 +110,8 @@ def nan_memory():
 @pytest.mark.parametrize("max_batch_tokens", [100, 500, 5_000])
 @pytest.mark.usefixtures("nan_memory")
 def test_no_uninitialised_reads(family: str, max_batch_tokens: int):
-    sampler(build(family), max_batch_tokens=max_batch_tokens).sample(prompts(40), PLAIN, key=(1,))
+    rollout = sampler(build(family), max_batch_tokens=max_batch_tokens).sample(prompts(40), PLAIN, key=(1,))
+    assert rollout.rollout_logp.isfinite().all()
 
 
 @pytest.mark.parametrize("close", [1, 10**9])
